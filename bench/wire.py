@@ -1,0 +1,258 @@
+"""What the controller and the agents say to each other: one JSON object a line.
+
+The one module that both sides share, so it uses the standard library alone and runs on
+Python 3.9. The controller writes commands (key ``op``) to an agent's standard input; the agent
+writes events (key ``event``) to its standard output. End of input means: stop and close
+everything.
+
+========== ====================================================== ==========================
+op         fields                                                 answered by event
+========== ====================================================== ==========================
+facts      sysctls: list of key names                             facts (:class:`Facts`)
+serve      spec: :class:`ServerSpec`                              serving {workers}
+prepare    spec: :class:`ClientSpec`                              prepared {workers}
+ramp       (none)                                                 ramped (:class:`Ramped`)
+halt       (none); ends the ramp early, keeps what is held        halted {}
+collect    phase, count: list of [address, port] or null          collected (:class:`Collected`)
+answer     on: bool; the server answers echoes or has stopped     answering {on, echoes, wrong}
+echo       mode: sample|all, sample: int                          echoed {asked, answered, wrong}
+verify     (none); looks at every held socket                     verified {alive, dead}
+drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
+status     (none)                                                 status {held}
+stop       (none)                                                 stopped {}
+========== ====================================================== ==========================
+
+An agent says ``hello`` (:class:`Hello`) first, ``tick`` (:class:`Tick`) every second from
+``serve`` or ``prepare`` on, and ``error`` {kind: input|fault|refused, message} instead of an
+answer when a command fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from typing import Any, Dict, List, Optional, Tuple, TypedDict
+
+VERSION = 1
+
+Endpoint = Tuple[str, int]
+"""(IP address as text, TCP port)."""
+
+
+class Hello(TypedDict):
+    """First line of an agent."""
+
+    event: str
+    version: int
+    pid: int
+    python: str
+    cores: int
+    nofile_hard: int
+
+
+class Facts(TypedDict):
+    """A host's limits as found. Sizes in KiB; ``sysctl`` holds only the keys that exist."""
+
+    event: str
+    hostname: str
+    kernel: str
+    python: str
+    cpu: int
+    mem_total_kib: int
+    nofile_soft: int
+    nofile_hard: int
+    cap_sys_resource: bool
+    sysctl: Dict[str, str]
+    addresses: List[str]
+    ehash_entries: int
+    roles: Dict[str, Any]
+    """Role name to the role's own record (``/var/lib/connlab/<role>.json``)."""
+
+
+class ServerSpec(TypedDict):
+    """What one server agent holds."""
+
+    nonce: str
+    """Hex; names this run and keys the handshake and the echoes."""
+    endpoints: List[Endpoint]
+    control: Endpoint
+    connections: int
+    """How many it must be able to hold."""
+    backlog: int
+    listener: str
+    """``shared`` or ``reuseport``."""
+    watch: str
+    """``epoll`` or ``none``."""
+    acceptors: int
+    """Workers awake at a time on a shared listener."""
+    nap_ms: float
+    """How long an acceptor sleeps once the queue is empty."""
+    memory_floor_kib: int
+
+
+class TupleBlock(TypedDict):
+    """``count`` consecutive source ports from ``first_port`` of one source to one target."""
+
+    source: str
+    first_port: int
+    count: int
+    target: str
+    target_port: int
+
+
+class ClientSpec(TypedDict):
+    """What one client agent opens."""
+
+    nonce: str
+    controls: List[Endpoint]
+    """Control port of every server agent: all must prove that they know the nonce."""
+    blocks: List[TupleBlock]
+    max_in_flight: int
+    """Connects under way at a time, for the whole agent."""
+    connect_rate: float
+    """Connections a second for this agent; 0 is no limit."""
+    connect_timeout_ms: int
+    retries: int
+    """Tries after the first, per connection."""
+    backoff_ms: int
+    """Wait before the first retry; doubles with each."""
+    active: int
+    """Workers that connect at a time."""
+    memory_floor_kib: int
+
+
+class Tick(TypedDict):
+    """Once a second. Counters run from the start; ``latency`` holds the buckets' totals."""
+
+    event: str
+    t: float
+    """Seconds since the agent started, by its monotonic clock."""
+    held: int
+    opened: int
+    closed: int
+    lost: int
+    """Clients: given up after the last retry. Servers: always 0."""
+    retried: int
+    in_flight: int
+    errors: Dict[str, int]
+    latency: Dict[str, int]
+    mem_available_kib: int
+    """MemAvailable as the kernel gives it."""
+    mem_free_kib: int
+    """What is really free or reclaimable, see ``bench.agent.memory``."""
+    slab_kib: int
+
+
+class Ramped(TypedDict):
+    """End of a ramp. ``reason`` is complete, memory, halted or lost."""
+
+    event: str
+    reason: str
+    held: int
+    lost: int
+    errors: Dict[str, int]
+    latency: Dict[str, int]
+    seconds: float
+
+
+class Collected(TypedDict):
+    """Evidence of one host in one phase."""
+
+    event: str
+    phase: str
+    texts: Dict[str, str]
+    """Source name (``ss_s``, ``sockstat``, ``sockstat6``, ``meminfo``, ``slabinfo``, ``nstat``,
+    ``limits``) to the text as printed. A source that could not be read is absent and named in
+    ``missing``."""
+    missing: Dict[str, str]
+    held: int
+    established: Optional[int]
+    """Lines of ``ss`` in state ESTAB on the endpoints asked for, null if none were asked for."""
+    workers: int
+    pss_kib: int
+    """Sum over the agent's parent and workers, ``/proc/<pid>/smaps_rollup``."""
+
+
+class WireError(ValueError):
+    """A line that is not a message."""
+
+
+def encode(message: Any) -> bytes:
+    """One line for one message, newline included."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Dict[str, Any]:
+    """The message in a line. :raises WireError: if it is not a JSON object."""
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise WireError(f"not a message: {line[:200]!r}") from error
+    if not isinstance(message, dict):
+        raise WireError(f"not a message: {line[:200]!r}")
+    return message
+
+
+# Latency histogram: 16 buckets per power of two, so a bucket is at most 1/16 wide.
+SUB_BITS = 4
+BUCKETS = 27 << SUB_BITS
+"""Up to 2**30 µs (18 minutes); longer ones fall into the last bucket."""
+
+
+def bucket_of(microseconds: int) -> int:
+    """Histogram bucket of a latency in µs."""
+    if microseconds < 1 << SUB_BITS:
+        return max(microseconds, 0)
+    shift = microseconds.bit_length() - 1 - SUB_BITS
+    index = (shift << SUB_BITS) + (microseconds >> shift)
+    return index if index < BUCKETS else BUCKETS - 1
+
+
+def bucket_top(index: int) -> int:
+    """The largest latency in µs that falls into a bucket."""
+    if index < 1 << SUB_BITS:
+        return index
+    shift = (index >> SUB_BITS) - 1
+    return (((1 << SUB_BITS) + (index & ((1 << SUB_BITS) - 1)) + 1) << shift) - 1
+
+
+def percentile(histogram: Dict[int, int], share: float) -> int:
+    """Latency in µs that ``share`` (0..1) of the samples do not exceed; 0 if there are none."""
+    total = sum(histogram.values())
+    if not total:
+        return 0
+    wanted = max(1, -(-int(total * share * 1_000_000) // 1_000_000))
+    seen = 0
+    for index in sorted(histogram):
+        seen += histogram[index]
+        if seen >= wanted:
+            return bucket_top(index)
+    return bucket_top(max(histogram))
+
+
+# The handshake and the echoes. Each side proves that it knows the run's nonce; neither sends it.
+CHALLENGE_BYTES = 16
+PROOF_BYTES = 32
+ECHO_BYTES = 12
+
+
+def proof(nonce: str, role: str, challenge: bytes) -> bytes:
+    """HMAC-SHA256 (RFC 2104) of the side's role and the peer's challenge."""
+    return hmac.new(bytes.fromhex(nonce), role.encode() + challenge, hashlib.sha256).digest()
+
+
+def echo_request(nonce: str, number: int) -> bytes:
+    """What a client writes on its connection ``number``: the number and its tag."""
+    head = number.to_bytes(4, "big")
+    return head + proof(nonce, "echo", head)[: ECHO_BYTES - 4]
+
+
+def echo_reply(nonce: str, request: bytes) -> Optional[bytes]:
+    """What the server answers, or None if the request is not of this run."""
+    head = request[:4]
+    if len(request) != ECHO_BYTES or not hmac.compare_digest(
+        request, head + proof(nonce, "echo", head)[: ECHO_BYTES - 4]
+    ):
+        return None
+    return head + proof(nonce, "reply", head)[: ECHO_BYTES - 4]
