@@ -1,0 +1,283 @@
+"""The results format: what one run leaves behind, as data.
+
+``results/<run-id>/`` holds ``run.json`` (:class:`Run`), ``samples.ndjson`` (one line per host
+and second), ``raw/<host>/<phase>/`` (the text that each source printed) and ``report.html``.
+``results/latest`` links to the newest. Fields are only ever added within ``schema: 1``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+PHASES = ("before", "peak", "hold_end", "after")
+
+Verdict = Literal["pass", "fail", "aborted"]
+
+
+class Model(BaseModel):
+    """Base of every part of the format: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Requested(Model):
+    """What the scenario asked for."""
+
+    connections: int
+
+
+class Established(Model):
+    """Three independent counts of the same connections."""
+
+    clients: int = Field(description="held by the client agents, by their own count")
+    servers: int = Field(description="held by the server agents, by their own count")
+    ss: int = Field(description="sockets in ESTAB on the servers' endpoints, by ss")
+
+
+class Latency(Model):
+    """Time from connect() to established, in µs, as upper edges of 1/16-wide buckets."""
+
+    p50: int = 0
+    p90: int = 0
+    p99: int = 0
+    p999: int = 0
+    max: int = 0
+
+
+class KernelBytes(Model):
+    """Slab growth from ``before`` to ``peak`` per connection, in bytes.
+
+    ``both_ends`` is set instead of ``server`` and ``client`` where the hosts share one kernel: the
+    figure then covers both sockets of a connection.
+    """
+
+    server: float | None = None
+    client: float | None = None
+    both_ends: float | None = None
+    by_cache: dict[str, float] = Field(
+        default_factory=dict,
+        description="bytes per connection by slab cache; of the servers where kernels are apart",
+    )
+    observer_bytes: float = Field(
+        0.0, description="bytes per connection in caches that observers fill, not in the figures"
+    )
+
+
+class UserlandBytes(Model):
+    """Growth of the agents' PSS per connection from ``before`` to ``peak``, in bytes."""
+
+    server: float | None = None
+    client: float | None = None
+
+
+class Workers(Model):
+    """Processes of one side and what an idle one costs."""
+
+    server: int = 0
+    client: int = 0
+    pss_kib_each: float = Field(0.0, description="PSS per process before the first connection")
+
+
+class Liveness(Model):
+    """Echoes over held connections, each side checking the other."""
+
+    mode: Literal["none", "sample", "all"]
+    asked: int = 0
+    answered: int = 0
+    wrong: int = 0
+
+
+class Measured(Model):
+    """What was reached."""
+
+    established: Established
+    ramp_seconds: float
+    connections_per_second: float
+    lost: int = Field(description="given up after the last retry, or found dead while held")
+    retried: int = 0
+    errors: dict[str, int] = Field(default_factory=dict, description="errno name to count")
+    connect_latency_us: Latency
+    kernel_bytes_per_connection: KernelBytes
+    userland_bytes_per_connection: UserlandBytes
+    workers: Workers = Field(default_factory=Workers)
+    liveness: Liveness
+    drain_seconds: float | None = None
+    left_after: int | None = Field(
+        None, description="sockets on the servers' endpoints, in any state, after the drain"
+    )
+
+
+class Predicted(Model):
+    """What the capacity model expects of these hosts."""
+
+    max_connections: int
+    bound_by: str
+    kernel_bytes_per_connection: float
+    limits: dict[str, int] = Field(
+        default_factory=dict, description="each limit's own maximum, by name"
+    )
+
+
+class CurvePoint(Model):
+    """One second of the run. Sums over hosts; memory of the server with the least left."""
+
+    t: float
+    held: int
+    rate: float
+    p99_us: int
+    mem_available_kib: int
+    slab_kib: int
+
+
+class Phase(Model):
+    """Parsed evidence of one host in one phase."""
+
+    taken: datetime
+    held: int
+    established: int | None = None
+    meminfo_kib: dict[str, int] = Field(default_factory=dict)
+    slab_bytes: dict[str, int] = Field(
+        default_factory=dict, description="slab cache to bytes of the slabs it occupies"
+    )
+    slab_objects: dict[str, int] = Field(default_factory=dict)
+    slab_shared: dict[str, str] = Field(
+        default_factory=dict,
+        description="slab cache to the sockets' caches that the kernel merged into it",
+    )
+    sockstat: dict[str, dict[str, int]] = Field(default_factory=dict)
+    ss_summary: dict[str, int] = Field(default_factory=dict)
+    nstat: dict[str, int] = Field(default_factory=dict, description="counters that are not 0")
+    limits: dict[str, int | str] = Field(
+        default_factory=dict, description="what bounds the host just then, as the agent reads it"
+    )
+    pss_kib: int = 0
+    workers: int = 0
+    missing: dict[str, str] = Field(
+        default_factory=dict, description="source that could not be read, and why"
+    )
+
+
+class Setting(Model):
+    """A value that a role found and what it set."""
+
+    found: str
+    set: str
+    where: str = "host"
+
+
+class HostRecord(Model):
+    """One host: what it is, its limits, its tuning, its evidence."""
+
+    groups: list[str]
+    kernel: str
+    python: str
+    cpu: int
+    mem_total_kib: int
+    limits: dict[str, int | str | bool] = Field(default_factory=dict)
+    sysctl: dict[str, str] = Field(default_factory=dict)
+    addresses: list[str] = Field(default_factory=list)
+    tuning: dict[str, dict[str, Setting]] = Field(
+        default_factory=dict, description="role to setting to found and set"
+    )
+    reported: dict[str, str] = Field(
+        default_factory=dict, description="settings that the roles could not make, and why"
+    )
+    phases: dict[str, Phase] = Field(default_factory=dict)
+
+
+class Run(Model):
+    """One run, whole."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    run_id: str
+    scenario: str
+    substrate: str
+    verdict: Verdict
+    reason: str
+    started: datetime
+    finished: datetime
+    config: dict[str, Any]
+    requested: Requested
+    measured: Measured
+    predicted: Predicted
+    bound_by: str = Field(description="the limit that stopped the ramp, or none")
+    curve: list[CurvePoint] = Field(default_factory=list)
+    hosts: dict[str, HostRecord] = Field(default_factory=dict)
+    packages: dict[str, str] = Field(
+        default_factory=dict, description="Python packages of the controller, with versions"
+    )
+    image: dict[str, Any] = Field(
+        default_factory=dict, description="manifest of the hosts' image, where the lab built it"
+    )
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+def new_run_id(scenario: str, now: datetime) -> str:
+    """UTC time and scenario, so that names sort by time: ``20260131T120000Z-million``."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{scenario}"
+
+
+class Store:
+    """The directory that runs are kept in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self, scenario: str, now: datetime) -> tuple[str, Path]:
+        """A new run's id and its directory. A second run in one second gets a suffix."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        base = new_run_id(scenario, now)
+        run_id, number = base, 1
+        while True:
+            try:
+                (self.root / run_id).mkdir()
+                return run_id, self.root / run_id
+            except FileExistsError:
+                number += 1
+                run_id = f"{base}-{number}"
+
+    def write(self, run: Run) -> Path:
+        """Write ``run.json`` and point ``latest`` to the run."""
+        folder = self.root / run.run_id
+        target = folder / "run.json"
+        scratch = target.with_suffix(".tmp")
+        scratch.write_text(run.model_dump_json(by_alias=True, indent=1) + "\n")
+        os.replace(scratch, target)
+        link = self.root / f".latest.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(run.run_id)
+        os.replace(link, self.root / "latest")
+        return target
+
+    def write_raw(self, run_id: str, host: str, phase: str, texts: dict[str, str]) -> None:
+        """Keep the texts of one host and phase as they were printed."""
+        folder = self.root / run_id / "raw" / host / phase
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+
+    def load(self, run_id: str) -> Run:
+        """Read a run. :raises FileNotFoundError: if there is none of that id."""
+        return Run.model_validate_json((self.root / run_id / "run.json").read_text())
+
+    def runs(self) -> Iterator[Run]:
+        """All whole runs, oldest first."""
+        if not self.root.is_dir():
+            return
+        for folder in sorted(self.root.iterdir()):
+            if not folder.is_symlink() and (folder / "run.json").is_file():
+                yield self.load(folder.name)
+
+
+def json_schema() -> str:
+    """The published JSON Schema of ``run.json``."""
+    return json.dumps(Run.model_json_schema(by_alias=True), indent=1, sort_keys=True) + "\n"
