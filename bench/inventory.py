@@ -1,0 +1,235 @@
+"""Hosts, groups and addresses, read through ``ansible-inventory --list``.
+
+The inventory is the only source of targets: what is not in ``servers`` is never connected to.
+Variables are read as literals; ``ansible-inventory`` does not template them (compose them with
+the ``constructed`` inventory plugin instead).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import InputError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DEFAULT = Path(__file__).resolve().parent.parent / "inventory" / "local"
+DEFAULT_PREFIXES = ("198.18.0.0/15",)
+"""RFC 2544 section C.2.2: reserved for benchmarking."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host as the inventory gives it."""
+
+    name: str
+    groups: tuple[str, ...]
+    address: str
+    port: int
+    user: str
+    key_file: str | None
+    known_hosts: str | None
+    data_addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The hosts that take part in a run, and what the lab is."""
+
+    source: str
+    substrate: str
+    hosts: Mapping[str, Host]
+    underlay: bool
+    """Whether the lab owns the machine underneath: the hosts then share one kernel."""
+    lab_dir: Path | None
+    connections: object
+    """What the lab is sized for (``connections``); None if the inventory does not say."""
+
+    def of(self, group: str) -> list[Host]:
+        """Hosts of a group, in the inventory's order."""
+        return [host for host in self.hosts.values() if group in host.groups]
+
+
+def load(sources: Sequence[Path] = (DEFAULT,), extra_vars: Sequence[str] = ()) -> Inventory:
+    """Read an inventory and check what a run needs of it.
+
+    :param sources: files or directories, as for ansible's ``-i``.
+    :param extra_vars: each a text for ansible-inventory's ``-e``.
+    :raises InputError: if it cannot be read, or a host, group or address is not as expected.
+    """
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"inventory: got {source}, expected a file or directory that exists")
+    name = " ".join(str(source) for source in sources)
+    return from_listing(name, _listing(name, sources, extra_vars))
+
+
+def _listing(name: str, sources: Sequence[Path], extra_vars: Sequence[str]) -> Mapping[str, Any]:
+    beside = Path(sys.executable).with_name("ansible-inventory")
+    command = [str(beside) if beside.exists() else "ansible-inventory", "--list"]
+    for source in sources:
+        command += ["-i", str(source)]
+    for text in extra_vars:
+        command += ["-e", text]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = lines[-1] if lines else f"ansible-inventory exited {done.returncode}"
+        raise InputError(f"inventory {name}: {said.strip()}")
+    listing: Mapping[str, Any] = json.loads(done.stdout)
+    return listing
+
+
+def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
+    """The inventory in the output of ``ansible-inventory --list``.
+
+    :raises InputError: if a host, group or address is not as expected.
+    """
+    variables: Mapping[str, Mapping[str, Any]] = _plain(
+        listing.get("_meta", {}).get("hostvars", {})
+    )
+    groups: dict[str, list[str]] = {}
+    for group in ("servers", "clients", "routers", "proxies"):
+        for name in _members(listing, group):
+            groups.setdefault(name, []).append(group)
+    for group in ("servers", "clients"):
+        if not any(group in of_host for of_host in groups.values()):
+            raise InputError(f"inventory {source}: group {group}: empty, expected a host or more")
+    for name, of_host in groups.items():
+        if {"servers", "clients"} <= set(of_host):
+            raise InputError(
+                f"inventory {source}: host {name}: in servers and in clients, expected one of them"
+            )
+    hosts = {
+        name: _host(source, name, tuple(of_host), variables.get(name, {}))
+        for name, of_host in groups.items()
+    }
+    _check_addresses(source, hosts.values())
+    first = variables.get(next(iter(hosts)), {})
+    lab_dir = first.get("lab_dir")
+    return Inventory(
+        source=source,
+        substrate=str(first.get("lab_substrate", "remote")),
+        hosts=hosts,
+        underlay=bool(list(_members(listing, "underlay"))),
+        lab_dir=Path(lab_dir) if lab_dir and "{{" not in lab_dir else None,
+        connections=first.get("connections"),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Values without the mark that ansible-inventory puts on composed text."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__ansible_unsafe"}:
+            return value["__ansible_unsafe"]
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _members(listing: Mapping[str, Any], group: str) -> Iterator[str]:
+    entry = listing.get(group, {})
+    yield from entry.get("hosts", [])
+    for child in entry.get("children", []):
+        yield from _members(listing, child)
+
+
+def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, Any]) -> Host:
+    where = f"inventory {source}: host {name}"
+
+    def text(key: str) -> str | None:
+        value = found.get(key)
+        if value is None:
+            return None
+        if "{{" in str(value):
+            raise InputError(f"{where}: {key}: got the template {value!r}, expected a literal")
+        return str(value)
+
+    def number(key: str, default: int, low: int, high: int) -> int:
+        value = text(key) or str(default)
+        if not value.isdigit() or not low <= int(value) <= high:
+            raise InputError(f"{where}: {key}: got {value!r}, expected {low} to {high}")
+        return int(value)
+
+    prefixes = _prefixes(where, found.get("lab_prefixes", DEFAULT_PREFIXES))
+    listed = found.get("alias_ips_list", [])
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
+        raise InputError(f"{where}: alias_ips_list: got {listed!r}, expected a list of addresses")
+    own = text("lab_data_address")
+    if own is None:
+        raise InputError(f"{where}: lab_data_address: missing, expected an address of this host")
+    addresses = [_address(where, "lab_data_address", own, prefixes)]
+    aliases = [_address(where, "alias_ips_list", str(item), prefixes) for item in listed]
+    if len(set(aliases)) != len(aliases):
+        twice = next(item for item in aliases if aliases.count(item) > 1)
+        raise InputError(f"{where}: alias_ips_list: got {twice} twice, expected each address once")
+    first = text("alias_ips_first")
+    if first is not None:
+        start = _address(where, "alias_ips_first", first, prefixes)
+        for step in range(number("alias_ips_count", 1, 0, 65_536)):
+            aliases.append(_address(where, "alias_ips_count", str(start + step), prefixes))
+    block = text("alias_ips_prefix")
+    if block is not None:
+        try:
+            network = ipaddress.ip_network(block)
+        except ValueError:
+            raise InputError(
+                f"{where}: alias_ips_prefix: got {block!r}, expected a network, e.g. 198.18.1.0/28"
+            ) from None
+        if network.num_addresses > 65_536:
+            raise InputError(
+                f"{where}: alias_ips_prefix: got {block!r}, expected at most 65536 addresses"
+            )
+        aliases += [
+            _address(where, "alias_ips_prefix", str(item), prefixes) for item in network.hosts()
+        ]
+    addresses += [alias for alias in dict.fromkeys(aliases) if alias not in addresses]
+    return Host(
+        name=name,
+        groups=groups,
+        address=text("ansible_host") or name,
+        port=number("ansible_port", 22, 1, 65_535),
+        user=text("ansible_user") or "lab",
+        key_file=text("ansible_ssh_private_key_file"),
+        known_hosts=text("lab_known_hosts"),
+        data_addresses=tuple(str(item) for item in addresses),
+    )
+
+
+def _prefixes(where: str, listed: Any) -> list[Network]:
+    if isinstance(listed, str) or not isinstance(listed, Sequence) or not listed:
+        raise InputError(f"{where}: lab_prefixes: got {listed!r}, expected a list of networks")
+    try:
+        return [ipaddress.ip_network(item) for item in listed]
+    except ValueError as error:
+        raise InputError(f"{where}: lab_prefixes: {error}, expected networks") from error
+
+
+def _address(where: str, field: str, text: str, prefixes: Sequence[Network]) -> Address:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InputError(f"{where}: {field}: got {text!r}, expected an IP address") from None
+    if not any(address in prefix for prefix in prefixes):
+        allowed = ", ".join(str(prefix) for prefix in prefixes)
+        raise InputError(f"{where}: {field}: got {address}, expected an address in {allowed}")
+    return address
+
+
+def _check_addresses(source: str, hosts: Iterable[Host]) -> None:
+    owner: dict[str, str] = {}
+    for host in hosts:
+        for address in host.data_addresses:
+            if address in owner:
+                raise InputError(
+                    f"inventory {source}: host {host.name}: address {address} overlaps host "
+                    f"{owner[address]}, expected addresses of its own"
+                )
+            owner[address] = host.name

@@ -1,0 +1,143 @@
+"""Scenarios: what to open, how fast, how long to hold, how to close. YAML checked by pydantic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.errors import InputError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Scenario(BaseModel):
+    """One experiment. Every run is bounded in count, rate and time."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    title: str
+    connections: int = Field(1_000_000, ge=1, le=100_000_000)
+    server_ports: list[Port] = Field(default=[5000], min_length=1, max_length=1024)
+    control_port: Port = 4999
+    first_client_port: Port = 1024
+    last_client_port: Port = 65535
+    connect_rate: float | None = Field(
+        None, gt=0, le=1_000_000, description="connections a second over all clients; none: no cap"
+    )
+    max_in_flight: int = Field(
+        128, ge=1, le=65_536, description="connects under way at a time, per client host"
+    )
+    active_workers: int = Field(
+        1, ge=1, le=1024, description="workers that connect at a time, per client host"
+    )
+    connect_timeout_ms: int = Field(5_000, ge=10, le=120_000)
+    retries: int = Field(5, ge=0, le=100, description="tries after the first, per connection")
+    backoff_ms: int = Field(50, ge=1, le=60_000, description="before the first retry; doubles")
+    ramp_timeout_seconds: float = Field(600, gt=0, le=7_200)
+    hold_seconds: float = Field(10, ge=0, le=86_400)
+    watch: Literal["epoll", "none"] = "epoll"
+    listener: Literal["shared", "reuseport"] = "shared"
+    acceptors: int = Field(1, ge=1, le=1024, description="server workers awake at a time")
+    accept_nap_ms: float = Field(5, ge=0, le=1_000)
+    backlog: int = Field(65_535, ge=1, le=65_535)
+    liveness: Literal["none", "sample", "all"] = "sample"
+    liveness_sample: int = Field(1_000, ge=1, le=1_000_000)
+    drain: Literal["rst", "fin"] = "rst"
+    drain_rate: int = Field(0, ge=0, le=1_000_000, description="closes a second; 0: no cap")
+    memory_floor_mib: int = Field(
+        768, ge=16, le=1_048_576, description="really free memory that every host must keep"
+    )
+    expect_lost: int = Field(0, ge=0, description="lost connections that still pass")
+
+    @model_validator(mode="after")
+    def _ports_in_order(self) -> Scenario:
+        if self.first_client_port > self.last_client_port:
+            raise ValueError(
+                f"first_client_port: got {self.first_client_port}, expected at most "
+                f"last_client_port ({self.last_client_port})"
+            )
+        if len(set(self.server_ports)) != len(self.server_ports):
+            raise ValueError(f"server_ports: got {self.server_ports}, expected no port twice")
+        if self.control_port in self.server_ports:
+            raise ValueError(
+                f"control_port: got {self.control_port}, expected a port not in server_ports"
+            )
+        return self
+
+    @property
+    def client_ports(self) -> int:
+        """Source ports per client address."""
+        return self.last_client_port - self.first_client_port + 1
+
+
+def names() -> list[str]:
+    """Names of the scenarios that come with the lab."""
+    folder = resources.files("bench") / "scenarios"
+    return sorted(
+        entry.name.removesuffix(".yml") for entry in folder.iterdir() if entry.name.endswith(".yml")
+    )
+
+
+def parse_value(value: object) -> object:
+    """A value as YAML reads it, where it came as text (Ansible gives ``-e key=5`` as text)."""
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as a mapping; values are YAML scalars or lists.
+
+    :raises InputError: for a text that is not of that form.
+    """
+    parsed: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set: got {text!r}, expected KEY=VALUE")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"--set {key.strip()}: got {value!r}, expected a YAML value"
+            ) from error
+    return parsed
+
+
+def load(
+    name: str, overrides: Mapping[str, Any] | None = None, connections: object = None
+) -> Scenario:
+    """The scenario of that name, with fields overridden.
+
+    :param connections: what the lab is sized for, where the scenario names no number of its own.
+    :raises InputError: for an unknown name or field, or a value out of range.
+    """
+    known = names()
+    if name not in known:
+        raise InputError(f"scenario: got {name!r}, expected one of {', '.join(known)}")
+    text = (resources.files("bench") / "scenarios" / f"{name}.yml").read_text()
+    fields = {**yaml.safe_load(text), "name": name}
+    if connections is not None:
+        fields.setdefault("connections", connections)
+    for key, value in (overrides or {}).items():
+        if key == "name" or key not in Scenario.model_fields:
+            close = ", ".join(sorted(set(Scenario.model_fields) - {"name"}))
+            raise InputError(f"scenario {name}: {key}: unknown field, expected one of {close}")
+        fields[key] = value
+    try:
+        return Scenario.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(f"scenario {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: ValidationError) -> str:
+    """The first thing wrong: field, value, what was expected."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return str(first["ctx"]["error"])
+    field = ".".join(str(part) for part in first["loc"])
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"{field}: got {first['input']!r}, expected {expected}"

@@ -1,0 +1,110 @@
+"""Inventories as ``ansible-inventory --list`` gives them, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import inventory
+from bench.errors import InputError
+
+
+def listing(**changes: dict[str, Any]) -> dict[str, Any]:
+    variables: dict[str, dict[str, Any]] = {
+        "server1": {"ansible_host": "192.0.2.1", "lab_data_address": "198.18.0.1"},
+        "client1": {"lab_data_address": "198.18.1.1"},
+        "client2": {"lab_data_address": "198.18.2.1"},
+    }
+    for name, change in changes.items():
+        variables[name].update(change)
+    return {
+        "_meta": {"hostvars": variables},
+        "servers": {"hosts": ["server1"]},
+        "clients": {"children": ["rack1"]},
+        "rack1": {"hosts": ["client1", "client2"]},
+    }
+
+
+def test_hosts_and_groups() -> None:
+    found = inventory.from_listing("x", listing())
+    assert [host.name for host in found.of("servers")] == ["server1"]
+    assert [host.name for host in found.of("clients")] == ["client1", "client2"]
+    assert found.hosts["server1"].address == "192.0.2.1"
+    assert found.hosts["client1"].address == "client1"
+    assert not found.underlay
+    assert found.substrate == "remote"
+
+
+def test_aliases_by_count_list_and_prefix() -> None:
+    counted = {"alias_ips_first": "198.18.1.1", "alias_ips_count": 3}
+    found = inventory.from_listing("x", listing(client1=counted))
+    assert found.hosts["client1"].data_addresses == ("198.18.1.1", "198.18.1.2", "198.18.1.3")
+    listed = {"alias_ips_list": ["198.18.1.9", "198.18.1.1"]}
+    found = inventory.from_listing("x", listing(client1=listed))
+    assert found.hosts["client1"].data_addresses == ("198.18.1.1", "198.18.1.9")
+    block = {"alias_ips_prefix": "198.18.9.0/30"}
+    found = inventory.from_listing("x", listing(client1=block))
+    assert found.hosts["client1"].data_addresses == ("198.18.1.1", "198.18.9.1", "198.18.9.2")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"lab_data_address": "198.18.2.1"}, "host client2: address 198.18.2.1 overlaps host cl"),
+        ({"lab_data_address": "10.0.0.1"}, "host client1: lab_data_address: got 10.0.0.1, exp"),
+        ({"lab_data_address": "nine"}, "host client1: lab_data_address: got 'nine', expected an"),
+        ({"lab_data_address": "{{ x }}"}, "lab_data_address: got the template '{{ x }}', expecte"),
+        ({"lab_data_address": None}, "host client1: lab_data_address: missing, expected"),
+        ({"alias_ips_list": ["198.18.1.2", "198.18.1.2"]}, "alias_ips_list: got 198.18.1.2 twice"),
+        ({"alias_ips_list": "198.18.1.2"}, "alias_ips_list: got '198.18.1.2', expected a list"),
+        ({"alias_ips_first": "198.19.255.255", "alias_ips_count": 2}, "got 198.20.0.0, expected"),
+        ({"alias_ips_first": "198.18.1.1", "alias_ips_count": -1}, "alias_ips_count: got '-1'"),
+        ({"alias_ips_prefix": "198.18.1.7/24"}, "alias_ips_prefix: got '198.18.1.7/24', expected"),
+        ({"alias_ips_prefix": "198.18.0.0/15"}, "expected at most 65536 addresses"),
+        ({"ansible_port": "x"}, "ansible_port: got 'x', expected 1 to 65535"),
+        ({"lab_prefixes": []}, "lab_prefixes: got [], expected a list of networks"),
+    ],
+)
+def test_bad_hosts_get_one_line(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        inventory.from_listing("x", listing(client1=change))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["servers", "clients"])
+def test_a_group_without_hosts(group: str) -> None:
+    broken = listing()
+    broken[group] = {}
+    with pytest.raises(InputError, match=f"inventory x: group {group}: empty, expected a host"):
+        inventory.from_listing("x", broken)
+
+
+def test_a_path_that_does_not_exist() -> None:
+    with pytest.raises(InputError, match="got /nowhere, expected a file or directory that exists"):
+        inventory.load([Path("/nowhere")])
+
+
+def test_reads_through_ansible(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(
+        "servers: {hosts: {a: {lab_data_address: 198.18.0.1}}}\n"
+        "clients: {hosts: {b: {lab_data_address: '{{ address }}'}}}\n"
+    )
+    with pytest.raises(InputError, match="host b: lab_data_address: got the template"):
+        inventory.load([tmp_path])
+
+
+def test_what_ansible_cannot_read_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("servers: [\n")
+    with pytest.raises(InputError, match=r"^inventory .*: ") as caught:
+        inventory.load([tmp_path / "hosts.yml"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_host_in_both_groups() -> None:
+    broken = listing()
+    broken["clients"] = {"hosts": ["client1", "server1"]}
+    with pytest.raises(InputError, match="host server1: in servers and in clients"):
+        inventory.from_listing("x", broken)

@@ -1,0 +1,63 @@
+"""Scenarios: what is accepted, and the one line that a mistake gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import scenario
+from bench.errors import InputError
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_every_scenario_loads(name: str) -> None:
+    assert scenario.load(name).name == name
+
+
+def test_settings_are_yaml() -> None:
+    assert scenario.parse_settings(["connections=1_000", "watch=none", "server_ports=[1, 2]"]) == {
+        "connections": 1000,
+        "watch": "none",
+        "server_ports": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("text", ["connections", "=5", ""])
+def test_settings_without_a_key_or_value(text: str) -> None:
+    with pytest.raises(InputError, match="expected KEY=VALUE"):
+        scenario.parse_settings([text])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("conections", 5, "conections: unknown field, expected one of accept_nap_ms, acceptors,"),
+        ("name", "x", "name: unknown field"),
+        ("connections", 0, "connections: got 0, expected greater than or equal to 1"),
+        ("connections", -5, "connections: got -5, expected greater than or equal to 1"),
+        ("connections", 10**9, "connections: got 1000000000, expected less than or equal to"),
+        ("connections", "many", "connections: got 'many', expected a valid integer"),
+        ("connections", True, "connections: got True, expected a valid integer"),
+        ("connections", None, "connections: got None, expected a valid integer"),
+        ("connect_rate", 0, "connect_rate: got 0, expected greater than 0"),
+        ("connect_rate", 1e9, "connect_rate: got 1000000000.0, expected less than or equal"),
+        ("hold_seconds", -1, "hold_seconds: got -1, expected greater than or equal to 0"),
+        ("hold_seconds", 1e6, "hold_seconds: got 1000000.0, expected less than or equal"),
+        ("hold_seconds", float("nan"), "hold_seconds: got nan, expected"),
+        ("watch", "poll", "watch: got 'poll', expected 'epoll' or 'none'"),
+        ("server_ports", [], "server_ports: got \\[\\], expected"),
+        ("server_ports", [70000], "server_ports.0: got 70000, expected less than or equal"),
+        ("server_ports", [80, 80], "server_ports: got \\[80, 80\\], expected no port twice"),
+        ("control_port", 5000, "control_port: got 5000, expected a port not in server_ports"),
+        ("last_client_port", 1000, "first_client_port: got 1024, expected at most"),
+    ],
+)
+def test_bad_fields_get_one_line(field: str, value: object, line: str) -> None:
+    with pytest.raises(InputError, match=f"^scenario million: {line}") as caught:
+        scenario.load("million", {field: value})
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+def test_unknown_scenario_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"scenario: got 'milion', expected one of .*million"):
+        scenario.load("milion")
