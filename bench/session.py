@@ -1,0 +1,276 @@
+"""The agents of one run as one: start them, tell them, hear them, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from bench import wire
+from bench.errors import InputError, LabError
+from bench.inventory import Host
+from bench.transport import Link, Process
+
+SILENCE_SECONDS = 60.0
+"""Agents speak every second; one that says nothing for this long is taken for dead."""
+
+STOP_SECONDS = 20.0
+"""How long agents get to close what they hold when they are told to stop."""
+
+OLDEST_PYTHON = (3, 9)
+
+Connect = Callable[[Host], Link]
+Message = dict[str, Any]
+
+
+class Agent:
+    """One agent on one host. ``id`` is host and role, since a host may serve and connect."""
+
+    def __init__(self, host: Host, role: str, link: Link, path: str, process: Process) -> None:
+        self.host = host
+        self.role = role
+        self.link = link
+        self.path = path
+        self.process = process
+        self.heard = time.monotonic()
+        self.last_error = ""
+        self.stopping = False
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.name
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send one command. :raises LabError: if the agent is gone."""
+        try:
+            self.process.write(wire.encode(message))
+        except (OSError, EOFError) as error:
+            raise LabError(f"host {self.name}: the {self.role} agent is gone: {error}") from error
+
+
+class Session:
+    """Agents on several hosts, used as a context: on the way out nothing of them stays."""
+
+    def __init__(self, connect: Connect, bundle: bytes) -> None:
+        self._connect = connect
+        self._bundle = bundle
+        self._inbox: queue.Queue[tuple[Agent, Message | None]] = queue.Queue()
+        self._lock = threading.Lock()
+        self.agents: list[Agent] = []
+        self.on_tick: Callable[[Agent, Message], None] = lambda agent, message: None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self, hosts: Iterable[tuple[Host, str]]) -> None:
+        """Push and start an agent on every host, all at once.
+
+        :raises LabError: if a host cannot be reached or its agent does not answer.
+        :raises InputError: if a host has no Python that can run it.
+        """
+        wanted = list(hosts)
+        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+            started = [pool.submit(self._start, host, role) for host, role in wanted]
+        problems = [future.exception() for future in started]
+        for problem in problems:
+            if problem is not None:
+                raise problem
+        # In the order asked for, not in the order of arrival.
+        order = {(host.name, role): number for number, (host, role) in enumerate(wanted)}
+        self.agents.sort(key=lambda agent: order[agent.name, agent.role])
+        for agent, hello in self.gather(self.agents, "hello", 30).items():
+            if hello["version"] != wire.VERSION:
+                raise LabError(f"host {agent.name}: agent speaks version {hello['version']}")
+
+    def _start(self, host: Host, role: str) -> None:
+        link = self._connect(host)
+        try:
+            _check_python(host, link)
+            path = link.put(self._bundle, "agent.pyz")
+        except BaseException:
+            link.close()
+            raise
+        try:
+            process = link.start(["python3", path])
+        except BaseException:
+            with contextlib.suppress(LabError):
+                link.remove(path)
+            link.close()
+            raise
+        agent = Agent(host, role, link, path, process)
+        with self._lock:
+            self.agents.append(agent)
+        threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
+        threading.Thread(target=self._listen_errors, args=(agent,), daemon=True).start()
+
+    def _listen(self, agent: Agent) -> None:
+        for line in agent.process.lines():
+            try:
+                self._inbox.put((agent, wire.decode(line)))
+            except wire.WireError as error:
+                self._inbox.put((agent, {"event": "error", "kind": "fault", "message": str(error)}))
+        self._inbox.put((agent, None))
+
+    def _listen_errors(self, agent: Agent) -> None:
+        for line in agent.process.errors():
+            text = line.decode(errors="replace").strip()
+            if text:
+                agent.last_error = text
+
+    def tell(self, agents: Iterable[Agent], op: str, **fields: Any) -> None:
+        """Send the same command to several agents."""
+        for agent in agents:
+            agent.tell({"op": op, **fields})
+
+    def ask(
+        self,
+        agents: Sequence[Agent],
+        op: str,
+        event: str,
+        seconds: float,
+        idle: Callable[[], None] = lambda: None,
+        **fields: Any,
+    ) -> dict[Agent, Message]:
+        """Send a command and gather the answers, by agent."""
+        self.tell(agents, op, **fields)
+        return self.gather(agents, event, seconds, idle)
+
+    def gather(
+        self,
+        agents: Sequence[Agent],
+        event: str,
+        seconds: float,
+        idle: Callable[[], None] = lambda: None,
+    ) -> dict[Agent, Message]:
+        """One message of kind ``event`` from every agent; ticks go to ``on_tick`` meanwhile.
+
+        ``idle`` is called at least every second.
+
+        :raises LabError: if an agent reports a fault, dies, falls silent, or takes too long.
+        :raises InputError: if an agent rejects what it was told.
+        """
+        answers: dict[Agent, Message] = {}
+        until = time.monotonic() + seconds
+        while len(answers) < len(agents):
+            heard = self._next(min(1.0, max(0.0, until - time.monotonic())))
+            idle()
+            if heard is not None:
+                agent, message = heard
+                if message["event"] == event and agent in agents:
+                    answers[agent] = message
+            elif time.monotonic() >= until:
+                late = next(agent for agent in agents if agent not in answers)
+                raise LabError(
+                    f"host {late.name}: the {late.role} agent did not answer {event} "
+                    f"within {seconds:.0f} s"
+                )
+        return answers
+
+    def wait(self, seconds: float, idle: Callable[[], None] = lambda: None) -> None:
+        """Listen for that long."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._next(min(1.0, left))
+            idle()
+
+    def _next(self, seconds: float) -> tuple[Agent, Message] | None:
+        """The next message that is not a tick, or None if none came in time."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                agent, message = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                self._check_silence()
+                return None
+            agent.heard = time.monotonic()
+            if message is None:
+                raise LabError(_ended(agent))
+            if message["event"] == "tick":
+                self.on_tick(agent, message)
+            elif message["event"] == "error":
+                raise _as_exception(agent, message)
+            else:
+                return agent, message
+            if time.monotonic() >= until:
+                return None
+
+    def _check_silence(self) -> None:
+        now = time.monotonic()
+        for agent in self.agents:
+            if now - agent.heard > SILENCE_SECONDS:
+                raise LabError(
+                    f"host {agent.name}: no word from the {agent.role} agent for "
+                    f"{SILENCE_SECONDS:.0f} s"
+                )
+
+    def close(self) -> None:
+        """Stop every agent, remove what was pushed, close the connections. Never raises."""
+        with ThreadPoolExecutor(max_workers=max(1, len(self.agents))) as pool:
+            # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT.
+            for role in ("client", "server"):
+                list(pool.map(_stop, [agent for agent in self.agents if agent.role == role]))
+        self.agents.clear()
+
+
+def _stop(agent: Agent) -> None:
+    agent.stopping = True
+    with contextlib.suppress(LabError):
+        agent.tell({"op": "stop"})
+    with contextlib.suppress(LabError, OSError, EOFError):
+        # The agent's exit ends the lines; `run` waits for that on the host itself.
+        agent.link.run(
+            [
+                "timeout",
+                str(int(STOP_SECONDS)),
+                "sh",
+                "-c",
+                'while [ -e "$1" ]; do sleep 0.1; done',
+                "sh",
+                agent.path,
+            ]
+        )
+    with contextlib.suppress(OSError, EOFError):
+        agent.process.close()
+    with contextlib.suppress(LabError, OSError, EOFError):
+        agent.link.remove(agent.path)
+    with contextlib.suppress(OSError, EOFError):
+        agent.link.close()
+
+
+def _check_python(host: Host, link: Link) -> None:
+    wanted = ".".join(str(part) for part in OLDEST_PYTHON)
+    try:
+        found = link.run(["python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
+        version = tuple(int(part) for part in found.strip().split("."))
+    except (LabError, ValueError):
+        raise InputError(
+            f"host {host.name}: python3: not found, expected {wanted} or newer"
+        ) from None
+    if version < OLDEST_PYTHON:
+        raise InputError(
+            f"host {host.name}: python3: got {found.strip()}, expected {wanted} or newer"
+        )
+
+
+def _ended(agent: Agent) -> str:
+    said = f": {agent.last_error}" if agent.last_error else ""
+    return f"host {agent.name}: the {agent.role} agent ended unexpectedly{said}"
+
+
+def _as_exception(agent: Agent, message: Message) -> Exception:
+    text = f"host {agent.name}: {message.get('message', 'agent failed')}"
+    return InputError(text) if message.get("kind") == "input" else LabError(text)
