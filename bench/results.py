@@ -69,6 +69,11 @@ class KernelBytes(Model):
     observer_bytes: float = Field(
         0.0, description="bytes per connection in caches that observers fill, not in the figures"
     )
+    sockets: float | None = Field(
+        None,
+        description="TCP socket objects that the kernel gained per connection: 2 on a shared "
+        "kernel, 1 on one of the servers' own; else something else opened or closed sockets",
+    )
 
 
 class UserlandBytes(Model):

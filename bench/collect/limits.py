@@ -1,0 +1,65 @@
+"""``limits``: what bounds a host just now, files one after the other as ``head`` prints them.
+
+Each begins with ``==> PATH <==``: ``/proc/self/limits`` (of the agent, fs/proc/base.c
+``proc_pid_limits``) and files of one line such as ``/proc/sys/fs/file-nr``. A line that begins
+with ``#`` stands for a file that could not be read.
+"""
+
+from __future__ import annotations
+
+import re
+
+_HEAD = re.compile(r"==> (/\S+) <==")
+_RLIMIT = re.compile(r"(Max [a-z ]+?) {2,}(\d+|unlimited) +(\d+|unlimited)(?: +[a-z]+)? *")
+
+
+def parse(text: str) -> dict[str, int | str]:
+    """Limit to value.
+
+    Files of ``/proc/sys`` by sysctl name (``fs.file-nr``), other one-line files by path,
+    resource limits as ``max_open_files_soft`` and ``max_open_files_hard``, in the units of
+    getrlimit(2). A value that is one integer is a number; others are text with single blanks.
+
+    :raises ValueError: if a line cannot be understood
+    """
+    found: dict[str, int | str] = {}
+    path = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        head = _HEAD.fullmatch(line)
+        if head:
+            path = head[1]
+        elif not line.strip() or line.startswith("#"):
+            continue
+        elif not path:
+            raise ValueError(f"limits line {number}: {line!r} comes before any `==> PATH <==`")
+        elif path.endswith("/limits"):
+            found |= _rlimit(number, line)
+        elif _key(path) in found:
+            raise ValueError(f"limits line {number}: {line!r} is a second line of {path}")
+        else:
+            found[_key(path)] = _value(line)
+    return found
+
+
+def _rlimit(number: int, line: str) -> dict[str, int | str]:
+    """One line of /proc/<pid>/limits; its title line says nothing."""
+    if line.startswith("Limit "):
+        return {}
+    match = _RLIMIT.fullmatch(line)
+    if not match:
+        raise ValueError(f"limits line {number}: {line!r} is not `Max thing  soft  hard  unit`")
+    name = match[1].replace(" ", "_").lower()
+    return {f"{name}_soft": _value(match[2]), f"{name}_hard": _value(match[3])}
+
+
+def _key(path: str) -> str:
+    """Sysctl name of a path below /proc/sys, other paths as they are."""
+    if not path.startswith("/proc/sys/"):
+        return path
+    # As in sysctl(8): a dot within a name, such as an interface's, becomes a slash.
+    return path.removeprefix("/proc/sys/").translate(str.maketrans("/.", "./"))
+
+
+def _value(text: str) -> int | str:
+    words = " ".join(text.split())
+    return int(words) if words.lstrip("-").isdigit() else words

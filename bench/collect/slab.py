@@ -1,0 +1,150 @@
+"""``/proc/slabinfo`` version 2.1 (mm/slab_common.c, man 5 slabinfo); only root may read it.
+
+SLUB merges caches of like size and flags and prints them under one name: a line may hold
+several kinds of object. With Linux 6.18, ``eventpoll_epi`` is also ``tcp_bind_bucket`` and
+``tcp_bind2_bucket``; what merged with what shows in the links of ``/sys/kernel/slab``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+_LINE = re.compile(
+    r"(?P<name>\S+)\s+(?P<active>\d+)\s+(?P<objects>\d+)\s+(?P<size>\d+)\s+(?P<per>\d+)"
+    r"\s+(?P<pages>\d+)(?:\s+: tunables(?:\s+\d+){3})?"
+    r"(?:\s+: slabdata\s+\d+\s+(?P<slabs>\d+)\s+\d+)?(?:\s+: .*)?\s*"
+)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One slab cache."""
+
+    name: str
+    active: int
+    """Objects handed out, or waiting in a processor's own slab."""
+    objects: int
+    """Objects that the slabs have room for."""
+    object_bytes: int
+    """Distance from one object to the next, padding included."""
+    objects_per_slab: int
+    pages_per_slab: int
+    slabs: int
+    page_bytes: int
+
+    @property
+    def slab_bytes(self) -> int:
+        """Memory that the cache occupies: what it takes from the machine, used or not."""
+        return self.slabs * self.pages_per_slab * self.page_bytes
+
+    @property
+    def bytes_each(self) -> float:
+        """What one object costs when slabs are full: the slab's remainder is shared out."""
+        return self.pages_per_slab * self.page_bytes / self.objects_per_slab
+
+
+def parse(text: str, page_bytes: int = 4096) -> dict[str, Cache]:
+    """Slab caches by name. Lines of one name are added up (two modules may use one name).
+
+    :param page_bytes: the host's page size
+    :raises ValueError: if a line cannot be understood or the version is not 2.1
+    """
+    found: dict[str, Cache] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        if line.startswith("slabinfo - version:"):
+            if line.split(":")[1].split()[0] != "2.1":
+                raise ValueError(f"slabinfo line {number}: {line!r}: only version 2.1 is known")
+            continue
+        match = _LINE.fullmatch(line)
+        if not match:
+            raise ValueError(f"slabinfo line {number}: {line!r} is not a slab cache")
+        per, objects = int(match["per"]), int(match["objects"])
+        if not per:
+            raise ValueError(f"slabinfo line {number}: {line!r}: no object fits a slab")
+        slabs = -(-objects // per) if match["slabs"] is None else int(match["slabs"])
+        cache = Cache(
+            match["name"],
+            int(match["active"]),
+            objects,
+            int(match["size"]),
+            per,
+            int(match["pages"]),
+            slabs,
+            page_bytes,
+        )
+        found[cache.name] = _sum(found[cache.name], cache) if cache.name in found else cache
+    return found
+
+
+def _sum(one: Cache, two: Cache) -> Cache:
+    """Two lines of one name as one cache of the first's shape that occupies as much as both."""
+    pages = one.slabs * one.pages_per_slab + two.slabs * two.pages_per_slab
+    return Cache(
+        one.name,
+        one.active + two.active,
+        one.objects + two.objects,
+        one.object_bytes,
+        one.objects_per_slab,
+        one.pages_per_slab,
+        -(-pages // one.pages_per_slab),
+        one.page_bytes,
+    )
+
+
+SOCKET_CACHES = (
+    "TCP",
+    "TCPv6",
+    "sock_inode_cache",
+    "dentry",
+    "filp",
+    "eventpoll_epi",
+    "eventpoll_pwq",
+    "ep_head",
+    "tcp_bind_bucket",
+    "tcp_bind2_bucket",
+    "request_sock_TCP",
+    "request_sock_TCPv6",
+    "tw_sock_TCP",
+    "tw_sock_TCPv6",
+    "lsm_file_cache",
+    "lsm_inode_cache",
+    "nf_conntrack",
+    "skbuff_head_cache",
+    "skbuff_fclone_cache",
+    "skbuff_small_head",
+)
+"""Caches that connections allocate from (net/, fs/eventpoll.c, fs/file_table.c, security/)."""
+
+
+def parse_aliases(text: str) -> dict[str, str]:
+    """``slab_aliases``: ``name target`` for every link in ``/sys/kernel/slab``.
+
+    :return: alias to the merged cache's identity, such as ``:A-0000128``
+    :raises ValueError: if a line cannot be understood
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if len(words) not in (0, 2):
+            raise ValueError(f"slab_aliases line {number}: {line!r} is not `name target`")
+        if words:
+            found[words[0]] = words[1]
+    return found
+
+
+def shared(caches: Iterable[str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Of these lines of slabinfo, those that merged, to what sockets have in them.
+
+    ``{"pid": "eventpoll_epi"}`` says that the line called ``pid`` holds epoll items too.
+    """
+    found = {}
+    for cache in caches:
+        identity = aliases.get(cache)
+        ours = [name for name in SOCKET_CACHES if identity and aliases.get(name) == identity]
+        if ours and ours != [cache]:
+            found[cache] = "+".join(ours)
+    return found

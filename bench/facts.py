@@ -1,0 +1,121 @@
+"""A host's limits and evidence as data: the agents' events turned into the results format."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from bench.collect import limits, meminfo, nstat, slab, sockstat, ss
+from bench.results import HostRecord, Phase, Setting
+
+PAGE_BYTES = 4096
+"""Page size of x86-64, and of arm64 as distributions build it."""
+
+
+def phase(
+    event: Mapping[str, Any], taken: datetime | None = None, page_bytes: int = PAGE_BYTES
+) -> Phase:
+    """What a host said in one phase (:class:`bench.wire.Collected`), parsed.
+
+    A source that the agent could not read, or that cannot be understood here, is named in
+    ``missing`` with the reason; the others count all the same, since the raw text is kept.
+
+    :param taken: when; by default now
+    :param page_bytes: the host's page size
+    """
+    texts: Mapping[str, str] = event["texts"]
+    missing: dict[str, str] = dict(event["missing"])
+
+    def parsed(name: str, parser: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        if name not in texts:
+            missing.setdefault(name, "not sent by the agent")
+            return {}
+        try:
+            return parser(texts[name])
+        except ValueError as error:
+            missing[name] = f"not understood: {error}"
+            return {}
+
+    now = parsed("limits", limits.parse)
+    caches = parsed("slabinfo", lambda text: slab.parse(text, page_bytes))
+    # Names alone: an agent that cannot read the links costs a label, not evidence.
+    aliases = parsed("slab_aliases", slab.parse_aliases) if "slab_aliases" in texts else {}
+    return Phase(
+        taken=taken or datetime.now(UTC),
+        held=event["held"],
+        established=event.get("established"),
+        meminfo_kib=parsed("meminfo", meminfo.parse),
+        slab_bytes={name: c.slab_bytes for name, c in caches.items() if c.slab_bytes},
+        slab_objects={name: c.active for name, c in caches.items() if c.active},
+        slab_shared=slab.shared(caches, aliases),
+        sockstat=parsed("sockstat", sockstat.parse)
+        | parsed("sockstat6", lambda text: sockstat.parse(text, "sockstat6")),
+        ss_summary=parsed("ss_s", ss.parse),
+        nstat={name: value for name, value in parsed("nstat", nstat.parse).items() if value},
+        limits={key: value for key, value in now.items() if not _idle_limit(key)},
+        pss_kib=event["pss_kib"],
+        workers=event["workers"],
+        missing=missing,
+    )
+
+
+def _idle_limit(key: str) -> bool:
+    """Whether a limit is a resource limit that no connection meets."""
+    return key.startswith("max_") and not key.startswith(("max_open_files", "max_processes"))
+
+
+def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
+    """What a host is (:class:`bench.wire.Facts`): its kernel, limits and what the roles did.
+
+    :param groups: the inventory's groups that the host is in
+    """
+    tuning, reported = _roles(event.get("roles", {}))
+    return HostRecord(
+        groups=sorted(groups),
+        kernel=event["kernel"],
+        python=event["python"],
+        cpu=event["cpu"],
+        mem_total_kib=event["mem_total_kib"],
+        limits={
+            "nofile_soft": event["nofile_soft"],
+            "nofile_hard": event["nofile_hard"],
+            "cap_sys_resource": event["cap_sys_resource"],
+            "ehash_entries": event["ehash_entries"],
+        },
+        sysctl=dict(event["sysctl"]),
+        addresses=list(event["addresses"]),
+        tuning=tuning,
+        reported=reported,
+    )
+
+
+def local_networks(host: HostRecord) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """What the host answers for: its addresses, and prefixes that it routes to itself."""
+    return [ipaddress.ip_network(text, strict=False) for text in host.addresses]
+
+
+def _roles(roles: Mapping[str, Any]) -> tuple[dict[str, dict[str, Setting]], dict[str, str]]:
+    """The roles' own records (``/var/lib/connlab/<role>.json``) as tuning and reported."""
+    tuning: dict[str, dict[str, Setting]] = {}
+    reported: dict[str, str] = {}
+    for role, record in sorted(roles.items()):
+        if "unreadable" in record:
+            reported[role] = str(record["unreadable"])
+            continue
+        reported |= {key: str(why) for key, why in record.get("reported", {}).items()}
+        tuning[role] = {
+            key: Setting(
+                found=_text(value.get("found")),
+                set=_text(value.get("set")),
+                where=value.get("where", "host"),
+            )
+            for key, value in sorted(record.get("settings", {}).items())
+        }
+    return tuning, reported
+
+
+def _text(value: object) -> str:
+    """A role's value in words; ``absent`` where there was none."""
+    return "absent" if value is None else str(value)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from captured import collected
+
+from bench import facts
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def test_phase_of_a_whole_event() -> None:
+    phase = facts.phase(collected("6.1", "peak"), NOW)
+    assert phase.missing == {}
+    assert phase.held == phase.established == 20_000
+    assert phase.limits["fs.file-nr"] == "449 0 2466177"
+    assert phase.limits["max_open_files_hard"] == 20_000
+    assert "max_cpu_time_hard" not in phase.limits
+    assert phase.slab_bytes["TCP"] == 2858 * 8 * 4096
+    assert all(phase.nstat.values())
+    assert {"TCP", "TCP6"} <= phase.sockstat.keys()
+
+
+def test_page_size_is_the_hosts_own() -> None:
+    phase = facts.phase(collected("6.1", "peak"), NOW, page_bytes=65536)
+    assert phase.slab_bytes["TCP"] == 2858 * 8 * 65536
+
+
+def test_a_phase_is_taken_now() -> None:
+    began = datetime.now(UTC)
+    assert began <= facts.phase(collected("6.1", "peak")).taken <= datetime.now(UTC)
+
+
+def test_what_cannot_be_read_or_understood_is_named() -> None:
+    event = collected("6.1", "peak", missing={"slabinfo": "Permission denied"})
+    del event["texts"]["slabinfo"]
+    del event["texts"]["nstat"]
+    event["texts"]["meminfo"] = "MemTotal: lots\n"
+    phase = facts.phase(event, NOW)
+    assert phase.missing["slabinfo"] == "Permission denied"
+    assert phase.missing["nstat"] == "not sent by the agent"
+    assert phase.missing["meminfo"].startswith("not understood: meminfo line 1")
+    assert phase.slab_bytes == {} and phase.ss_summary["tcp_estab"] == 40_000
+
+
+def test_host_record() -> None:
+    event = {
+        "event": "facts",
+        "hostname": "server1",
+        "kernel": "6.1.0-56-cloud-amd64",
+        "python": "3.11.2",
+        "cpu": 2,
+        "mem_total_kib": 3_922_952,
+        "nofile_soft": 1_024,
+        "nofile_hard": 1_048_576,
+        "cap_sys_resource": False,
+        "sysctl": {"net.ipv4.tcp_mem": "1 2 3"},
+        "addresses": ["198.18.0.1"],
+        "ehash_entries": 1_048_576,
+        "roles": {
+            "tune_sysctl": {
+                "role": "tune_sysctl",
+                "settings": {"fs.nr_open": {"found": "1048576", "set": "2000000", "where": "host"}},
+                "reported": {"net.core.netdev_max_backlog": "read-only"},
+            },
+            "alias_ips": {"role": "alias_ips", "settings": {"x": {"found": None, "set": 3}}},
+            "tune_limits": {"unreadable": "/var/lib/connlab/tune_limits.json: Permission denied"},
+        },
+    }
+    record = facts.host_record(event, {"servers", "all"})
+    assert record.groups == ["all", "servers"]
+    assert record.limits["nofile_hard"] == 1_048_576
+    assert record.tuning["tune_sysctl"]["fs.nr_open"].found == "1048576"
+    assert record.tuning["alias_ips"]["x"].found == "absent"
+    assert record.reported["net.core.netdev_max_backlog"] == "read-only"
+    assert record.reported["tune_limits"].endswith("Permission denied")

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from bench import diagnose, results
+
+
+def test_published_schema_is_current() -> None:
+    """Regenerate: python -c 'from bench import results; print(results.json_schema(), end="")'."""
+    published = Path(__file__).parents[2] / "docs" / "run.schema.json"
+    assert published.read_text() == results.json_schema()
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    schema = json.loads(results.json_schema())
+    parts = [schema, *schema["$defs"].values()]
+    fields = {name for part in parts for name in part.get("properties", {})}
+    assert {name for name in fields if not re.search(rf"\b{name}\b", text)} == set()
+
+
+def test_every_diagnosis_is_documented() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "results.md").read_text().partition("## bound_by")[2]
+    source = (root / "bench" / "diagnose.py").read_text()
+    named = set(re.findall(r'Diagnosis\(\s*"([\w.]+)"', source))
+    named |= {bound for bound, _, _ in diagnose._ERRNO.values()}
+    assert len(named) > 12
+    assert {name for name in named if f"`{name}`" not in text} == set()
