@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from captured import HELD, KERNELS, collected, texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import capacity, facts
+from bench.capacity import Kernel, Share
+from bench.collect import cost, objects, slab
+from bench.inventory import Host, Inventory
+from bench.results import HostRecord
+from bench.scenario import Scenario
+
+WHOLE = Fraction(1)
+
+
+def share(**changes: Any) -> Share:
+    fields: dict[str, Any] = {
+        "part": WHOLE,
+        "nofile": 20_000,
+        "nr_open": 1_048_576,
+        "reserve": 64,
+        "kernel_bytes": 3_900.0,
+        "watches": 1,
+    }
+    return Share(**(fields | changes))
+
+
+def kernel(*shares: Share, **changes: Any) -> Kernel:
+    fields: dict[str, Any] = {
+        "free_bytes": 20 << 30,
+        "files_free": 2_000_000,
+        "max_user_watches": 5_491_511,
+    }
+    return Kernel(shares or (share(),), **(fields | changes))
+
+
+limit = st.integers(min_value=0, max_value=1 << 40)
+shares = st.builds(
+    Share,
+    part=st.fractions(min_value=0, max_value=1, max_denominator=64),
+    nofile=st.integers(0, 1 << 30),
+    nr_open=st.integers(0, 1 << 30),
+    reserve=st.integers(0, 1_000),
+    kernel_bytes=st.floats(1_000, 20_000),
+    watches=st.integers(0, 1),
+    conntrack_free=st.none() | limit,
+    local_ports=st.none() | limit,
+)
+kernels = st.builds(
+    Kernel,
+    shares=st.lists(shares, min_size=1, max_size=4).map(tuple),
+    free_bytes=limit,
+    files_free=limit,
+    max_user_watches=limit,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit)
+def test_bound_by_is_the_argmin(some: tuple[Kernel, ...], tuples: int) -> None:
+    found = capacity.maxima(some, tuples)
+    name, most = capacity.least(found)
+    assert found[name] == most == min(found.values())
+    assert most >= 0
+
+
+@settings(deadline=None)
+@given(
+    kernels,
+    limit,
+    st.sampled_from(["free_bytes", "files_free", "max_user_watches"]),
+    st.integers(0, 1 << 40),
+)
+def test_more_of_a_kernel_limit_never_allows_less(
+    one: Kernel, tuples: int, name: str, more: int
+) -> None:
+    raised = replace(one, **{name: getattr(one, name) + more})
+    before = capacity.least(capacity.maxima((one,), tuples))[1]
+    assert capacity.least(capacity.maxima((raised,), tuples))[1] >= before
+
+
+@settings(deadline=None)
+@given(
+    shares,
+    limit,
+    st.sampled_from(["nofile", "nr_open", "conntrack_free", "local_ports"]),
+    st.integers(0, 1 << 30),
+)
+def test_more_of_a_host_limit_never_allows_less(
+    one: Share, tuples: int, name: str, more: int
+) -> None:
+    found = getattr(one, name)
+    raised = one if found is None else replace(one, **{name: found + more})
+    before = capacity.least(capacity.maxima((kernel(one),), tuples))[1]
+    assert capacity.least(capacity.maxima((kernel(raised),), tuples))[1] >= before
+
+
+@settings(deadline=None)
+@given(shares, limit, st.floats(0, 10_000))
+def test_dearer_connections_never_allow_more(one: Share, tuples: int, more: float) -> None:
+    dearer = replace(one, kernel_bytes=one.kernel_bytes + more)
+    before = capacity.maxima((kernel(one),), tuples).get("memory", 0)
+    assert capacity.maxima((kernel(dearer),), tuples).get("memory", 0) <= before
+
+
+@settings(deadline=None)
+@given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit, limit)
+def test_more_tuples_never_allow_less(some: tuple[Kernel, ...], tuples: int, more: int) -> None:
+    before = capacity.least(capacity.maxima(some, tuples))[1]
+    assert capacity.least(capacity.maxima(some, tuples + more))[1] >= before
+
+
+def test_a_shared_kernel_counts_both_ends() -> None:
+    client = share(part=Fraction(1, 2), watches=0)
+    both = kernel(share(), client, client)
+    assert capacity.maxima((both,), 9_999_999)["fs.file-max"] == 1_000_000
+    apart = (kernel(share()), kernel(client), kernel(client))
+    assert capacity.maxima(apart, 9_999_999)["fs.file-max"] == 2_000_000
+    assert capacity.connection_bytes(both) == 2 * capacity.connection_bytes(kernel(share()))
+
+
+@pytest.mark.parametrize(
+    ("made", "bound", "most"),
+    [
+        (kernel(share(nofile=1_024)), "nofile", 960 * 960),
+        (kernel(share(nofile=4_096, nr_open=512)), "fs.nr_open", 448 * 448),
+        (kernel(files_free=7), "fs.file-max", 7),
+        (kernel(files_free=-7), "fs.file-max", 0),
+        (kernel(max_user_watches=800_000), "fs.epoll.max_user_watches", 800_000),
+        (kernel(share(conntrack_free=262_144)), "nf_conntrack_max", 262_144),
+        (kernel(share(local_ports=28_232)), "ip_local_port_range", 28_232),
+        (kernel(share(part=Fraction(1, 2), conntrack_free=5)), "nf_conntrack_max", 10),
+        (kernel(), "tuples", 1_000_000),
+        (kernel(free_bytes=0), "memory", 0),
+    ],
+)
+def test_each_limit_binds(made: Kernel, bound: str, most: int) -> None:
+    assert capacity.least(capacity.maxima((made,), 1_000_000)) == (bound, most)
+
+
+def test_what_is_not_known_or_not_used_bounds_nothing() -> None:
+    made = kernel(share(watches=0), free_bytes=None, files_free=None)
+    assert set(capacity.maxima((made,), 5)) == {"tuples", "nofile"}
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "watch"),
+    [("5.10", 202_895, 128 + 72), ("6.1", 218_824, 120 + 64), ("6.18", 5_491_511, 120 + 64)],
+)
+def test_default_of_max_user_watches_is_the_kernels(name: str, read: int, watch: int) -> None:
+    total = int(texts(name, "before")["meminfo"].split()[1])
+    assert read <= capacity.watches_default(total, watch) < 1.02 * read
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_objects_predict_what_was_measured(name: str) -> None:
+    """Both ends, server in epoll, from ``before`` alone against the growth to ``peak``."""
+    before = texts(name, "before")
+    caches = slab.parse(before["slabinfo"])
+    aliases = slab.parse_aliases(before["slab_aliases"])
+    expected = sum(
+        objects.endpoint_bytes(part, name, caches, aliases)
+        for part in (objects.parts(server=True, watched=True), objects.parts(server=False))
+    )
+    phases = {p: facts.phase(collected(name, p)) for p in ("before", "peak")}
+    host = HostRecord(
+        groups=["servers"], kernel=name, python="", cpu=1, mem_total_kib=1, phases=phases
+    )
+    measured = cost.kernel_bytes({"server1": host}, shared_kernel=True).both_ends
+    assert measured is not None
+    assert expected == pytest.approx(measured, rel=0.03)
+    # Without the host's own slabinfo the table says nearly the same.
+    table = sum(
+        objects.endpoint_bytes(part, name, {}, {})
+        for part in (objects.parts(server=True, watched=True), objects.parts(server=False))
+    )
+    assert table == pytest.approx(expected, rel=0.01)
+
+
+def test_a_bind_bucket_serves_a_port_on_all_addresses() -> None:
+    assert objects.parts(server=False, sources=8)["tcp_bind_bucket"] == 1 / 8
+    assert "tcp_bind_bucket" not in objects.parts(server=True)
+    assert "TCPv6" in objects.parts(server=True, v6=True)
+    assert objects.parts(server=True, tracked=True)["nf_conntrack"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("4.19.0", (5, 10)), ("5.15.1", (5, 10)), ("6.12.9-amd64", (6, 1)), ("7.0", (6, 18))],
+)
+def test_table_row(name: str, row: tuple[int, int]) -> None:
+    assert objects.row(name) is objects.TABLE[row]
+
+
+def test_release_is_checked() -> None:
+    with pytest.raises(ValueError, match="does not start with a release"):
+        objects.release("next")
+
+
+def record(name: str, *groups: str, **sysctl: str) -> HostRecord:
+    return HostRecord(
+        groups=list(groups),
+        kernel="6.1.0-56-cloud-amd64",
+        python="3.11.2",
+        cpu=2,
+        mem_total_kib=990_000,
+        limits={"nofile_hard": 20_000},
+        sysctl={
+            "fs.file-max": "2466177",
+            "fs.nr_open": "1048576",
+            "fs.epoll.max_user_watches": "218824",
+            **sysctl,
+        },
+        phases={"before": facts.phase(collected(name, "before"))},
+    )
+
+
+def lab(underlay: bool) -> Inventory:
+    def host(name: str, group: str, first: str) -> Host:
+        return Host(name, (group,), name, 22, "lab", None, None, (first,))
+
+    hosts = {
+        "server1": host("server1", "servers", "198.18.0.1"),
+        "client1": host("client1", "clients", "198.18.1.1"),
+        "client2": host("client2", "clients", "198.18.2.1"),
+    }
+    return Inventory(
+        source="test",
+        substrate="local",
+        hosts=hosts,
+        underlay=underlay,
+        lab_dir=None,
+        connections=None,
+    )
+
+
+def predict(underlay: bool, **sysctl: str) -> Any:
+    hosts = {
+        "server1": record("6.1", "servers", **sysctl),
+        "client1": record("6.1", "clients"),
+        "client2": record("6.1", "clients"),
+    }
+    evidence = {name: texts("6.1", "before") for name in hosts}
+    scenario = Scenario(name="test", title="test", memory_floor_mib=100)
+    return capacity.predict(scenario, lab(underlay), hosts, evidence, 129_024)
+
+
+def test_prediction_of_a_lab_with_kernels_apart() -> None:
+    found = predict(underlay=False)
+    before = facts.phase(collected("6.1", "before"))
+    free = before.meminfo_kib["MemAvailable"] * 1024 - 449 * 1_100 - (100 << 20)
+    per = found.kernel_bytes_per_connection + capacity.FD_BYTES + capacity.USERLAND_BYTES
+    assert found.limits["memory"] == pytest.approx(free / per, rel=1e-3)
+    assert found.limits["fs.file-max"] == 2_466_177 - 449
+    assert found.limits["fs.epoll.max_user_watches"] == 218_824
+    assert (found.bound_by, found.max_connections) == ("tuples", 129_024)
+    assert list(found.limits.values()) == sorted(found.limits.values())
+
+
+def test_prediction_of_a_lab_on_one_kernel() -> None:
+    apart, shared = predict(underlay=False), predict(underlay=True)
+    assert shared.kernel_bytes_per_connection == pytest.approx(
+        2 * apart.kernel_bytes_per_connection, rel=0.02
+    )
+    assert shared.limits["fs.file-max"] == (2_466_177 - 449) // 2
+    assert shared.limits["memory"] == pytest.approx(apart.limits["memory"] / 2, rel=0.02)
+
+
+def test_conntrack_counts_where_it_is_active() -> None:
+    assert (
+        "nf_conntrack_max"
+        not in predict(False, **{"net.netfilter.nf_conntrack_max": "65536"}).limits
+    )
+    active = {"net.netfilter.nf_conntrack_max": "65536", "net.netfilter.nf_conntrack_count": "9"}
+    found = predict(False, **active)
+    assert (found.bound_by, found.max_connections) == ("nf_conntrack_max", 65_527)
+    more = found.kernel_bytes_per_connection - predict(False).kernel_bytes_per_connection
+    assert more == pytest.approx(256, abs=0.1)
+
+
+def test_held_is_in_the_captured_data() -> None:
+    assert set(HELD) == set(KERNELS)
