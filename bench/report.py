@@ -1,0 +1,212 @@
+"""What a run says to a person: one self-contained page, and a few lines on a terminal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench import figures
+from bench.collect.cost import disturbed
+from bench.results import HostRecord, Run, Setting
+
+COLUMNS = 100
+"""Longest line of the summary."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(run: Run) -> str:
+    """``report.html`` of a run, from the run alone: no script, nothing fetched."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": count,
+        "size": size,
+        "kib": lambda kib: size(kib * 1024),
+        "latency": latency,
+        "pair": pair,
+        "words": lambda text: " ".join(str(text).split()),
+    }
+    page: str = environment.get_template("report.html.j2").render(
+        run=run,
+        m=run.measured,
+        reached=reached(run),
+        title=run.config.get("title", run.scenario),
+        charts=_charts(run),
+        cost=cost(run),
+        disturbed=disturbed(run.measured.kernel_bytes_per_connection),
+        predicted=predicted(run),
+        tuning=list(_tuning(run.hosts)),
+        reported=[(host, *item) for host, r in run.hosts.items() for item in r.reported.items()],
+        missing=[
+            (host, phase, source, why)
+            for host, record in run.hosts.items()
+            for phase, evidence in record.phases.items()
+            for source, why in evidence.missing.items()
+        ],
+        errors=[(name, number, _meaning(name)) for name, number in run.measured.errors.items()],
+        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        image=yaml.safe_dump(run.image, sort_keys=False) if run.image else "",
+    )
+    return page
+
+
+def summary(run: Run, folder: Path | None = None) -> list[str]:
+    """What was reached, how fast, at what cost, what bound it, where the report is.
+
+    :param folder: the run's directory; by default ``results/<run-id>``
+    :return: lines of at most :data:`COLUMNS` columns; their number grows only with the reason's
+    """
+    m, counts = run.measured, run.measured.established
+    lines = _wrap(f"{run.verdict.upper()}: {run.reason}")
+    if counts.clients or counts.servers:
+        lines += _wrap(
+            f"held {count(counts.clients)} of {count(run.requested.connections)} (clients "
+            f"{count(counts.clients)}, servers {count(counts.servers)}, ss {count(counts.ss)}), "
+            f"lost {count(m.lost)}"
+        )
+        late = m.connect_latency_us
+        lines += _wrap(
+            f"opened in {m.ramp_seconds:,.1f} s, {m.connections_per_second:,.0f} connections a "
+            f"second, connect p50 {latency(late.p50)}, p99 {latency(late.p99)}"
+        )
+        lines += _wrap(f"cost per connection: {cost(run)['line']}")
+        lines += _wrap(f"bound by: {run.bound_by}; {predicted(run)}")
+    elif reached(run):
+        lines += _wrap(
+            f"got as far as {count(reached(run))} of {count(run.requested.connections)} "
+            "connections, as the clients told while it ran; nothing was counted"
+        )
+    lines.append(f"report: {folder or Path('results') / run.run_id}/report.html")
+    return lines
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
+
+
+def count(number: int) -> str:
+    """A count with thousands separated."""
+    return f"{number:,}"
+
+
+def size(number: float | None) -> str:
+    """Bytes for a reader: B below 1 KiB, then KiB, MiB, GiB."""
+    if number is None:
+        return "not measured"
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if abs(number) >= unit:
+            return f"{number / unit:,.2f} {name}"
+    return f"{number:,.0f} B"
+
+
+def latency(microseconds: int) -> str:
+    """A latency for a reader: µs below 1 ms, then ms, then s."""
+    if microseconds < 1_000:
+        return f"{microseconds} µs"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1_000:.3g} ms"
+    return f"{microseconds / 1_000_000:.3g} s"
+
+
+def reached(run: Run) -> int:
+    """Connections held at the most: as counted, else as the clients told while the run went on."""
+    return run.measured.established.clients or max((p.held for p in run.curve), default=0)
+
+
+def pair(one: str, two: str) -> Markup:
+    """Two figures as one; a unit that both have is written once."""
+    first, unit = one.rpartition(" ")[::2]
+    shown = first if unit == two.rpartition(" ")[2] and first else one
+    return Markup("<span>{}</span> <small>/</small> <span>{}</span>").format(shown, two)
+
+
+def cost(run: Run) -> dict[str, str]:
+    """What a connection costs, in words: ``kernel``, ``ends`` (whose), ``userland``, ``line``."""
+    kernel, user = (
+        run.measured.kernel_bytes_per_connection,
+        run.measured.userland_bytes_per_connection,
+    )
+    if kernel.both_ends is not None:
+        found, ends = size(kernel.both_ends), "both ends, on one kernel"
+        line = f"kernel {found} for both ends, on one kernel"
+    elif kernel.server is None and kernel.client is None:
+        found, ends = "not measured", "no phases to compare"
+        line = "kernel not measured"
+    else:
+        found, ends = size(kernel.server), f"server; client {size(kernel.client)}"
+        line = f"kernel server {found}, client {size(kernel.client)}"
+    if disturbed(kernel):
+        ends += "; with sockets of others"
+        line += " (with sockets of others)"
+    userland = f"server {size(user.server)}, client {size(user.client)}"
+    if user.server is None and user.client is None:
+        userland = "not measured"
+    return {
+        "kernel": found,
+        "ends": ends,
+        "userland": userland,
+        "line": f"{line}; agents {userland}",
+    }
+
+
+def predicted(run: Run) -> str:
+    """The prediction, in words."""
+    if not run.predicted.limits and not run.predicted.max_connections:
+        return "nothing was predicted"
+    most = count(run.predicted.max_connections)
+    return f"the model expected at most {most} ({run.predicted.bound_by})"
+
+
+def _charts(run: Run) -> dict[str, Markup]:
+    """The charts that the evidence allows; a curve takes two points."""
+    made: dict[str, str] = {}
+    if len(run.curve) > 1:
+        made["held"] = figures.held_and_rate(run.curve, run.requested.connections)
+        if sum(point.p99_us > 0 for point in run.curve) > 1:
+            made["p99"] = figures.p99(run.curve)
+        rising = figures.ramp(run.curve)
+        if len(rising) > 1 and rising[-1].held > rising[0].held and any(p.slab_kib for p in rising):
+            made["memory"] = figures.memory(run.curve)
+    kernel = run.measured.kernel_bytes_per_connection
+    if kernel.by_cache:
+        made["caches"] = figures.caches(kernel.by_cache, kernel.observer_bytes)
+    # Drawn here from numbers and kernel names; matplotlib escapes its text.
+    return {name: Markup(svg) for name, svg in made.items()}
+
+
+Rows = list[tuple[str, str, Setting]]
+
+
+def _tuning(hosts: Mapping[str, HostRecord]) -> Iterable[tuple[str, Rows]]:
+    """(hosts, [(role, key, setting)]), hosts with the same tuning together."""
+    alike: dict[str, tuple[list[str], Rows]] = {}
+    for name, host in hosts.items():
+        rows = [
+            (role, key, setting)
+            for role, settings in host.tuning.items()
+            for key, setting in settings.items()
+        ]
+        if rows:
+            alike.setdefault(repr(rows), ([], rows))[0].append(name)
+    for names, rows in alike.values():
+        yield ", ".join(names), rows
+
+
+def _meaning(name: str) -> str:
+    """What an errno's name means, as strerror(3) says it."""
+    number: Any = getattr(errno, name, None)
+    return os.strerror(number) if isinstance(number, int) else ""
