@@ -1,0 +1,286 @@
+"""Build the lab's image, once per recipe."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.connlab_recipe import (
+    INDEX_FORMAT,
+    RecipeError,
+    debian_sources,
+    installed,
+    known_hosts,
+    management_addresses,
+    packages,
+    recipe_hash,
+)
+
+DPKG_OPTIONS = (
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/lintian/*",
+)
+BUILD_LIMIT = 1800
+"""Seconds for a build, and for another one that is under way: slow mirrors are still mirrors."""
+
+
+class Image:
+    """The image that the parameters describe, and the keys inside it."""
+
+    def __init__(self, params: dict[str, Any], check_mode: bool) -> None:
+        self.params = params
+        self.check_mode = check_mode
+        self.lab = Path(self.params["lab_dir"])
+        self.ssh = self.lab / "ssh"
+        self.images = self.lab / "image"
+
+    def ensure(self) -> dict[str, Any]:
+        """Make what is missing.
+
+        :raises RecipeError: if it cannot be made; one line says why.
+        """
+        addresses = management_addresses(self.params["mgmt_prefix"], self.params["hosts"])
+        keys_missing = [name for name in self._key_files() if not (self.ssh / name).is_file()]
+        if keys_missing and self.check_mode:
+            return {"changed": True, "path": "", "hash": "", "removed": []}
+        if keys_missing:
+            self._make_keys()
+        changed = bool(keys_missing)
+        changed |= self._write_known_hosts(addresses)
+        recipe = self._recipe()
+        name = recipe_hash(recipe)
+        path = self.images / name
+        result: dict[str, Any] = {"path": str(path), "hash": name, "removed": []}
+        if not (path / "manifest.json").is_file():
+            changed = True
+            if not self.check_mode:
+                result["seconds"] = self._build(recipe, path)
+        if not self.check_mode:
+            os.utime(path)
+            result["removed"] = self._prune(path)
+        return {**result, "changed": changed or bool(result["removed"])}
+
+    @staticmethod
+    def _key_files() -> list[str]:
+        return [
+            name + suffix
+            for name in ("id_ed25519", "ssh_host_ed25519_key")
+            for suffix in ("", ".pub")
+        ]
+
+    def _make_keys(self) -> None:
+        self.ssh.mkdir(parents=True, exist_ok=True)
+        self.ssh.chmod(0o700)
+        for name, comment in (("id_ed25519", "connlab"), ("ssh_host_ed25519_key", "connlab-host")):
+            key, public = self.ssh / name, self.ssh / f"{name}.pub"
+            if key.is_file() and public.is_file():
+                continue
+            key.unlink(missing_ok=True)
+            public.unlink(missing_ok=True)
+            self._run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", key])
+
+    def _write_known_hosts(self, addresses: list[str]) -> bool:
+        path = self.ssh / "known_hosts"
+        current = path.read_text() if path.is_file() else ""
+        public = (self.ssh / "ssh_host_ed25519_key.pub").read_text()
+        wanted = known_hosts(current, addresses, public)
+        if wanted == current:
+            return False
+        if not self.check_mode:
+            fresh = path.with_suffix(".new")
+            fresh.write_text(wanted)
+            fresh.replace(path)
+        return True
+
+    def _recipe(self) -> dict[str, object]:
+        tree = Path(self.params["tree"])
+        files = {
+            str(file.relative_to(tree)): _digest(file)
+            for file in sorted(tree.rglob("*"))
+            if file.is_file()
+        }
+        release = platform.freedesktop_os_release()
+        if release.get("ID") != "debian" or "VERSION_CODENAME" not in release:
+            raise RecipeError(
+                f"this machine runs {release.get('PRETTY_NAME')}; the image is built from the "
+                "machine's own Debian sources: use Debian 12 or newer"
+            )
+        architecture = self._run(["dpkg", "--print-architecture"]).strip()
+        return {
+            "suite": release["VERSION_CODENAME"],
+            "architecture": architecture,
+            "packages": packages(self.params["packages"], self.params["kernel"], architecture),
+            "files": files,
+            "hook": _digest(Path(self.params["hook"])),
+            "dpkg_options": list(DPKG_OPTIONS),
+            "login_key": _digest(self.ssh / "id_ed25519.pub"),
+            "host_key": _digest(self.ssh / "ssh_host_ed25519_key.pub"),
+        }
+
+    def _sources(self, codename: str) -> list[str]:
+        given: list[str] = self.params["sources"]
+        if given:
+            return given
+        list_indexes = ["apt-get", "indextargets", "--format", INDEX_FORMAT, "Created-By: Packages"]
+        try:
+            return debian_sources(self._run(list_indexes), codename, self.params["keyring"])
+        except RecipeError:
+            # The origin of a source is known once its Release file has been fetched.
+            self._run(["apt-get", "--quiet", "update"])
+            return debian_sources(self._run(list_indexes), codename, self.params["keyring"])
+
+    def _build(self, recipe: dict[str, object], path: Path) -> float:
+        self.images.mkdir(parents=True, exist_ok=True)
+        with (self.images / ".lock").open("w") as lock:
+            self._wait_for(lock.fileno())
+            if (path / "manifest.json").is_file():
+                return 0.0
+            # Under the lock, a build directory belongs to a build that is dead.
+            for stale in self.images.glob(".build-*"):
+                shutil.rmtree(stale)
+            if path.exists():
+                shutil.rmtree(path)
+            started = time.monotonic()
+            work = self.images / f".build-{path.name}"
+            work.mkdir(mode=0o755)
+            try:
+                self._bootstrap(recipe, work, lock.fileno())
+                self._write_manifest(recipe, work, started)
+                (work / "sources.list").unlink()
+                work.rename(path)
+            finally:
+                if work.exists():
+                    shutil.rmtree(work)
+            return round(time.monotonic() - started, 1)
+
+    def _wait_for(self, lock: int) -> None:
+        deadline = time.monotonic() + BUILD_LIMIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RecipeError(
+                        f"another build has held {self.images}/.lock for {BUILD_LIMIT} s"
+                    ) from None
+                time.sleep(0.2)
+
+    def _bootstrap(self, recipe: dict[str, object], work: Path, lock: int) -> None:
+        sources = self._sources(str(recipe["suite"]))
+        (work / "sources.list").write_text("\n".join(sources) + "\n")
+        wanted = recipe["packages"]
+        assert isinstance(wanted, list)
+        command = [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=essential",
+            "--format=directory",
+            "--quiet",
+            f"--include={','.join(wanted)}",
+            '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=Acquire::Languages "none"',
+            '--aptopt=Acquire::Retries "3"',
+            *(f"--aptopt={line}" for line in self._acquire_options()),
+            *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
+            '--customize-hook="$HOOK" "$1"',
+            "",
+            str(work / "rootfs"),
+            str(work / "sources.list"),
+        ]
+        environment = {
+            **os.environ,
+            "HOOK": self.params["hook"],
+            "TREE": self.params["tree"],
+            "SSH": str(self.ssh),
+            "LC_ALL": "C.UTF-8",
+        }
+        # The lock goes along: should this module be killed, the next build waits for the orphan.
+        self._run(command, environment, pass_fds=(lock,), limit=BUILD_LIMIT)
+
+    def _acquire_options(self) -> list[str]:
+        """The machine's own way to its sources: proxies and the checks it turned off."""
+        dump = self._run(["apt-config", "dump", "--format", '%F "%v";%n'])
+        wanted = r"Acquire::((http|https)::(Proxy|CaInfo)|Check-Valid-Until|Check-Date)\b.*"
+        return [line for line in dump.splitlines() if re.match(wanted, line) and '""' not in line]
+
+    def _write_manifest(self, recipe: dict[str, object], work: Path, started: float) -> None:
+        query = ["dpkg-query", f"--admindir={work}/rootfs/var/lib/dpkg"]
+        listing = self._run([*query, "-W", "-f", "${binary:Package} ${Version}\n"])
+        sources = (work / "sources.list").read_text()
+        manifest = {
+            "hash": recipe_hash(recipe),
+            "built": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+            "recipe": recipe,
+            # Runs carry this along: a password in a source's address must not be in it.
+            "sources": re.sub(r"//[^/@\s]*@", "//", sources).splitlines(),
+            "packages": installed(listing),
+        }
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+    def _prune(self, current: Path) -> list[str]:
+        """Remove the images least recently used, but none that a lab's hosts stand on."""
+        in_use = {current.name}
+        for lower in self.lab.glob("*/hosts/*/lower"):
+            in_use.add(lower.resolve().parent.name)
+        spare = [
+            image
+            for image in sorted(self.images.glob("[0-9a-f]*"), key=_age)
+            if image.name not in in_use
+        ]
+        old = spare[self.params["keep"] :]
+        for image in old:
+            shutil.rmtree(image)
+        return [image.name for image in old]
+
+    def _run(
+        self,
+        command: Sequence[str | Path],
+        environment: dict[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+        limit: float = 600,
+    ) -> str:
+        try:
+            done = subprocess.run(
+                command,
+                env=environment or {**os.environ, "LC_ALL": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                pass_fds=pass_fds,
+                timeout=limit,
+            )
+        except FileNotFoundError as missing:
+            raise RecipeError(f"{missing.filename}: not installed") from None
+        except subprocess.TimeoutExpired:
+            raise RecipeError(f"{command[0]}: not done within {limit:.0f} s") from None
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in said if line.startswith("E:")] or said
+            text = " / ".join(errors[-3:]) or f"exit {done.returncode}"
+            raise RecipeError(f"{command[0]}: {text}")
+        return done.stdout
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _age(image: Path) -> float:
+    return -image.stat().st_mtime

@@ -1,0 +1,119 @@
+"""What goes into the lab's image, as data: sources, packages, hash, known_hosts.
+
+Pure functions: nothing here reads or changes the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+
+KERNEL_PACKAGES = ("initramfs-tools", "udev")
+"""What a root file system needs beside a kernel to boot as a VM disk."""
+
+INDEX_FORMAT = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(CODENAME)"
+"""For ``apt-get indextargets --format``: apt's own view of the sources that are enabled."""
+
+
+class RecipeError(Exception):
+    """The image cannot be described; the message says in one line why."""
+
+
+def debian_sources(listing: str, codename: str, keyring: str) -> list[str]:
+    """The sources.list lines of the image, from the machine's own Debian sources.
+
+    :param listing: output of ``apt-get indextargets --format INDEX_FORMAT 'Created-By: Packages'``.
+    :param codename: the machine's Debian release; its updates and security suites come with it.
+    :param keyring: file with the keys that must have signed them.
+    :raises RecipeError: if no enabled source is of Debian's origin and of that release.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in listing.splitlines():
+        fields = line.strip().split("|")
+        if len(fields) != 5:
+            continue
+        origin, uri, release, component, suite = fields
+        if origin != "Debian" or suite not in _suites(codename):
+            continue
+        components = found.setdefault((uri, release), [])
+        if component not in components:
+            components.append(component)
+    if not any(_same_release(release, codename, listing) for _, release in found):
+        raise RecipeError(
+            f"no enabled apt source of origin Debian for {codename}: enable one, or set "
+            "lab_image_sources to the sources.list lines to use"
+        )
+    return [
+        f"deb [signed-by={keyring}] {uri} {release} {' '.join(components)}"
+        for (uri, release), components in found.items()
+    ]
+
+
+def _suites(codename: str) -> tuple[str, ...]:
+    return (codename, f"{codename}-updates", f"{codename}-security")
+
+
+def _same_release(release: str, codename: str, listing: str) -> bool:
+    # A source may name its suite by class ("stable"): apt's Codename field tells the release.
+    return any(
+        fields[2] == release and fields[4] == codename
+        for fields in (line.strip().split("|") for line in listing.splitlines())
+        if len(fields) == 5 and fields[0] == "Debian"
+    )
+
+
+def packages(wanted: list[str], kernel: bool, architecture: str) -> list[str]:
+    """The sorted package list of the image, with a kernel for a VM disk when asked for.
+
+    :param architecture: Debian's name of it, e.g. amd64.
+    """
+    chosen = set(wanted)
+    if kernel:
+        chosen |= {*KERNEL_PACKAGES, f"linux-image-cloud-{architecture}"}
+    return sorted(chosen)
+
+
+def recipe_hash(recipe: dict[str, object]) -> str:
+    """Sixteen hex digits that change when anything in the recipe does."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def management_addresses(prefix: str, hosts: int) -> list[str]:
+    """Addresses of the lab's hosts, the first of a management prefix on.
+
+    :raises RecipeError: if the prefix is not an IPv4 network with room for them.
+    """
+    try:
+        network = ipaddress.IPv4Network(prefix)
+    except ValueError as bad:
+        raise RecipeError(f"lab_mgmt_prefix: got {prefix!r}, expected an IPv4 /24: {bad}") from None
+    if network.prefixlen != 24:
+        raise RecipeError(f"lab_mgmt_prefix: got {prefix}, expected a /24")
+    return [str(network[number]) for number in range(1, hosts + 1)]
+
+
+def known_hosts(current: str, addresses: list[str], public_key: str) -> str:
+    """The text of known_hosts: every address with the host key.
+
+    Lines of other addresses stay when they name the same key (another lab of this checkout, on
+    another prefix); a line with another key is of an image that is gone.
+
+    :param public_key: a .pub line; its comment is dropped.
+    """
+    key = " ".join(public_key.split()[:2])
+    kept = [
+        line.split()[0]
+        for line in current.splitlines()
+        if re.fullmatch(rf"\S+ {re.escape(key)}", line.strip())
+    ]
+    names = sorted({*kept, *addresses}, key=lambda name: (len(name), name))
+    return "".join(f"{name} {key}\n" for name in names)
+
+
+def installed(listing: str) -> dict[str, str]:
+    """Package versions from ``dpkg-query -W -f '${binary:Package} ${Version}\\n'``."""
+    rows = (line.split() for line in listing.splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 2}
