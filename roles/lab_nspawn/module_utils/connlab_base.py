@@ -1,0 +1,102 @@
+"""Files, commands, mounts and the lock: what all work on the machine underneath needs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ansible.module_utils.connlab_layout import LabError
+
+RUN = Path("/run/connlab")
+"""What labs note about this machine: owners, and limits as they were found."""
+
+
+def run(*command: str | Path, check: bool = True, text: str | None = None) -> str:
+    """Output of a command.
+
+    :param text: its standard input.
+    :raises LabError: if it fails and check is set.
+    """
+    done = subprocess.run(
+        command,
+        input=text,
+        stdin=None if text is not None else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    if done.returncode and check:
+        said = " / ".join(done.stderr.split("\n")).strip(" /") or f"exit {done.returncode}"
+        raise LabError(f"{' '.join(str(word) for word in command)}: {said}")
+    return done.stdout if done.returncode == 0 else ""
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    fresh.chmod(mode)
+    fresh.replace(path)
+
+
+def read(path: Path) -> str:
+    """The text of a file, empty where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def locked(limit: float) -> Iterator[None]:
+    """Hold the machine-wide lock on labs: a lock on a directory, so that no file stays behind.
+
+    :raises LabError: if another create or destroy holds it for longer than limit seconds.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        RUN.mkdir(parents=True, exist_ok=True)
+        handle = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who held it before may have removed the directory since.
+            if RUN.exists() and os.fstat(handle).st_ino == RUN.stat().st_ino:
+                break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise LabError(f"another lab is being made or removed for {limit:.0f} s") from None
+            time.sleep(0.1)
+        os.close(handle)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            RUN.rmdir()
+        os.close(handle)
+
+
+def mounts_below(path: Path) -> list[str]:
+    """Mount points at and below a path, the deepest first."""
+    found = []
+    for line in read(Path("/proc/self/mountinfo")).splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if point == str(path) or point.startswith(f"{path}/"):
+            found.append(point)
+    return found[::-1]
+
+
+def unmount_below(path: Path) -> None:
+    """Unmount all that is mounted at and below a path.
+
+    :raises LabError: if something stays mounted.
+    """
+    for point in mounts_below(path):
+        run("umount", point)
