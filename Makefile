@@ -1,0 +1,76 @@
+# make lab     build the lab, tune it, hold the connections, report (root)
+# make down    put everything back as it was found (root)
+# Variables: CONNECTIONS=50000 CLIENTS=4 SCENARIO=name SET='{"hold_seconds": 5}',
+#            and to run a second lab beside the first: LAB=name PREFIX=198.51.100.0/24
+
+PYTHON ?= python3
+VENV := .venv
+
+# Ansible refuses to start without a UTF-8 locale, which a bare Debian does not set, and ignores
+# an ansible.cfg that it found by itself in a directory that others can write to.
+export LC_ALL := C.UTF-8
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
+
+LAB_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/local/group_vars/all.yml))
+EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
+	$(if $(CLIENTS),-e lab_clients=$(CLIENTS)) \
+	$(if $(SCENARIO),-e scenario=$(SCENARIO)) \
+	$(if $(LAB),-e lab_name=$(LAB)) \
+	$(if $(PREFIX),-e lab_mgmt_prefix=$(PREFIX)) \
+	$(if $(SET),-e '{"set": $(SET)}')
+
+.PHONY: help setup dev lab down test lint root
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \(make\|Variables\|     \)/\1/p' Makefile
+
+root:
+	@[ "$$(id -u)" = 0 ] || { \
+	  echo "needs root: namespaces, mounts and sysctls are made; run: sudo make $(MAKECMDGOALS)" >&2; \
+	  exit 2; }
+
+setup: $(VENV)/.runtime
+dev: $(VENV)/.dev
+
+# Stamps come last: what was interrupted is done again. A venv is bound to its path, so one that
+# was copied along with the checkout is made anew.
+$(VENV)/.runtime: requirements.txt | root
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	    python3 python3-venv >/dev/null; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "needs Python 3.11 or newer; this is $$($(PYTHON) --version)" >&2; exit 2; }
+	@echo "Installing the pinned Python packages into $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "Installing the pinned development packages into $(VENV)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+lab: root $(VENV)/.runtime
+	@ansible-playbook lab.yml $(EXTRA)
+
+# With no lab of this name on the machine there is no host to revert, only the machine itself:
+# without the lab's own link, its management addresses would be looked for outside.
+down: root $(VENV)/.runtime
+	@status=0; limit=; \
+	[ -e /run/connlab/$(LAB_NAME).owner ] || limit="--limit underlay"; \
+	ansible-playbook playbooks/revert.yml $$limit $(EXTRA) || status=$$?; \
+	ansible-playbook playbooks/destroy.yml $(EXTRA) || status=$$?; \
+	exit $$status
+
+lint: $(VENV)/.dev
+	@ruff check . && ruff format --check .
+	@mypy
+	@yamllint --strict .
+	@ansible-lint --profile production --strict
+
+test: root $(VENV)/.dev lint
+	@pytest
+	@molecule test --all
