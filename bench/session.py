@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,8 @@ STOP_SECONDS = 20.0
 
 OLDEST_PYTHON = (3, 9)
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 Connect = Callable[[Host], Link]
 Message = dict[str, Any]
 
@@ -39,7 +42,6 @@ class Agent:
         self.process = process
         self.heard = time.monotonic()
         self.last_error = ""
-        self.stopping = False
 
     @property
     def name(self) -> str:
@@ -219,15 +221,28 @@ class Session:
 
     def close(self) -> None:
         """Stop every agent, remove what was pushed, close the connections. Never raises."""
-        with ThreadPoolExecutor(max_workers=max(1, len(self.agents))) as pool:
+        with _uninterrupted(), ThreadPoolExecutor(max(1, len(self.agents))) as pool:
             # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT.
             for role in ("client", "server"):
                 list(pool.map(_stop, [agent for agent in self.agents if agent.role == role]))
         self.agents.clear()
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a second Ctrl-C wait: cleaning up half would leave what this exists to remove."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _stop(agent: Agent) -> None:
-    agent.stopping = True
     with contextlib.suppress(LabError):
         agent.tell({"op": "stop"})
     with contextlib.suppress(LabError, OSError, EOFError):
