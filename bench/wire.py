@@ -13,7 +13,8 @@ serve      spec: :class:`ServerSpec`                              serving {worke
 prepare    spec: :class:`ClientSpec`                              prepared {workers}
 ramp       (none)                                                 ramped (:class:`Ramped`)
 halt       (none); ends the ramp early, keeps what is held        halted {}
-collect    phase, count: list of [address, port] or null          collected (:class:`Collected`)
+collect    phase, count: list of [address, port] or null,         collected (:class:`Collected`)
+           state: of the sockets to count, as ss(8) names it
 answer     on: bool; the server answers echoes or has stopped     answering {on, echoes, wrong}
 echo       mode: sample|all, sample: int                          echoed {asked, answered, wrong}
 verify     (none); looks at every held socket                     verified {alive, dead}
@@ -65,6 +66,7 @@ class Facts(TypedDict):
     cap_sys_resource: bool
     sysctl: Dict[str, str]
     addresses: List[str]
+    """Addresses and prefixes that the host answers for."""
     ehash_entries: int
     roles: Dict[str, Any]
     """Role name to the role's own record (``/var/lib/connlab/<role>.json``)."""
@@ -162,13 +164,13 @@ class Collected(TypedDict):
     event: str
     phase: str
     texts: Dict[str, str]
-    """Source name (``ss_s``, ``sockstat``, ``sockstat6``, ``meminfo``, ``slabinfo``, ``nstat``,
-    ``limits``) to the text as printed. A source that could not be read is absent and named in
-    ``missing``."""
+    """Source name (``ss_s``, ``sockstat``, ``sockstat6``, ``meminfo``, ``slabinfo``,
+    ``slab_aliases``, ``nstat``, ``limits``) to the text as printed. A source that could not be
+    read is absent and named in ``missing``."""
     missing: Dict[str, str]
     held: int
     established: Optional[int]
-    """Lines of ``ss`` in state ESTAB on the endpoints asked for, null if none were asked for."""
+    """Lines of ``ss`` in the state and on the endpoints asked for, null if none were."""
     workers: int
     pss_kib: int
     """Sum over the agent's parent and workers, ``/proc/<pid>/smaps_rollup``."""

@@ -1,0 +1,360 @@
+"""The phases of a run in order: prepare, ramp, hold, collect, drain. Evidence is kept as it comes,
+so that a run that ends early still has what it had gathered."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from bench import capacity, facts
+from bench.curve import Recorder, merge
+from bench.errors import InputError, LabError
+from bench.inventory import Host, Inventory
+from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Store
+from bench.scenario import Scenario
+from bench.session import Agent, Session
+from bench.tuples import Plan, plan
+from bench.wire import ClientSpec, Endpoint, ServerSpec
+
+START_SECONDS = 60.0
+"""For an agent to fork its workers, to listen, and to prove the handshake."""
+
+COLLECT_SECONDS = 300.0
+"""For one host's evidence: listing a million sockets takes seconds, under emulation minutes."""
+
+DRAIN_SECONDS = 600.0
+"""For all connections to close."""
+
+SETTLE_SECONDS = 10.0
+"""For the servers to accept what the clients already see as established."""
+
+SYSCTLS = (
+    "fs.epoll.max_user_watches",
+    "fs.file-max",
+    "fs.nr_open",
+    "net.core.netdev_max_backlog",
+    "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_ehash_entries",
+    "net.ipv4.tcp_max_orphans",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_max_tw_buckets",
+    "net.ipv4.tcp_mem",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
+)
+"""Recorded with every run."""
+
+
+def endpoints(host: Host, scenario: Scenario) -> list[Endpoint]:
+    """What a server listens on."""
+    return [(address, port) for address in host.data_addresses for port in scenario.server_ports]
+
+
+def plan_for(
+    scenario: Scenario,
+    inventory: Inventory,
+    sources: Mapping[str, Sequence[str]] | None = None,
+) -> Plan:
+    """The tuples of a run.
+
+    :param sources: client name to its source addresses; by default those of the inventory.
+    :raises InputError: if the addresses do not allow that many connections.
+    """
+    return plan(
+        scenario.connections,
+        sources or {host.name: host.data_addresses for host in inventory.of("clients")},
+        [end for host in inventory.of("servers") for end in endpoints(host, scenario)],
+        scenario.first_client_port,
+        scenario.last_client_port,
+    )
+
+
+@dataclass
+class Evidence:
+    """What a run has gathered so far."""
+
+    hosts: dict[str, HostRecord] = field(default_factory=dict)
+    predicted: Predicted | None = None
+    peak: Established = field(default_factory=lambda: Established(clients=0, servers=0, ss=0))
+    ramp_seconds: float = 0.0
+    lost: int = 0
+    retried: int = 0
+    errors: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Errno name to count, by role."""
+    latency: dict[int, int] = field(default_factory=dict)
+    stopped_by: str = "complete"
+    """Why the ramp ended: complete, lost, memory or timeout."""
+    liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
+    drain_seconds: float | None = None
+    left_after: int | None = None
+
+
+class Conduct:
+    """Leads the agents of one session through one scenario."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        inventory: Inventory,
+        session: Session,
+        recorder: Recorder,
+        store: Store,
+        run_id: str,
+        nonce: str,
+    ) -> None:
+        self.scenario = scenario
+        self.inventory = inventory
+        self.session = session
+        self.recorder = recorder
+        self.found = Evidence()
+        self._store = store
+        self._run_id = run_id
+        self._nonce = nonce
+        self._short_of_memory = ""
+        self.servers = [agent for agent in session.agents if agent.role == "server"]
+        self.clients = [agent for agent in session.agents if agent.role == "client"]
+        session.on_tick = self._tick
+
+    def all(self) -> None:
+        """From the first fact to the last count."""
+        self.prepare()
+        self.ramp()
+        self.hold()
+        self.drain()
+
+    def _tick(self, agent: Agent, message: Mapping[str, Any]) -> None:
+        self.recorder.tick(agent.name, agent.role, message)
+        floor = self.scenario.memory_floor_mib * 1024
+        if int(message["mem_free_kib"]) < floor and not self._short_of_memory:
+            self._short_of_memory = agent.name
+        errors = self.found.errors.setdefault(agent.role, {})
+        if agent.role == "server":
+            errors.update(message["errors"])
+
+    def prepare(self) -> None:
+        """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
+        self.recorder.enter("prepare")
+        told = self.session.ask(
+            self.session.agents, "facts", "facts", START_SECONDS, sysctls=list(SYSCTLS)
+        )
+        for agent, message in told.items():
+            self.found.hosts[agent.name] = facts.host_record(message, agent.host.groups)
+        tuples = self._plan()
+        for agent in self.servers:
+            agent.tell({"op": "serve", "spec": self._server_spec(agent, tuples)})
+        self.session.gather(self.servers, "serving", START_SECONDS)
+        for agent in self.clients:
+            agent.tell({"op": "prepare", "spec": self._client_spec(agent, tuples)})
+        self.session.gather(self.clients, "prepared", START_SECONDS)
+        texts = self.collect("before")
+        self.found.predicted = capacity.predict(
+            self.scenario, self.inventory, self.found.hosts, texts, tuples.capacity
+        )
+
+    def _plan(self) -> Plan:
+        """The plan over the addresses that the hosts really have.
+
+        :raises LabError: if a server lacks an address that it should listen on.
+        :raises InputError: if the clients' addresses do not allow that many connections.
+        """
+        there = {name: facts.local_networks(host) for name, host in self.found.hosts.items()}
+
+        def has(host: Host, address: str) -> bool:
+            return any(ipaddress.ip_address(address) in network for network in there[host.name])
+
+        for agent in self.servers:
+            for address in agent.host.data_addresses:
+                if not has(agent.host, address):
+                    raise LabError(f"host {agent.name}: address {address} is not on this host")
+        sources = {
+            agent.name: [one for one in agent.host.data_addresses if has(agent.host, one)]
+            for agent in self.clients
+        }
+        missing = sum(len(agent.host.data_addresses) for agent in self.clients) - sum(
+            len(found) for found in sources.values()
+        )
+        try:
+            return plan_for(self.scenario, self.inventory, sources)
+        except InputError as error:
+            if not missing:
+                raise
+            raise InputError(
+                f"{error}; {missing} planned client addresses are on no host: tune for this many "
+                f"with ansible-playbook playbooks/tune.yml -e connections="
+                f"{self.scenario.connections}"
+            ) from error
+
+    def _control(self, host: Host) -> Endpoint:
+        return (host.data_addresses[0], self.scenario.control_port)
+
+    def _server_spec(self, agent: Agent, tuples: Plan) -> ServerSpec:
+        listening = endpoints(agent.host, self.scenario)
+        return ServerSpec(
+            nonce=self._nonce,
+            endpoints=listening,
+            control=self._control(agent.host),
+            connections=tuples.held_by(listening),
+            backlog=self.scenario.backlog,
+            listener=self.scenario.listener,
+            watch=self.scenario.watch,
+            acceptors=self.scenario.acceptors,
+            nap_ms=self.scenario.accept_nap_ms,
+            memory_floor_kib=self.scenario.memory_floor_mib * 1024,
+        )
+
+    def _client_spec(self, agent: Agent, tuples: Plan) -> ClientSpec:
+        share = tuples.share(agent.name) / self.scenario.connections
+        return ClientSpec(
+            nonce=self._nonce,
+            controls=[self._control(server.host) for server in self.servers],
+            blocks=list(tuples.blocks[agent.name]),
+            max_in_flight=self.scenario.max_in_flight,
+            connect_rate=(self.scenario.connect_rate or 0.0) * share,
+            connect_timeout_ms=self.scenario.connect_timeout_ms,
+            retries=self.scenario.retries,
+            backoff_ms=self.scenario.backoff_ms,
+            active=self.scenario.active_workers,
+            memory_floor_kib=self.scenario.memory_floor_mib * 1024,
+        )
+
+    def ramp(self) -> None:
+        """Open every connection of the plan, or stop at the first limit that ends it."""
+        scenario, found = self.scenario, self.found
+        self.recorder.enter("ramp")
+        self.recorder.restart()
+        began = time.monotonic()
+        halted = False
+
+        def watch() -> None:
+            nonlocal halted
+            self.recorder.sample()
+            late = time.monotonic() - began > scenario.ramp_timeout_seconds
+            if not halted and (self._short_of_memory or late):
+                halted = True
+                found.stopped_by = "memory" if self._short_of_memory else "timeout"
+                self.session.tell(self.clients, "halt")
+
+        grace = scenario.connect_timeout_ms / 1000 * (scenario.retries + 1) + START_SECONDS
+        ended = self.session.ask(
+            self.clients, "ramp", "ramped", scenario.ramp_timeout_seconds + grace, watch
+        )
+        found.ramp_seconds = time.monotonic() - began
+        found.latency = merge(message["latency"] for message in ended.values())
+        found.lost = sum(int(message["lost"]) for message in ended.values())
+        for message in ended.values():
+            _add(found.errors.setdefault("client", {}), message["errors"])
+            if message["reason"] == "memory":
+                found.stopped_by = "memory"
+            elif message["reason"] == "lost" and found.stopped_by == "complete":
+                found.stopped_by = "lost"
+        self._settle(sum(int(message["held"]) for message in ended.values()))
+
+    def _settle(self, held: int) -> None:
+        """Wait until the servers have accepted what the clients hold, or no longer gain."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < until:
+            status = self.session.ask(self.servers, "status", "status", START_SECONDS)
+            if sum(int(message["held"]) for message in status.values()) >= held:
+                return
+            self.session.wait(0.1)
+
+    def hold(self) -> None:
+        """Hold, count three times, prove by echoes that both ends are alive, look again."""
+        scenario, found = self.scenario, self.found
+        began = time.monotonic()
+        self.recorder.enter("hold", scenario.hold_seconds)
+        self.recorder.sample(force=True)
+        self.collect("peak")
+        found.peak = self._counts("peak")
+        if scenario.liveness != "none" and found.peak.clients:
+            found.liveness = self._echo()
+        self.session.wait(began + scenario.hold_seconds - time.monotonic(), self.recorder.sample)
+        alive = self.session.ask(self.clients, "verify", "verified", COLLECT_SECONDS)
+        found.lost += sum(int(message["dead"]) for message in alive.values())
+        self.collect("hold_end")
+
+    def _echo(self) -> Liveness:
+        scenario = self.scenario
+        self.session.ask(self.servers, "answer", "answering", START_SECONDS, on=True)
+        sample = max(1, scenario.liveness_sample // len(self.clients))
+        replies = self.session.ask(
+            self.clients,
+            "echo",
+            "echoed",
+            COLLECT_SECONDS,
+            self.recorder.sample,
+            mode=scenario.liveness,
+            sample=sample,
+        ).values()
+        ended = self.session.ask(
+            self.servers, "answer", "answering", START_SECONDS, on=False
+        ).values()
+        return Liveness(
+            mode=scenario.liveness,
+            asked=sum(int(message["asked"]) for message in replies),
+            answered=sum(int(message["answered"]) for message in replies),
+            wrong=sum(int(message["wrong"]) for message in [*replies, *ended]),
+        )
+
+    def drain(self) -> None:
+        """Close everything from the client side and prove that nothing is left."""
+        self.recorder.enter("drain")
+        began = time.monotonic()
+        self.session.ask(
+            self.clients,
+            "drain",
+            "drained",
+            DRAIN_SECONDS,
+            self.recorder.sample,
+            how=self.scenario.drain,
+            rate=self.scenario.drain_rate // len(self.clients),
+        )
+        while True:
+            status = self.session.ask(self.servers, "status", "status", START_SECONDS)
+            if not any(int(message["held"]) for message in status.values()):
+                break
+            if time.monotonic() - began > DRAIN_SECONDS:
+                raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
+            self.session.wait(0.1)
+        self.found.drain_seconds = round(time.monotonic() - began, 3)
+        self.collect("after", state="connected")
+        self.found.left_after = self._counts("after").ss
+
+    def collect(self, phase: str, state: str = "established") -> dict[str, Mapping[str, str]]:
+        """Every host's evidence of a phase, kept raw and parsed. Returns the texts by host.
+
+        :param state: of the servers' sockets that are counted, as ss(8) names it.
+        """
+        for agent in self.session.agents:
+            count = endpoints(agent.host, self.scenario) if agent.role == "server" else None
+            agent.tell({"op": "collect", "phase": phase, "count": count, "state": state})
+        told = self.session.gather(
+            self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample
+        )
+        taken = datetime.now(UTC)
+        for agent, message in told.items():
+            self._store.write_raw(self._run_id, agent.name, phase, message["texts"])
+            self.found.hosts[agent.name].phases[phase] = facts.phase(message, taken)
+        return {agent.name: message["texts"] for agent, message in told.items()}
+
+    def _counts(self, phase: str) -> Established:
+        def of(agents: Sequence[Agent]) -> list[Phase]:
+            return [self.found.hosts[agent.name].phases[phase] for agent in agents]
+
+        return Established(
+            clients=sum(one.held for one in of(self.clients)),
+            servers=sum(one.held for one in of(self.servers)),
+            ss=sum(one.established or 0 for one in of(self.servers)),
+        )
+
+
+def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        total[name] = total.get(name, 0) + count

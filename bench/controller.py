@@ -1,0 +1,179 @@
+"""One run: agents up, phases led, evidence assembled into a :class:`Run`, agents gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench import curve, diagnose, report
+from bench.agent import bundle
+from bench.collect import cost
+from bench.conduct import Conduct, Evidence, plan_for
+from bench.errors import ConnlabError, InputError
+from bench.inventory import Inventory
+from bench.results import (
+    CurvePoint,
+    HostRecord,
+    Measured,
+    Predicted,
+    Requested,
+    Run,
+    Store,
+    Verdict,
+    Workers,
+)
+from bench.scenario import Scenario
+from bench.session import Connect, Session
+
+Progress = Callable[[curve.Progress], None]
+
+
+def run(
+    scenario: Scenario,
+    inventory: Inventory,
+    store: Store,
+    connect: Connect,
+    progress: Progress,
+) -> Run:
+    """Run one scenario on one inventory, to the end.
+
+    Once the hosts are reached, results are written whatever happens: a run that failed or was
+    interrupted is kept with verdict ``aborted`` and all that it had gathered.
+
+    :param progress: called about once a second with where the run stands.
+    :raises InputError: for a plan that cannot be made; nothing was touched.
+    :raises LabError: if the lab failed.
+    """
+    plan_for(scenario, inventory)
+    started = datetime.now(UTC)
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(connect, bundle.build().data))
+        session.start(
+            [(host, "server") for host in inventory.of("servers")]
+            + [(host, "client") for host in inventory.of("clients")]
+        )
+        run_id, folder = store.create(scenario.name, started)
+        samples = stack.enter_context((folder / "samples.ndjson").open("w"))
+        recorder = curve.Recorder(scenario.connections, samples, progress)
+        nonce = secrets.token_hex(16)
+        conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
+
+        def keep(ended: tuple[Verdict, str] | None) -> Run:
+            session.close()
+            made = _assemble(
+                scenario, inventory, conduct.found, recorder.points, run_id, started, ended
+            )
+            store.write(made)
+            (folder / "report.html").write_text(report.render(made))
+            return made
+
+        try:
+            conduct.all()
+        except InputError:
+            session.close()
+            samples.close()
+            shutil.rmtree(folder)
+            raise
+        except ConnlabError as error:
+            keep(("aborted", str(error)))
+            raise
+        except KeyboardInterrupt:
+            keep(("aborted", "interrupted"))
+            raise
+        return keep(None)
+
+
+def _assemble(
+    scenario: Scenario,
+    inventory: Inventory,
+    found: Evidence,
+    points: list[CurvePoint],
+    run_id: str,
+    started: datetime,
+    ended: tuple[Verdict, str] | None,
+) -> Run:
+    held, seconds = found.peak.clients, found.ramp_seconds
+    measured = Measured(
+        established=found.peak,
+        ramp_seconds=round(seconds, 3),
+        connections_per_second=round(held / seconds, 1) if seconds else 0.0,
+        lost=found.lost,
+        retried=found.retried,
+        errors=_sum(found.errors.values()),
+        connect_latency_us=curve.latency(found.latency),
+        kernel_bytes_per_connection=cost.kernel_bytes(found.hosts, inventory.underlay),
+        userland_bytes_per_connection=cost.userland_bytes(found.hosts),
+        workers=_workers(found.hosts),
+        liveness=found.liveness,
+        drain_seconds=found.drain_seconds,
+        left_after=found.left_after,
+    )
+    diagnosis = diagnose.diagnose(scenario, measured, found)
+    verdict, reason = ended or diagnose.verdict(scenario, measured, diagnosis)
+    return Run(
+        schema_=1,
+        run_id=run_id,
+        scenario=scenario.name,
+        substrate=inventory.substrate,
+        verdict=verdict,
+        reason=reason,
+        started=started,
+        finished=datetime.now(UTC),
+        config=scenario.model_dump(mode="json"),
+        requested=Requested(connections=scenario.connections),
+        measured=measured,
+        predicted=found.predicted
+        or Predicted(max_connections=0, bound_by="unknown", kernel_bytes_per_connection=0.0),
+        bound_by=diagnosis.bound_by,
+        curve=points,
+        hosts=found.hosts,
+        packages=packages(),
+        image=_image(inventory.lab_dir),
+    )
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for name, number in count.items():
+            total[name] = total.get(name, 0) + number
+    return dict(sorted(total.items()))
+
+
+def _workers(hosts: Mapping[str, HostRecord]) -> Workers:
+    """Agent processes by side, and the PSS of one before it holds anything."""
+    before = {
+        name: host.phases["before"] for name, host in hosts.items() if "before" in host.phases
+    }
+
+    def of(group: str) -> int:
+        return sum(phase.workers for name, phase in before.items() if group in hosts[name].groups)
+
+    processes = sum(phase.workers for phase in before.values())
+    pss = sum(phase.pss_kib for phase in before.values())
+    return Workers(
+        server=of("servers"),
+        client=of("clients"),
+        pss_kib_each=round(pss / processes, 1) if processes else 0.0,
+    )
+
+
+def packages() -> dict[str, str]:
+    """Versions of the Python packages that the controller runs with."""
+    return dict(sorted((one.metadata["Name"], one.version) for one in metadata.distributions()))
+
+
+def _image(lab_dir: Path | None) -> dict[str, Any]:
+    """The manifest of the image that the lab's hosts run from, if the lab built one."""
+    manifest = lab_dir / "image" / "current" / "manifest.json" if lab_dir else None
+    if manifest is None or not manifest.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(manifest.read_text())
+    return found

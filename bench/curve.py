@@ -1,0 +1,143 @@
+"""The run as it goes: ticks of all agents in, one curve point a second and progress out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from bench import wire
+from bench.results import CurvePoint, Latency
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    phase: str
+    held: int
+    target: int
+    rate: float
+    """Connections a second, over the last second."""
+    p99_us: int
+    mem_available_kib: int
+    seconds_left: float | None
+    """Until the target at the present rate, or until the end of the hold; None if unknown."""
+
+
+def merge(histograms: Iterable[Mapping[str, int]]) -> dict[int, int]:
+    """Latency histograms of several agents as one."""
+    total: dict[int, int] = {}
+    for histogram in histograms:
+        for bucket, count in histogram.items():
+            total[int(bucket)] = total.get(int(bucket), 0) + count
+    return total
+
+
+def latency(histogram: Mapping[int, int]) -> Latency:
+    """The percentiles of a histogram, in µs."""
+    counts = dict(histogram)
+    return Latency(
+        p50=wire.percentile(counts, 0.5),
+        p90=wire.percentile(counts, 0.9),
+        p99=wire.percentile(counts, 0.99),
+        p999=wire.percentile(counts, 0.999),
+        max=wire.percentile(counts, 1.0),
+    )
+
+
+class Recorder:
+    """Keeps the newest tick of every agent and samples them once a second.
+
+    :param samples: where every tick is written, one JSON line each.
+    :param report: called with the state of the run at each curve point.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        samples: IO[str],
+        report: Callable[[Progress], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.target = target
+        self.points: list[CurvePoint] = []
+        self.phase = "prepare"
+        self._samples = samples
+        self._report = report
+        self._clock = clock
+        self._started = clock()
+        self._phase_ends: float | None = None
+        self._newest: dict[tuple[str, str], Message] = {}
+        self._before: dict[int, int] = {}
+
+    def enter(self, phase: str, seconds: float | None = None) -> None:
+        """A new phase begins; ``seconds`` is how long it will take, if that is known."""
+        self.phase = phase
+        self._phase_ends = None if seconds is None else self._clock() + seconds
+
+    def restart(self) -> None:
+        """The ramp begins: time 0 of the curve."""
+        self._started = self._clock()
+        self.points.clear()
+
+    def tick(self, host: str, role: str, message: Message) -> None:
+        """Take in one tick."""
+        self._newest[host, role] = message
+        line = {"host": host, "role": role, "at": round(self._clock() - self._started, 3)}
+        self._samples.write(json.dumps({**line, **message}) + "\n")
+
+    def of(self, role: str) -> list[Message]:
+        """The newest ticks of one role."""
+        return [tick for (_, side), tick in self._newest.items() if side == role]
+
+    def sample(self, *, force: bool = False) -> None:
+        """Add a curve point if a second has passed since the last."""
+        now = self._clock() - self._started
+        last = self.points[-1] if self.points else None
+        if not self._newest or (not force and last is not None and now - last.t < 1.0):
+            return
+        clients = self.of("client")
+        held = sum(int(tick["held"]) for tick in clients)
+        histogram = merge(tick["latency"] for tick in clients)
+        fresh = {
+            bucket: count - self._before.get(bucket, 0)
+            for bucket, count in histogram.items()
+            if count > self._before.get(bucket, 0)
+        }
+        self._before = histogram
+        span = now - (last.t if last else 0.0)
+        gained = held - (last.held if last else 0)
+        servers = self.of("server") or clients
+        lowest = min(servers, key=lambda tick: int(tick["mem_available_kib"]))
+        point = CurvePoint(
+            t=round(now, 3),
+            held=held,
+            rate=round(max(gained, 0) / span, 1) if span > 0 else 0.0,
+            p99_us=wire.percentile(fresh, 0.99),
+            mem_available_kib=int(lowest["mem_available_kib"]),
+            slab_kib=int(lowest["slab_kib"]),
+        )
+        self.points.append(point)
+        self._report(
+            Progress(
+                self.phase,
+                held,
+                self.target,
+                point.rate,
+                point.p99_us,
+                point.mem_available_kib,
+                self._left(point),
+            )
+        )
+
+    def _left(self, point: CurvePoint) -> float | None:
+        if self._phase_ends is not None:
+            return max(0.0, self._phase_ends - self._clock())
+        if self.phase == "ramp" and point.rate > 0:
+            return (self.target - point.held) / point.rate
+        return None

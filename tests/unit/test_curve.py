@@ -1,0 +1,83 @@
+"""Ticks in, curve points and progress out."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from bench import wire
+from bench.curve import Progress, Recorder, latency, merge
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tick(held: int, latencies: dict[str, int], available: int = 9_000) -> dict[str, Any]:
+    return {
+        "event": "tick",
+        "held": held,
+        "latency": latencies,
+        "mem_available_kib": available,
+        "slab_kib": 77,
+    }
+
+
+def test_points_sum_the_clients_and_take_the_poorest_server() -> None:
+    clock, shown = Clock(), list[Progress]()
+    samples = io.StringIO()
+    recorder = Recorder(1_000, samples, shown.append, clock)
+    recorder.enter("ramp")
+    recorder.restart()
+    slow = str(wire.bucket_of(5_000))
+    recorder.tick("client1", "client", tick(100, {"3": 100}))
+    recorder.tick("client2", "client", tick(50, {"3": 50}))
+    recorder.tick("server1", "server", tick(150, {}, available=5_000))
+    clock.now += 1.0
+    recorder.sample()
+    recorder.sample()
+    recorder.tick("client1", "client", tick(300, {"3": 100, slow: 200}))
+    clock.now += 2.0
+    recorder.sample()
+    assert [(point.t, point.held, point.rate) for point in recorder.points] == [
+        (1.0, 150, 150.0),
+        (3.0, 350, 100.0),
+    ]
+    assert recorder.points[0].p99_us == 3
+    assert recorder.points[1].p99_us == wire.bucket_top(int(slow))
+    assert recorder.points[1].mem_available_kib == 5_000
+    assert shown[-1].seconds_left == (1_000 - 350) / 100.0
+    lines = [json.loads(line) for line in samples.getvalue().splitlines()]
+    assert [line["host"] for line in lines] == ["client1", "client2", "server1", "client1"]
+
+
+def test_no_tick_no_point() -> None:
+    clock = Clock()
+    recorder = Recorder(10, io.StringIO(), lambda now: None, clock)
+    clock.now += 5
+    recorder.sample(force=True)
+    assert recorder.points == []
+
+
+def test_time_left_of_a_phase_of_known_length() -> None:
+    clock, shown = Clock(), list[Progress]()
+    recorder = Recorder(10, io.StringIO(), shown.append, clock)
+    recorder.enter("hold", 10.0)
+    recorder.tick("client1", "client", tick(10, {}))
+    clock.now += 4
+    recorder.sample()
+    assert shown[-1].seconds_left == 6.0
+
+
+def test_percentiles_of_merged_histograms() -> None:
+    merged = merge([{"1": 98}, {"1": 1, "200": 1}])
+    assert merged == {1: 99, 200: 1}
+    found = latency(merged)
+    assert (found.p50, found.p99) == (1, 1)
+    assert found.max == wire.bucket_top(200)
+    assert latency({}).max == 0
