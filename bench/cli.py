@@ -1,0 +1,207 @@
+"""``python -m bench``: run scenarios, list what there is, render reports."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import conduct, controller, inventory, progress, report, results, scenario, transport
+from bench.errors import ConnlabError, InputError
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How many TCP connections can a server hold, what stops it, what does each cost?",
+)
+
+RESULTS = Path("results")
+
+
+class Show(StrEnum):
+    """How a run shows where it stands."""
+
+    auto = "auto"
+    plain = "plain"
+    ndjson = "ndjson"
+
+
+ResultsOption = Annotated[Path, typer.Option("--results", help="Directory that runs are kept in.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(metavar="SCENARIO", help="Name of the scenario.")],
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option("--inventory", "-i", help="Ansible inventory [default: inventory/local]."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the scenario."),
+    ] = None,
+    extra_vars: Annotated[
+        list[str] | None,
+        typer.Option("--extra-vars", "-e", help="Passed to ansible-inventory."),
+    ] = None,
+    store: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+    show: Annotated[
+        Show, typer.Option("--progress", help="auto: a bar on a terminal, else lines.")
+    ] = Show.auto,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check scenario, inventory and plan; touch nothing.")
+    ] = False,
+) -> None:
+    """Run a scenario on the hosts of an inventory and keep the results."""
+    if show is Show.ndjson:
+        _end_with_parent()
+    with _exit_status(show):
+        overrides = scenario.parse_settings(settings or [])
+        scenario.load(name, overrides)
+        hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
+        wanted = scenario.load(name, overrides, scenario.parse_value(hosts.connections))
+        if dry_run:
+            tuples = conduct.plan_for(wanted, hosts)
+            typer.echo(
+                f"{name}: {wanted.connections:,} connections from {len(hosts.of('clients'))} "
+                f"clients to {len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
+            )
+            return
+        view = progress.view(show.value, Console(stderr=as_json))
+        with view:
+            done = controller.run(
+                wanted, hosts, results.Store(store), transport.connect, view.update
+            )
+        if show is Show.ndjson:
+            progress.emit(
+                {
+                    "event": "result",
+                    "path": str((store / done.run_id / "run.json").resolve()),
+                    "summary": report.summary(done, store / done.run_id),
+                }
+            )
+        elif as_json:
+            typer.echo(done.model_dump_json(by_alias=True, indent=1))
+        else:
+            for line in report.summary(done, store / done.run_id):
+                typer.echo(line)
+        if done.verdict != "pass":
+            raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
+    """List the scenarios and the runs so far."""
+    with _exit_status():
+        known = [scenario.load(name) for name in scenario.names()]
+        past = list(results.Store(store).runs())
+        if as_json:
+            typer.echo(
+                json.dumps(
+                    {
+                        "scenarios": [{"name": one.name, "title": one.title} for one in known],
+                        "runs": [
+                            one.model_dump(
+                                mode="json",
+                                include={
+                                    "run_id": True,
+                                    "scenario": True,
+                                    "verdict": True,
+                                    "measured": {"established", "connections_per_second"},
+                                },
+                            )
+                            for one in past
+                        ],
+                    },
+                    indent=1,
+                )
+            )
+            return
+        console = Console()
+        table = Table("scenario", "what it does", title="Scenarios", title_justify="left")
+        for one in known:
+            table.add_row(one.name, one.title)
+        console.print(table)
+        table = Table("run", "verdict", "held", "conn/s", title="Runs", title_justify="left")
+        for run_ in past:
+            table.add_row(
+                run_.run_id,
+                run_.verdict,
+                f"{run_.measured.established.clients:,}",
+                f"{run_.measured.connections_per_second:,.0f}",
+            )
+        console.print(table)
+
+
+@app.command("report")
+def report_(
+    run_id: Annotated[str, typer.Argument(help="Id of a run, or latest.")] = "latest",
+    store: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Render a run's report.html again and print its summary."""
+    with _exit_status():
+        try:
+            found = results.Store(store).load(run_id)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"run: got {run_id!r}, expected a run in {store}") from None
+        except ValueError as error:
+            first = str(error).splitlines()[0]
+            raise InputError(f"run {run_id}: run.json cannot be read: {first}") from error
+        (store / found.run_id / "report.html").write_text(report.render(found))
+        if as_json:
+            typer.echo(found.model_dump_json(by_alias=True, indent=1))
+        else:
+            for line in report.summary(found, store / found.run_id):
+                typer.echo(line)
+
+
+@contextmanager
+def _exit_status(show: Show = Show.auto) -> Iterator[None]:
+    """Turn what went wrong into one line and the exit status."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except ConnlabError as error:
+        _fail(str(error), error.exit_status, show)
+    except typer.Exit:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
+    except KeyboardInterrupt:
+        _fail("interrupted; everything that the run opened is closed", 130, show)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _fail(line: str, status: int, show: Show) -> NoReturn:
+    if show is Show.ndjson:
+        progress.emit({"event": "error", "exit": status, "message": line})
+    else:
+        print(f"connlab: {line}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _end_with_parent() -> None:
+    """Be interrupted when the program that reads the events dies: prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,150 @@
+"""How a run shows where it stands: a bar on a terminal, plain lines, or one JSON line an event."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from bench.curve import Progress
+
+EVERY_SECONDS = 2.0
+"""Between two plain lines of one phase."""
+
+
+class View(Protocol):
+    """Shows progress; used as a context around the run."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def update(self, now: Progress) -> None:
+        """Take in where the run stands."""
+
+
+def line(now: Progress) -> str:
+    """One line: held / target, rate, p99, MemAvailable, time left."""
+    left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
+    if now.phase != "ramp":
+        return (
+            f"{now.phase}: {now.held:,} held, MemAvailable {now.mem_available_kib / 2**20:.1f} GiB"
+            + left
+        )
+    return (
+        f"ramp: {now.held:,} / {now.target:,} held, {now.rate:,.0f} conn/s, "
+        f"p99 {now.p99_us / 1000:.1f} ms, MemAvailable {now.mem_available_kib / 2**20:.1f} GiB"
+        + left
+    )
+
+
+def emit(event: dict[str, Any]) -> None:
+    """Write one event as a JSON line on standard output."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+class _Quiet:
+    """A view that needs no clean-up."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+
+class _Paced(_Quiet):
+    """Lets one update through when the phase changes and every two seconds."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._phase = ""
+
+    def update(self, now: Progress) -> None:
+        moment = time.monotonic()
+        if now.phase == self._phase and moment - self._shown < EVERY_SECONDS - 0.1:
+            return
+        self._shown, self._phase = moment, now.phase
+        self.show(now)
+
+    def show(self, now: Progress) -> None:
+        raise NotImplementedError
+
+
+class Lines(_Paced):
+    """Plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def show(self, now: Progress) -> None:
+        """Print one line."""
+        self._console.print(line(now), highlight=False, soft_wrap=True)
+
+
+class Ndjson(_Paced):
+    """One JSON line per event on standard output, with the plain line in ``text``."""
+
+    def show(self, now: Progress) -> None:
+        """Emit one event."""
+        emit({"event": "progress", **asdict(now), "text": line(now)})
+
+
+class Bar:
+    """A bar on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Bars(
+            TextColumn("{task.fields[phase]:>7}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, now: Progress) -> None:
+        """Move the bar."""
+        text = line(now).partition(": ")[2]
+        if self._task is None:
+            self._task = self._bars.add_task("", total=now.target, phase=now.phase, text=text)
+        self._bars.update(self._task, completed=now.held, phase=now.phase, text=text)
+
+
+def view(show: str, console: Console) -> View:
+    """The view for ``auto``, ``plain`` or ``ndjson``; ``auto`` looks whether it is a terminal."""
+    if show == "ndjson":
+        return Ndjson()
+    if show == "auto" and console.is_terminal:
+        return Bar(console)
+    return Lines(console)
