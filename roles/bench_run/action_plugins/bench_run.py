@@ -1,0 +1,130 @@
+"""Run a scenario as an Ansible task: a thin shell around ``python -m bench run``.
+
+Arguments: ``scenario`` (name), ``set`` (fields to override), ``results`` (directory), ``dry_run``
+(check only; implied by check mode). Returns ``summary`` (lines), ``verdict``, ``run_json`` (path)
+and the fact ``bench_run``: run.json without its curve.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
+
+PROJECT = Path(__file__).resolve().parents[3]
+INTERRUPTED = 130
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action; runs on the controller, whatever host the task is for."""
+
+    _VALID_ARGS = frozenset({"scenario", "set", "results", "dry_run"})
+    _supports_check_mode = True
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        """Run the scenario and hand back what came of it."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        command = self._command(task_vars or {})
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            ended = self._follow(child)
+        except BaseException:
+            # An interrupt reaches the child too; it closes what it opened before it ends.
+            child.terminate()
+            raise
+        finally:
+            if child.stdout is not None:
+                child.stdout.close()
+            child.wait()
+        result.update(changed=False, exit_status=child.returncode)
+        if ended.get("event") == "result":
+            result.update(_outcome(ended))
+        elif child.returncode:
+            said = ended.get("message", f"{' '.join(command[1:3])} exited {child.returncode}")
+            result.update(failed=True, msg=said)
+        else:
+            result.update(msg=ended.get("text", ""))
+        return result
+
+    def _command(self, task_vars: Mapping[str, Any]) -> list[str]:
+        args = self._task.args
+        unknown = sorted(set(args) - self._VALID_ARGS)
+        if unknown:
+            raise AnsibleActionFail(f"bench_run: {unknown[0]}: unknown argument")
+        fields = args.get("set") or {}
+        if not isinstance(fields, Mapping):
+            raise AnsibleActionFail(f"bench_run: set: got {fields!r}, expected a dict of fields")
+        extra = load_extra_vars(self._loader)
+        overrides = {"connections": extra["connections"]} if "connections" in extra else {}
+        overrides.update(fields)
+        command = [sys.executable, "-m", "bench", "run", str(args.get("scenario", ""))]
+        command += [
+            "--progress",
+            "ndjson",
+            "--results",
+            str(PROJECT / args.get("results", "results")),
+        ]
+        for source in task_vars.get("ansible_inventory_sources") or []:
+            command += ["--inventory", str(source)]
+        for text in context.CLIARGS.get("extra_vars") or ():
+            command += ["--extra-vars", text]
+        for key, value in overrides.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            command += ["--set", f"{key}={text}"]
+        if args.get("dry_run") or self._task.check_mode:
+            command.append("--dry-run")
+        return command
+
+    def _follow(self, child: subprocess.Popen[str]) -> dict[str, Any]:
+        """Show the progress; return the last event that is not progress."""
+        last: dict[str, Any] = {}
+        for event in _events(child):
+            if event.get("event") == "progress":
+                Display().display(f"  {event['text']}", color="bright blue")
+            else:
+                last = event
+        for text in last.get("summary", []):
+            Display().display(f"  {text}", color="bright green")
+        return last
+
+
+def _events(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    assert child.stdout is not None
+    for line in child.stdout:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = {"event": "text", "text": line.strip()}
+        yield event
+
+
+def _outcome(ended: Mapping[str, Any]) -> dict[str, Any]:
+    run = json.loads(Path(ended["path"]).read_text())
+    run.pop("curve")
+    failed = run["verdict"] != "pass"
+    outcome = {
+        "failed": failed,
+        "verdict": run["verdict"],
+        "summary": ended["summary"],
+        "run_json": ended["path"],
+        "ansible_facts": {"bench_run": run},
+    }
+    if failed:
+        outcome["msg"] = f"verdict {run['verdict']}: {run['reason']}"
+    return outcome
