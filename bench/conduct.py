@@ -144,7 +144,8 @@ class Conduct:
         told = self.session.ask(
             self.session.agents, "facts", "facts", START_SECONDS, sysctls=list(SYSCTLS)
         )
-        for agent, message in told.items():
+        for agent in self.session.agents:
+            message = told[agent]
             self.found.hosts[agent.name] = facts.host_record(message, agent.host.groups)
         tuples = self._plan()
         for agent in self.servers:

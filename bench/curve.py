@@ -74,6 +74,8 @@ class Recorder:
         self._phase_ends: float | None = None
         self._newest: dict[tuple[str, str], Message] = {}
         self._before: dict[int, int] = {}
+        """Latencies up to the point before the last."""
+        self._total: dict[int, int] = {}
 
     def enter(self, phase: str, seconds: float | None = None) -> None:
         """A new phase begins; ``seconds`` is how long it will take, if that is known."""
@@ -96,11 +98,19 @@ class Recorder:
         return [tick for (_, side), tick in self._newest.items() if side == role]
 
     def sample(self, *, force: bool = False) -> None:
-        """Add a curve point if a second has passed since the last."""
+        """Add a curve point if a second has passed since the last.
+
+        With ``force`` it comes now; a last point that is younger than a second makes way for it,
+        since a rate over a few milliseconds would say nothing.
+        """
         now = self._clock() - self._started
-        last = self.points[-1] if self.points else None
-        if not self._newest or (not force and last is not None and now - last.t < 1.0):
+        if not self._newest or (not force and self.points and now - self.points[-1].t < 1.0):
             return
+        if self.points and now - self.points[-1].t < 1.0:
+            self.points.pop()
+        else:
+            self._before = self._total
+        last = self.points[-1] if self.points else None
         clients = self.of("client")
         held = sum(int(tick["held"]) for tick in clients)
         histogram = merge(tick["latency"] for tick in clients)
@@ -109,7 +119,7 @@ class Recorder:
             for bucket, count in histogram.items()
             if count > self._before.get(bucket, 0)
         }
-        self._before = histogram
+        self._total = histogram
         span = now - (last.t if last else 0.0)
         gained = held - (last.held if last else 0)
         servers = self.of("server") or clients
