@@ -1,0 +1,300 @@
+#!/usr/bin/python
+"""Ansible module: alias addresses of an interface, with a record and a way back."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.connlab_record import (
+    load_record,
+    place_files,
+    remove_record,
+    restore_files,
+    save_record,
+)
+
+DOCUMENTATION = r"""
+module: connlab_alias
+short_description: Give an interface alias addresses or a local route, and take them back
+description:
+  - Adds what the interface lacks in one run of C(ip -batch), reads it back, and removes nothing
+    that it did not add.
+options:
+  state:
+    description: What to do.
+    type: str
+    choices: [present, absent]
+    default: present
+  interface:
+    description: The interface.
+    type: str
+  addresses:
+    description: Addresses it is to have.
+    type: list
+    elements: str
+    default: []
+  routes:
+    description: Prefixes that are to be local as a whole (method anyip).
+    type: list
+    elements: str
+    default: []
+  lab_name:
+    description: Name of the lab, the name of the systemd-networkd drop-in.
+    type: str
+    default: connlab
+  record:
+    description: The JSON file that keeps what was found.
+    type: path
+    required: true
+author: connlab
+"""
+EXAMPLES = r"""
+- name: Give data0 a second address
+  connlab_alias:
+    interface: data0
+    addresses: [198.18.1.2]
+    record: /var/lib/connlab/alias_ips.json
+"""
+RETURN = r"""
+reported:
+  description: What could not be made to last, with the reason.
+  returned: state present
+  type: dict
+"""
+
+ROLE = "alias_ips"
+
+
+class Ip:
+    """ip(8) on this host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.path = module.get_bin_path("ip", required=True, opt_dirs=["/usr/sbin", "/sbin"])
+
+    def json(self, *words: str) -> list[dict[str, Any]]:
+        """Return what ip(8) says as JSON. Errors: ValueError with its own message."""
+        code, out, err = self.module.run_command([self.path, "-j", *words])
+        if code:
+            raise ValueError(f"ip {' '.join(words)}: {err.strip()}")
+        return [entry for entry in json.loads(out or "[]") if entry]
+
+    def addresses(self, interface: str) -> dict[str, str]:
+        """Return an interface's addresses as {address: address/bits}."""
+        links = self.json("addr", "show", "dev", interface)
+        return {
+            entry["local"]: f"{entry['local']}/{entry['prefixlen']}"
+            for link in links
+            for entry in link.get("addr_info", [])
+        }
+
+    def routes(self) -> dict[str, list[str]]:
+        """Return the prefixes (not the single addresses) that are local, with their devices.
+
+        After a boot that kept its network namespace one may be there twice: on lo, and on the
+        interface that systemd-networkd gave it to.
+        """
+        found: dict[str, list[str]] = {}
+        for entry in self.json("route", "show", "table", "local", "type", "local"):
+            if "/" in entry["dst"]:
+                found.setdefault(entry["dst"], []).append(entry["dev"])
+        return found
+
+    def batch(self, commands: Iterable[str]) -> None:
+        """Run all commands in one ip(8). Errors: ValueError with its own message."""
+        text = "".join(f"{command}\n" for command in commands)
+        if not text:
+            return
+        code, _, err = self.module.run_command([self.path, "-batch", "-"], data=text)
+        if code:
+            raise ValueError(f"ip -batch: {err.strip()}")
+
+
+def bits(address: str) -> str:
+    """Return an address as its single-address prefix."""
+    return f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
+
+
+def network_files(interface: str) -> list[Path]:
+    """Return the systemd-networkd files named for an interface, the ones in /etc first."""
+    roots = (Path("/etc/systemd/network"), Path("/run/systemd/network"))
+    return [path for root in roots for path in sorted(root.glob(f"*-{interface}.network"))]
+
+
+def dropin(lab_name: str, interface: str, addresses: list[str], routes: list[str]) -> str:
+    """Return the systemd-networkd drop-in that brings aliases back at boot (systemd.network(5)).
+
+    A section each, of 32 or 128 bits, so that no alias is the secondary of another address and
+    none adds a route of its own.
+    """
+    parts = [
+        f"# Lab {lab_name}: alias addresses of {interface}. Written by the role alias_ips,\n"
+        "# reverted by playbooks/revert.yml.\n"
+    ]
+    for each in addresses:
+        detection = "DuplicateAddressDetection=none\n" if ":" in each else ""
+        parts.append(f"[Address]\nAddress={bits(each)}\n{detection}")
+    for route in routes:
+        parts.append(f"[Route]\nDestination={route}\nType=local\nTable=local\nScope=host\n")
+    return "\n".join(parts)
+
+
+def commands(add: Iterable[str], verb: str, interface: str) -> list[str]:
+    """Return ip(8) commands that add or delete addresses.
+
+    An address of the lab is its alone: no time is lost on detecting an IPv6 duplicate.
+    """
+    return [
+        f"address {verb} {bits(each)} dev {interface}"
+        + (" nodad" if verb == "add" and ":" in each else "")
+        for each in add
+    ]
+
+
+def route_commands(prefixes: Iterable[str], local: dict[str, list[str]]) -> list[str]:
+    """Return ip(8) commands that delete local routes, wherever they are."""
+    return [f"route del local {each} dev {dev}" for each in prefixes for dev in local[each]]
+
+
+def listing(addresses: Iterable[str], routes: Iterable[str]) -> str:
+    """Return addresses and routes one per line, for --diff."""
+    return "".join(f"{each}\n" for each in [*addresses, *(f"local {r}" for r in routes)])
+
+
+def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
+    """Add what is missing, take away what an earlier run added and nobody wants any more."""
+    given = module.params
+    interface = given["interface"]
+    record = load_record(given["record"], ROLE)
+    have, local = ip.addresses(interface), ip.routes()
+    if "added" not in record:
+        record.update(added=[], added_routes=[], interface=interface)
+        record["settings"][interface] = {
+            "found": " ".join(sorted(have.values())),
+            "where": "host",
+        }
+    if record["interface"] != interface:
+        raise ValueError(
+            f"interface: wanted {interface}, found aliases on {record['interface']}: revert first"
+        )
+    add = [each for each in given["addresses"] if each not in have]
+    add_routes = [each for each in given["routes"] if each not in local]
+    drop = [e for e in record["added"] if e not in given["addresses"] and e in have]
+    drop_routes = [e for e in record["added_routes"] if e not in given["routes"] and e in local]
+    files, record["reported"] = {}, {}
+    lasting = network_files(interface)
+    # Those the interface had by itself are in its own configuration and none of the lab's.
+    ours = [e for e in given["addresses"] if e not in have or e in record["added"]]
+    our_routes = [e for e in given["routes"] if e not in local or e in record["added_routes"]]
+    if lasting and (ours or our_routes):
+        path = f"/etc/systemd/network/{lasting[0].name}.d/90-{given['lab_name']}.conf"
+        files[path] = dropin(given["lab_name"], interface, ours, our_routes)
+    elif ours or our_routes:
+        record["reported"]["persistence"] = (
+            f"wanted a systemd-networkd file for {interface} in /etc/systemd/network or "
+            "/run/systemd/network, found none: the aliases end with this boot"
+        )
+    before = listing(have.values(), local)
+    diffs = place_files(record, files, write=False)
+    record.update(added=ours, added_routes=our_routes)
+    if not module.check_mode:
+        # Whatever happens from here on, a revert finds all that may have been added.
+        pending = {"added": [*ours, *drop], "added_routes": [*our_routes, *drop_routes]}
+        save_record(given["record"], {**record, **pending})
+        ip.batch(
+            [
+                *commands(drop, "del", interface),
+                *route_commands(drop_routes, local),
+                *commands(add, "add", interface),
+                *(f"route add local {each} dev lo" for each in add_routes),
+            ]
+        )
+        place_files(record, files, write=True)
+        if add or drop or add_routes or drop_routes:
+            have, local = ip.addresses(interface), ip.routes()
+        missing = [each for each in given["addresses"] if each not in have]
+        missing += [each for each in given["routes"] if each not in local]
+        if missing:
+            raise ValueError(f"{interface}: wanted {' '.join(missing)}, found {' '.join(have)}")
+        record["settings"][interface]["set"] = " ".join(
+            [*sorted(have.values()), *(f"local {each}" for each in given["routes"])]
+        )
+        save_record(given["record"], record)
+    if add or drop or add_routes or drop_routes:
+        after = {**{k: v for k, v in have.items() if k not in drop}, **{e: bits(e) for e in add}}
+        routes = sorted((set(local) - set(drop_routes)) | set(add_routes))
+        diffs.append(
+            {
+                "before_header": interface,
+                "after_header": interface,
+                "before": before,
+                "after": listing(after.values(), routes),
+            }
+        )
+    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
+
+
+def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
+    """Remove what was added, restore the files, prove both, and remove the record."""
+    given = module.params
+    if not Path(given["record"]).exists():
+        return {"changed": False, "diff": []}
+    record = load_record(given["record"], ROLE)
+    interface = record.get("interface", "")
+    links = {link["ifname"] for link in ip.json("link", "show")}
+    have = ip.addresses(interface) if interface in links else {}
+    local = ip.routes()
+    drop = [each for each in record.get("added", []) if each in have]
+    drop_routes = [each for each in record.get("added_routes", []) if each in local]
+    diffs = restore_files(record, write=not module.check_mode)
+    if drop or drop_routes:
+        diffs.append(
+            {
+                "before_header": interface,
+                "after_header": interface,
+                "before": listing(have.values(), sorted(local)),
+                "after": listing(
+                    [v for k, v in have.items() if k not in drop],
+                    sorted(set(local) - set(drop_routes)),
+                ),
+            }
+        )
+    if not module.check_mode:
+        ip.batch([*commands(drop, "del", interface), *route_commands(drop_routes, local)])
+        left = [e for e in drop if e in ip.addresses(interface)] if drop else []
+        left += [each for each in drop_routes if each in ip.routes()]
+        if left:
+            raise ValueError(f"{interface}: wanted without {' '.join(left)}, found with")
+        remove_record(given["record"])
+    return {"changed": True, "diff": diffs}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "interface": {"type": "str"},
+            "addresses": {"type": "list", "elements": "str", "default": []},
+            "routes": {"type": "list", "elements": "str", "default": []},
+            "lab_name": {"type": "str", "default": "connlab"},
+            "record": {"type": "path", "required": True},
+        },
+        required_if=[("state", "present", ["interface"])],
+        supports_check_mode=True,
+    )
+    action = present if module.params["state"] == "present" else absent
+    try:
+        result = action(module, Ip(module))
+    except (ValueError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+#!/usr/bin/python
+"""Ansible module: the nofile limit of logins and services, with a record and a way back."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.connlab_record import (
+    load_record,
+    place_files,
+    remove_record,
+    restore_files,
+    save_record,
+)
+
+DOCUMENTATION = r"""
+module: connlab_limits
+short_description: Grant a nofile limit to logins and services, and take it back
+description:
+  - Tells the limits of this very session (O(state=probe)), places the files that grant others
+    (O(state=present)), or restores what was found before the first change (O(state=absent)).
+options:
+  state:
+    description: What to do.
+    type: str
+    choices: [probe, present, absent]
+    default: present
+  files:
+    description: The files that grant the limits, by path.
+    type: dict
+    default: {}
+  nofile:
+    description: The hard limit that they grant.
+    type: int
+  wanted:
+    description: The hard limit that the connections ask for.
+    type: int
+  found:
+    description: What a session had before, C(hard) and C(soft).
+    type: dict
+    default: {}
+  nr_open:
+    description: What fs.nr_open is going to be, in check mode.
+    type: int
+    default: 0
+  reported:
+    description: What could not be granted, each with the reason; recorded.
+    type: dict
+    default: {}
+  record:
+    description: The JSON file that keeps what was found.
+    type: path
+author: connlab
+"""
+EXAMPLES = r"""
+- name: See what this session may open
+  connlab_limits:
+    state: probe
+"""
+RETURN = r"""
+hard:
+  description: The hard nofile limit of this session.
+  returned: state probe
+  type: int
+soft:
+  description: The soft nofile limit of this session.
+  returned: state probe
+  type: int
+"""
+
+ROLE = "tune_limits"
+
+
+def field(text: str, name: str, column: int) -> str:
+    """Return a word of the line that starts with `name`. Errors: ValueError where there is none."""
+    for line in text.splitlines():
+        if line.startswith(name):
+            return line[len(name) :].split()[column]
+    raise ValueError(f"no line {name!r}")
+
+
+def number(limit: str) -> int:
+    """Return a limit as proc(5) prints it as a number."""
+    return 2**63 - 1 if limit == "unlimited" else int(limit)
+
+
+def login_service() -> int:
+    """Return the process whose limits a new login starts from: our ancestor just below PID 1."""
+    pid = os.getpid()
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        parent = int(field(status, "PPid:", 0))
+        if parent in (0, 1):
+            return pid
+        pid = parent
+
+
+def look() -> dict[str, Any]:
+    """Return the limits of this session and what they could be raised to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A login is a child of sshd, sshd of PID 1: without CAP_SYS_RESOURCE each hands down at
+    # most its own hard limit.
+    hards = []
+    for pid in (1, login_service()):
+        try:
+            limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii")
+        except PermissionError:
+            continue
+        hards.append(number(field(limits, "Max open files", 1)))
+    return {
+        "soft": soft,
+        "hard": hard,
+        "bounding_set": field(Path("/proc/1/status").read_text(encoding="utf-8"), "CapBnd:", 0),
+        "login_hard": min(hards, default=hard),
+        "nr_open": int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii")),
+    }
+
+
+def reload_systemd(module: AnsibleModule, diffs: list[dict[str, str]]) -> None:
+    """Have systemd read its drop-ins again, where one changed and it is running."""
+    touched = any("/systemd/" in entry["before_header"] + entry["after_header"] for entry in diffs)
+    if touched and Path("/run/systemd/system").is_dir():
+        module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+
+
+def present(module: AnsibleModule) -> dict[str, Any]:
+    """Place the files and write the record."""
+    given = module.params
+    write = not module.check_mode
+    nr_open = int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii"))
+    if given["nofile"] > (nr_open if write else max(nr_open, given["nr_open"])):
+        raise ValueError(
+            f"nofile: wanted {given['nofile']}, found fs.nr_open {nr_open}: "
+            "a hard limit above it locks every login out"
+        )
+    record = load_record(given["record"], ROLE)
+    diffs = place_files(record, given["files"], write=False)
+    for kind, found in given["found"].items():
+        entry = record["settings"].setdefault(
+            f"nofile.{kind}", {"found": str(found), "where": "host"}
+        )
+        entry.update(set=str(given["nofile"]), wanted=str(given["wanted"]))
+    record["reported"] = given["reported"]
+    if write:
+        save_record(given["record"], record)
+        place_files(record, given["files"], write=True)
+        reload_systemd(module, diffs)
+    return {"changed": bool(diffs), "diff": diffs}
+
+
+def absent(module: AnsibleModule) -> dict[str, Any]:
+    """Restore the files found, prove it, and remove the record."""
+    given = module.params
+    write = not module.check_mode
+    if not Path(given["record"]).exists():
+        return {"changed": False, "diff": []}
+    record = load_record(given["record"], ROLE)
+    diffs = restore_files(record, write)
+    if write:
+        reload_systemd(module, diffs)
+        left = restore_files(record, write=False)
+        if left:
+            raise ValueError("; ".join(entry["after_header"] + ": not restored" for entry in left))
+        remove_record(given["record"])
+    return {"changed": True, "diff": diffs}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {
+                "type": "str",
+                "choices": ["probe", "present", "absent"],
+                "default": "present",
+            },
+            "files": {"type": "dict", "default": {}},
+            "nofile": {"type": "int"},
+            "wanted": {"type": "int"},
+            "found": {"type": "dict", "default": {}},
+            "nr_open": {"type": "int", "default": 0},
+            "reported": {"type": "dict", "default": {}},
+            "record": {"type": "path"},
+        },
+        required_if=[
+            ("state", "present", ["record", "nofile", "wanted"]),
+            ("state", "absent", ["record"]),
+        ],
+        supports_check_mode=True,
+    )
+    try:
+        if module.params["state"] == "probe":
+            result: dict[str, Any] = {"changed": False, **look()}
+        else:
+            result = present(module) if module.params["state"] == "present" else absent(module)
+    except (ValueError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
