@@ -1,0 +1,77 @@
+"""What the lab's hosts ought to have, computed from the inventory and the roles' own formulas."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+from testinfra.utils import ansible_runner
+
+PROJECT = Path(__file__).parents[3]
+sys.path.insert(0, str(PROJECT / "tests" / "unit"))
+
+Variables = dict[str, Any]
+
+
+def unmarked(value: Any) -> Any:
+    """Return inventory data as plain values.
+
+    `ansible-inventory --list` of ansible-core 2.19 prints text that an inventory plugin composed
+    as {"__ansible_unsafe": text}; testinfra takes that for the value.
+    """
+    if isinstance(value, dict):
+        if set(value) == {"__ansible_unsafe"}:
+            return value["__ansible_unsafe"]
+        return {key: unmarked(inner) for key, inner in value.items()}
+    return [unmarked(inner) for inner in value] if isinstance(value, list) else value
+
+
+marked_inventory = ansible_runner.get_ansible_inventory
+ansible_runner.get_ansible_inventory = lambda *args: unmarked(marked_inventory(*args))
+
+
+@pytest.fixture
+def variables(host: Host) -> Variables:
+    """The host's variables in the inventory."""
+    return dict(host.ansible.get_variables())
+
+
+@pytest.fixture
+def record(host: Host) -> Callable[[str], Variables]:
+    """Read a role's record on the host, as the login: it has to be readable by everybody."""
+
+    def read(role: str) -> Variables:
+        return dict(json.loads(host.check_output(f"cat /var/lib/connlab/{role}.json")))
+
+    return read
+
+
+@pytest.fixture
+def new_session(variables: Variables) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Log in anew, sharing no connection, and run a command."""
+
+    def run(
+        command: str, *options: str, user: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                "ssh",
+                *("-F", "none", "-o", "ControlPath=none", "-o", "BatchMode=yes"),
+                *options,
+                *shlex.split(variables["ansible_ssh_common_args"]),
+                *("-i", variables["ansible_ssh_private_key_file"]),
+                f"{user or variables['ansible_user']}@{variables['ansible_host']}",
+                command,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    return run

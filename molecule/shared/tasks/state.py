@@ -1,0 +1,91 @@
+"""Print what tuning may change on a machine, as JSON lists of "name = value".
+
+Sysctls, limits, files, addresses and routes. Run by the login, so that the limits are those of
+its session; root's rights come from sudo.
+"""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+# Keys that move by themselves, and why they do.
+MOVING = {
+    r"fs\.(dentry-state|file-nr|inode-nr|inode-state|aio-nr)": "counts what is open and cached",
+    r"fs\.quota\..*": "counts file system events",
+    r"kernel\.(ns_last_pid|pty\.nr|random\.uuid|random\.entropy_avail)": "moves with every process",
+    r"kernel\.perf_(event_max_sample_rate|cpu_time_max_percent)": "lowered by the kernel on load",
+    r"net\.netfilter\.nf_conntrack_count": "counts tracked connections",
+    r"net\.ipv[46]\.(conf|neigh)\.(?!all\.|default\.|lo\.|data0\.).*": "comes with an interface, "
+    "and other labs on this machine make and remove theirs",
+}
+DIRECTORIES = (
+    "/etc/sysctl.d",
+    "/etc/security",
+    "/etc/systemd",
+    "/etc/sysctl.conf",
+    "/run/systemd/system",
+    "/run/sysctl.d",
+)
+
+
+def run(*command: str) -> str:
+    """Return what a command prints as root; keys that root may not read are left out."""
+    prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    done = subprocess.run(
+        [*prefix, *command], capture_output=True, text=True, check=False, env=environment
+    )
+    if not done.stdout:
+        raise SystemExit(f"{command}: {done.stderr}")
+    return done.stdout
+
+
+def sysctls() -> dict[str, str]:
+    """Return every sysctl that does not move by itself."""
+    moving = re.compile("|".join(f"(?:{pattern})" for pattern in MOVING))
+    rows = [line.split(" = ", 1) for line in run("sysctl", "-a").splitlines() if " = " in line]
+    return {row[0]: row[1] for row in rows if not moving.fullmatch(row[0])}
+
+
+def files(directories: list[str]) -> dict[str, str]:
+    """Return the digest of each file, and of each directory that it is one."""
+    listed = run("find", *[each for each in directories if Path(each).exists()], "-print0")
+    result = {}
+    for path in filter(None, listed.split("\0")):
+        kind = "directory" if Path(path).is_dir() else "file"
+        if kind == "file" and os.access(path, os.R_OK):
+            kind = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        result[path] = kind
+    return result
+
+
+def addresses() -> dict[str, str]:
+    """Return the data interface's addresses, and all local routes."""
+    links = json.loads(run("ip", "-j", "addr", "show"))
+    found = {
+        f"{link['ifname']} {entry['local']}/{entry['prefixlen']}": entry["scope"]
+        for link in links
+        if link["ifname"] in ("lo", "data0")
+        for entry in link["addr_info"]
+    }
+    routes = json.loads(run("ip", "-j", "route", "show", "table", "local"))
+    return found | {
+        f"route {route['type']} {route['dst']}": route["dev"]
+        for route in routes
+        if route["dev"] in ("lo", "data0")
+    }
+
+
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+state = {
+    "sysctl": sysctls(),
+    "limits": {"soft": str(soft), "hard": str(hard)},
+    "files": files([*DIRECTORIES, *sys.argv[1:]]),
+    "addresses": addresses(),
+}
+print(json.dumps({part: [f"{k} = {v}" for k, v in rows.items()] for part, rows in state.items()}))
