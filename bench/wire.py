@@ -24,8 +24,8 @@ stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
 An agent says ``hello`` (:class:`Hello`) first, ``tick`` (:class:`Tick`) every second from
-``serve`` or ``prepare`` on, and ``error`` {kind: input|fault|refused, message} instead of an
-answer when a command fails.
+``serve`` or ``prepare`` on, ``floor`` {mem_free_kib, floor_kib} once memory falls below its floor,
+and ``error`` {kind: input|fault|refused, message} instead of an answer when a command fails.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ import json
 from typing import Any, Dict, List, Optional, Tuple, TypedDict
 
 VERSION = 1
+
+UNASKED = ("tick", "floor")
+"""Events that answer no command."""
 
 Endpoint = Tuple[str, int]
 """(IP address as text, TCP port)."""

@@ -1,0 +1,70 @@
+"""The board: counters of all workers in one shared anonymous mapping.
+
+Workers write their own row and nobody else's, the parent reads all rows, so there is neither a
+message nor a lock per connection. A row is a run of signed 64-bit cells; a cell is written whole,
+so a reader sees an old or a new value, never a torn one.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from typing import Dict, List
+
+from bench import wire
+
+# Cells of a worker's row.
+HELD, OPENED, CLOSED, LOST, RETRIED, IN_FLIGHT = range(6)
+ASKED, ANSWERED, WRONG, ALIVE, DEAD, QUOTA, ROOM = range(6, 13)
+ERRORS = 16
+ERRNOS = 256
+LATENCY = ERRORS + ERRNOS
+ROW = LATENCY + wire.BUCKETS
+
+# Cells of the common row: written by the parent, read by the workers.
+HALT, ACTIVE, ANSWER, HOW, RATE = range(5)
+COMMON = 16
+
+RST, FIN = 0, 1
+"""Values of ``HOW``: close with SO_LINGER 1,0 or with a FIN."""
+
+
+class Board:
+    """Shared counters of ``workers`` workers. Made before the fork."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        # MAP_SHARED | MAP_ANONYMOUS (mmap(2)): inherited over fork, gone with the last process.
+        self._map = mmap.mmap(-1, 8 * (COMMON + workers * ROW))
+        self.cells = memoryview(self._map).cast("q")
+        self.common = self.cells[:COMMON]
+
+    def row(self, worker: int) -> memoryview:
+        """A worker's own cells."""
+        start = COMMON + worker * ROW
+        return self.cells[start : start + ROW]
+
+    def column(self, cell: int) -> memoryview:
+        """One cell of every worker, in order."""
+        return self.cells[COMMON + cell :: ROW]
+
+    def total(self, cell: int) -> int:
+        """Sum of one cell over all workers."""
+        return int(sum(self.column(cell)))
+
+    def errors(self) -> Dict[str, int]:
+        """Errors so far, by errno name."""
+        return {name(code): n for code, n in enumerate(self._sums(ERRORS, ERRNOS)) if n}
+
+    def latency(self) -> Dict[str, int]:
+        """Connect latency: bucket number (as text, it becomes a JSON key) to its count."""
+        return {str(at): n for at, n in enumerate(self._sums(LATENCY, wire.BUCKETS)) if n}
+
+    def _sums(self, start: int, length: int) -> List[int]:
+        rows = [self.row(worker)[start : start + length].tolist() for worker in range(self.workers)]
+        return list(map(sum, zip(*rows)))  # noqa: B905 (strict= came with Python 3.10)
+
+
+def name(code: int) -> str:
+    """The errno's name, as in errno(3)."""
+    return errno.errorcode.get(code, f"E{code}")

@@ -1,0 +1,298 @@
+"""A client worker: opens its share of the plan, holds it, asks, looks, and closes.
+
+On a local network the three segments of a handshake often pass within connect(2) itself, so a
+second connect(2), the cheapest question there is, finds most connections complete at once; only
+what is still under way is put into poll(2).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import heapq
+import os
+import socket
+import time
+from array import array
+from bisect import bisect_right
+from itertools import repeat, tee
+from typing import Callable, List, NamedTuple, Tuple
+
+from bench import wire
+from bench.agent import board as cell
+from bench.agent import sweep
+from bench.agent.control import family_of
+from bench.agent.holder import Holder
+from bench.agent.pending import Pending
+from bench.agent.workers import DONE, PASS
+
+BATCH = 128
+"""New connects between two looks at what is under way, at the pace and at orders."""
+
+NAP = 0.05
+"""Longest sleep of a worker with nothing to do but wait for a retry, seconds."""
+
+PUBLISH_EVERY = 0.2
+"""Seconds between two copies of the latency histogram to the board."""
+
+_KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+_clock = time.perf_counter_ns
+_make = _socket.socket
+_set, _bind = _socket.socket.setsockopt, _socket.socket.bind
+_connect, _detach = _socket.socket.connect_ex, _socket.socket.detach
+
+_QUICK = 1 << 16
+_BUCKET = array("H", [wire.bucket_of(us) for us in range(_QUICK)])
+
+
+class Block(NamedTuple):
+    """Consecutive source ports from one address to one target."""
+
+    source: str
+    first_port: int
+    size: int
+    target: Tuple[str, int]
+    base: int
+    """Number of the first connection within the agent's plan."""
+
+
+class Connector(Holder):
+    """One client worker: its share of the plan, and what it holds."""
+
+    def __init__(
+        self,
+        board: cell.Board,
+        worker: int,
+        orders: int,
+        ring: Callable[[bytes], None],
+        spec: wire.ClientSpec,
+        blocks: List[Block],
+    ) -> None:
+        super().__init__(
+            board.row(worker), board.common, spec["nonce"], blocks[0].base if blocks else 0
+        )
+        self._board = board
+        self._orders, self._ring = orders, ring
+        self._spec, self._blocks = spec, blocks
+        self._starts = [0]
+        for block in blocks:
+            self._starts.append(self._starts[-1] + block.size)
+        self._latency = [0] * wire.BUCKETS
+        self._published = 0.0
+        self._next = 0  # of this worker's connections, the first not yet tried
+        self._at = 0  # its block
+        self._pending = Pending(spec["connect_timeout_ms"] / 1000)
+        self._retries: List[Tuple[float, int, int]] = []
+        self._pace = sweep.Pace(BATCH)
+
+    def run(self) -> None:
+        """Wait for orders until told to stop."""
+        while True:
+            order = os.read(self._orders, 1)
+            if order == b"R":
+                self._ramp()
+            elif order == b"E":
+                self.echo()
+            elif order == b"V":
+                self.verify()
+            elif order == b"D":
+                self.drain()
+            else:
+                self._abandon()
+                self.reset_all()
+                self._ring(DONE)
+                return
+            self._publish(final=True)
+            self._ring(DONE)
+
+    # Opening.
+
+    def _ramp(self) -> None:
+        passed = False
+        self._pace = sweep.Pace(BATCH)  # empty: what other workers did not use is not saved up
+        while not self._common[cell.HALT]:
+            started = self._start()
+            under_way = len(self._pending)
+            if under_way:
+                self._settle(0 if started else self._patience())
+            elif not started and self._retries:
+                time.sleep(self._patience())
+            self._publish()
+            if self._next < self._starts[-1]:
+                if not started and not under_way:
+                    time.sleep(0.001)  # paced, or the window is taken by others
+            elif not self._retries and not len(self._pending):
+                return
+            elif not passed:
+                passed = True  # only stragglers: let the next worker begin
+                self._ring(PASS)
+        self._abandon()
+
+    def _patience(self) -> float:
+        """Seconds until something is due, at most :data:`NAP`."""
+        if self._next < self._starts[-1]:
+            return 0.001
+        if self._retries:
+            return min(NAP, max(0.001, self._retries[0][0] - time.monotonic()))
+        return NAP
+
+    def _window(self) -> int:
+        """How many connects this worker may have under way now.
+
+        The agent's window is shared by the workers whose turn it is; what earlier ones still have
+        under way is taken off first.
+        """
+        mine = len(self._pending) + len(self._retries)
+        others = self._board.total(cell.IN_FLIGHT) - self._row[cell.IN_FLIGHT]
+        free = self._spec["max_in_flight"] - others - mine
+        share = -(-self._spec["max_in_flight"] // max(1, self._common[cell.ACTIVE]))
+        return max(0, min(free, share - mine))
+
+    def _start(self) -> int:
+        """Begin retries that are due and new connections; returns how many."""
+        rate = self._spec["connect_rate"] / max(1, self._common[cell.ACTIVE])
+        now = time.monotonic()
+        due: List[Tuple[float, int, int]] = []
+        while self._retries and self._retries[0][0] <= now and len(due) < BATCH:
+            due.append(heapq.heappop(self._retries))
+        granted = self._pace.take(len(due), rate)
+        for entry in due[granted:]:
+            heapq.heappush(self._retries, entry)
+        for _, number, tries in due[:granted]:
+            self._try_again(number, tries)
+        left = self._starts[-1] - self._next
+        wanted = min(BATCH - granted, left, self._window()) if left else 0
+        if wanted <= 0:
+            return granted
+        wanted = self._pace.take(wanted, rate)
+        return granted + (self._fresh(wanted) if wanted else 0)
+
+    def _fresh(self, wanted: int) -> int:
+        """Try the next ``wanted`` connections for the first time: the hot loop of the ramp.
+
+        The loop is the interpreter's own: zip() takes one socket through all its steps before it
+        asks for the next, so every connection is timed by itself and no bytecode runs for it.
+
+        SO_REUSEADDR costs a call and saves more: bind() then skips its search for conflicts, which
+        walks ever longer chains (inet_csk_get_port(), net/ipv4/inet_connection_sock.c). It also
+        lets a source port serve several targets, and one in TIME_WAIT be used again (socket(7)).
+        """
+        while self._next >= self._starts[self._at + 1]:
+            self._at += 1
+        block = self._blocks[self._at]
+        skip = self._next - self._starts[self._at]
+        wanted = min(wanted, block.size - skip)
+        first = block.first_port + skip
+        target = repeat(block.target)
+        made = map(_make, repeat(family_of(block.source), wanted), repeat(_KIND), repeat(0))
+        to_set, to_bind, to_connect, to_ask, to_hold = tee(made, 5)
+        steps = zip(  # noqa: B905 (strict= came with Python 3.10)
+            map(_set, to_set, repeat(socket.SOL_SOCKET), repeat(socket.SO_REUSEADDR), repeat(1)),
+            map(_bind, to_bind, zip(repeat(block.source), range(first, first + wanted))),
+            map(_connect, to_connect, target),
+            map(_connect, to_ask, target),
+            iter(_clock, -1),
+            map(_detach, to_hold),
+        )
+        done: List[Tuple[None, None, int, int, int, int]] = []
+        code = 0
+        began = _clock()
+        try:
+            done.extend(steps)
+        except OSError as error:  # of socket() or bind(), for the connection after the last done
+            code = error.errno or 0
+        number, latency, hold = self._next, self._latency, self._fds.append
+        for _, _, _, result, ended, fd in done:
+            if result:
+                self._unfinished(result, fd, began, number)
+            else:
+                hold(fd)
+                spent = (ended - began) // 1000
+                latency[_BUCKET[spent] if spent < _QUICK else wire.bucket_of(spent)] += 1
+            began = ended
+            number += 1
+        if code:
+            self._failed(code, number, 0)
+            number += 1
+        started = number - self._next
+        self._next = number
+        return started
+
+    def _unfinished(self, code: int, fd: int, began: int, number: int) -> None:
+        """A first try that was not over at the second look."""
+        if code == errno.EISCONN:
+            self._fds.append(fd)
+        elif code in (errno.EALREADY, errno.EINPROGRESS):
+            family = family_of(self._block(number)[0].source)
+            self._pending.add(_make(family, _KIND, 0, fd), began, number, 0)
+        else:
+            os.close(fd)
+            self._failed(code, number, 0)
+
+    def _try_again(self, number: int, tries: int) -> None:
+        block, place = self._block(number)
+        began = time.perf_counter_ns()
+        made = None
+        try:
+            made = _socket.socket(
+                family_of(block.source), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0
+            )
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((block.source, block.first_port + place))
+            code = made.connect_ex(block.target)
+        except OSError as error:
+            code = error.errno or 0
+        if made is not None and code in (0, errno.EINPROGRESS):
+            self._pending.add(made, began, number, tries)
+            return
+        if made is not None:
+            made.close()
+        self._failed(code, number, tries)
+
+    def _settle(self, patience: float) -> None:
+        """See what has become of the connects under way."""
+        for made, began, number, tries in self._pending.moved(patience):
+            code = made.connect_ex(self._block(number)[0].target)
+            if code in (0, errno.EISCONN):
+                self._fds.append(made.detach())
+                spent = (time.perf_counter_ns() - began) // 1000
+                self._latency[wire.bucket_of(spent)] += 1
+            elif code in (errno.EALREADY, errno.EINPROGRESS):
+                self._pending.add(made, began, number, tries)
+            else:
+                made.close()
+                self._failed(code, number, tries)
+        for made, _, number, tries in self._pending.overdue():
+            made.close()
+            self._failed(errno.ETIMEDOUT, number, tries)
+
+    def _block(self, number: int) -> Tuple[Block, int]:
+        """The block of one of this worker's connections, and its place in it."""
+        at = bisect_right(self._starts, number) - 1
+        return self._blocks[at], number - self._starts[at]
+
+    def _failed(self, code: int, number: int, tries: int) -> None:
+        """Count an error by its errno, and try again later if there are tries left."""
+        self._row[cell.ERRORS + code] += 1
+        if tries >= self._spec["retries"]:
+            self._row[cell.LOST] += 1
+            return
+        self._row[cell.RETRIED] += 1
+        due = time.monotonic() + self._spec["backoff_ms"] / 1000 * (1 << min(tries, 16))
+        heapq.heappush(self._retries, (due, number, tries + 1))
+
+    def _abandon(self) -> None:
+        """Take what has just been completed, give up the rest."""
+        self._settle(0)
+        for made, _, _, _ in self._pending.take_all():
+            made.close()
+        self._retries.clear()
+
+    def _publish(self, final: bool = False) -> None:
+        self.count()
+        row = self._row
+        row[cell.IN_FLIGHT] = len(self._pending) + len(self._retries)
+        now = time.monotonic()
+        if final or now - self._published > PUBLISH_EVERY:
+            self._published = now
+            row[cell.LATENCY : cell.LATENCY + wire.BUCKETS] = memoryview(array("q", self._latency))

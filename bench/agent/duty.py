@@ -1,0 +1,184 @@
+"""The agent's one task while it lasts: hearing the workers, watching the memory, ticking."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Any, Callable, Dict, List, Optional, Union
+
+from bench.agent import board as cell
+from bench.agent.client import Client
+from bench.agent.memory import Gauge
+from bench.agent.rounds import Round
+from bench.agent.server import Server
+from bench.agent.workers import PASS
+
+TICK = 1.0
+"""Seconds between two ticks."""
+
+STEEPEST_KIB = 2 << 20
+"""Memory that a ramp may take in a second, KiB: 100k connections a second take 750 MB."""
+
+WATCH = 0.02, TICK
+"""Least and most seconds between two looks at the memory. The next look comes when the steepest
+ramp could have eaten half of what is left above the floor, so that a floor is overshot by the
+least interval's worth at most, and a look (some 100 µs) is rare while there is plenty."""
+
+
+class Fault(Exception):
+    """Something broke that the controller did not cause."""
+
+
+class Misuse(Exception):
+    """A command that cannot be carried out; ``kind`` is input or refused."""
+
+    def __init__(self, message: str, kind: str = "input") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+Say = Callable[[Any], None]
+Aside = Callable[[Callable[[], Any], Callable[[Any], None]], Any]
+
+
+class Duty:
+    """The agent's one task: a server or a client."""
+
+    def __init__(self, say: Say, aside: Aside, clock: Callable[[], float]) -> None:
+        self._say, self._aside, self._clock = say, aside, clock
+        self._gauge = Gauge()
+        self._role: Optional[Union[Server, Client]] = None
+        self._round: Optional[Round] = None
+        self._named = ""
+        self._tick_at = self._watch_at = 0.0
+        self._began = 0.0
+        self._reason: Optional[str] = None
+        self._low = False
+        self._preparing = False
+
+    # What the main loop asks for.
+
+    def fds(self) -> List[int]:
+        """Descriptors to wait for."""
+        return [self._role.crew.bell] if self._role else []
+
+    def due(self) -> Optional[float]:
+        """When the next turn is due at the latest, monotonic seconds."""
+        if not self._role:
+            return None
+        return min(self._tick_at, self._watch_at)
+
+    def turn(self) -> None:
+        """Hear the workers, look at the memory, tick."""
+        role = self._role
+        if not role:
+            return
+        for worker, what in role.crew.heard():
+            if what == PASS and isinstance(role, Server):
+                role.passed(worker)
+            elif self._round:
+                self._round.rung(worker, what)
+        self._bury()
+        now = time.monotonic()
+        if now >= self._watch_at:
+            self._watch_at = now + self._check_memory()
+        if now >= self._tick_at:
+            self._tick_at = max(self._tick_at + TICK, now)
+            self._say(self._tick())
+            if isinstance(role, Server):
+                role.hand_out()
+
+    def _bury(self) -> None:
+        role = self._role
+        assert role
+        for death in role.crew.deaths():
+            self._say({"event": "error", "kind": "fault", "message": str(death)})
+            role.lost(death.worker)
+            if self._round:
+                self._round.lost(death.worker)
+
+    def _check_memory(self) -> float:
+        """Stop at the floor; returns the seconds until the next look."""
+        role = self._role
+        assert role
+        floor = role.spec["memory_floor_kib"]
+        if self._low or not floor or (isinstance(role, Client) and self._named != "ramp"):
+            return WATCH[1]
+        free = self._gauge.read().free
+        if free >= floor:
+            return min(WATCH[1], max(WATCH[0], (free - floor) / STEEPEST_KIB / 2))
+        self._low = True
+        role.board.common[cell.HALT] = 1
+        if isinstance(role, Server):
+            role.shut()
+        elif self._reason is None:
+            self._reason = "memory"
+        self._say({"event": "floor", "mem_free_kib": free, "floor_kib": floor})
+        self._tick_at = 0.0
+        return WATCH[1]
+
+    def _tick(self) -> Dict[str, Any]:
+        role = self._role
+        assert role
+        board, memory = role.board, self._gauge.read()
+        return {
+            "event": "tick",
+            "t": round(self._clock(), 3),
+            "held": board.total(cell.HELD),
+            "opened": board.total(cell.OPENED),
+            "closed": board.total(cell.CLOSED),
+            "lost": board.total(cell.LOST),
+            "retried": board.total(cell.RETRIED),
+            "in_flight": board.total(cell.IN_FLIGHT),
+            "errors": board.errors(),
+            "latency": board.latency() if isinstance(role, Client) else {},
+            "mem_available_kib": memory.available,
+            "mem_free_kib": memory.free,
+            "slab_kib": memory.slab,
+        }
+
+    def _begin(self, role: Union[Server, Client]) -> None:
+        self._role = role
+        self._tick_at = 0.0
+        self._watch_at = 0.0
+
+    def _must(self) -> Union[Server, Client]:
+        assert self._role
+        return self._role
+
+    def _client(self, op: str) -> Client:
+        if not isinstance(self._role, Client):
+            raise Misuse(f"{op}: this agent is a server")
+        return self._role
+
+    def _server(self, op: str) -> Server:
+        if not isinstance(self._role, Server):
+            raise Misuse(f"{op}: this agent is a client")
+        return self._role
+
+    def _go(self, name: str, order: bytes, width: int, answer: Callable[[], Any]) -> None:
+        """Send an order through the crew and say ``answer`` when all are done."""
+        role = self._must()
+
+        def then() -> None:
+            self._round, self._named = None, ""
+            self._say(self._tick())  # so that nobody holds counters older than the answer
+            self._say(answer())
+
+        self._named = name
+        self._round = Round(role.crew, role.board.common, order, width, then)
+        self._round.begin()
+
+    def end(self, deadline: float) -> None:
+        """Have everything closed by the deadline (monotonic seconds), by force what is left."""
+        role = self._role
+        if not role:
+            return
+        role.board.common[cell.HALT] = 1
+        for worker in set(role.crew.pids.values()):
+            role.crew.tell(worker, b"S")
+        while role.crew.pids and time.monotonic() < deadline:
+            select.select([], [], [], 0.01)
+            role.crew.deaths()
+            role.crew.heard()
+        role.crew.kill()

@@ -1,0 +1,130 @@
+"""Checks what the controller asks for before anything is touched."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Dict, List, Tuple, cast
+
+from bench.wire import ClientSpec, Endpoint, ServerSpec
+
+MOST_CONNECTIONS = 1 << 32
+NONCE_BYTES = 16
+
+
+class BadSpec(ValueError):
+    """A command that cannot be meant; the text names the field."""
+
+
+def server(spec: Any) -> ServerSpec:
+    """A server's spec, checked. :raises BadSpec: with one line that names the field."""
+    found = _table(spec)
+    _nonce(found)
+    endpoints = [_endpoint(entry, "endpoints") for entry in _list(found, "endpoints")]
+    if len(set(endpoints)) < len(endpoints):
+        raise BadSpec("endpoints: one is named twice")
+    control = _endpoint(found.get("control"), "control")
+    if control in endpoints:
+        raise BadSpec(f"control: {control[0]} port {control[1]} is a data endpoint too")
+    _whole(found, "connections", 1, MOST_CONNECTIONS)
+    _whole(found, "backlog", 1, (1 << 31) - 1)
+    _choice(found, "listener", ("shared", "reuseport"))
+    _choice(found, "watch", ("epoll", "none"))
+    _whole(found, "acceptors", 1, 1024)
+    _number(found, "nap_ms", 0, 1000)
+    _whole(found, "memory_floor_kib", 0, 1 << 40)
+    return cast(ServerSpec, {**found, "endpoints": endpoints, "control": control})
+
+
+def client(spec: Any) -> ClientSpec:
+    """A client's spec, checked. :raises BadSpec: with one line that names the field."""
+    found = _table(spec)
+    _nonce(found)
+    controls = [_endpoint(entry, "controls") for entry in _list(found, "controls")]
+    blocks = [_block(entry, at) for at, entry in enumerate(_list(found, "blocks"))]
+    _apart(blocks)
+    _whole(found, "max_in_flight", 1, 1 << 20)
+    _number(found, "connect_rate", 0, 1e9)
+    _whole(found, "connect_timeout_ms", 1, 3_600_000)
+    _whole(found, "retries", 0, 1000)
+    _whole(found, "backoff_ms", 0, 600_000)
+    _whole(found, "active", 1, 1024)
+    _whole(found, "memory_floor_kib", 0, 1 << 40)
+    return cast(ClientSpec, {**found, "controls": controls})
+
+
+def _table(spec: Any) -> Dict[str, Any]:
+    if not isinstance(spec, dict):
+        raise BadSpec("spec: not an object")
+    return spec
+
+
+def _list(found: Dict[str, Any], key: str) -> List[Any]:
+    value = found.get(key)
+    if not isinstance(value, list) or not value:
+        raise BadSpec(f"{key}: needs a list with at least one entry")
+    return value
+
+
+def _nonce(found: Dict[str, Any]) -> None:
+    try:
+        size = len(bytes.fromhex(found.get("nonce", "")))
+    except (TypeError, ValueError):
+        size = 0
+    if size < NONCE_BYTES:
+        raise BadSpec(f"nonce: needs at least {NONCE_BYTES} bytes in hex")
+
+
+def _whole(found: Dict[str, Any], key: str, low: int, high: int) -> int:
+    value = found.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise BadSpec(f"{key}: {value!r} is not a whole number from {low} to {high}")
+    return value
+
+
+def _number(found: Dict[str, Any], key: str, low: float, high: float) -> None:
+    value = found.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise BadSpec(f"{key}: {value!r} is not a number from {low} to {high:g}")
+
+
+def _choice(found: Dict[str, Any], key: str, choices: Tuple[str, ...]) -> None:
+    if found.get(key) not in choices:
+        raise BadSpec(f"{key}: {found.get(key)!r} is none of {', '.join(choices)}")
+
+
+def _address(value: Any, key: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError as error:
+        raise BadSpec(f"{key}: {value!r} is not an IP address") from error
+
+
+def _endpoint(entry: Any, key: str) -> Endpoint:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+        raise BadSpec(f"{key}: {entry!r} is not [address, port]")
+    return _address(entry[0], key), _whole({key: entry[1]}, key, 1, 65535)
+
+
+def _block(entry: Any, at: int) -> Dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise BadSpec(f"blocks: entry {at} is not an object")
+    source, target = _address(entry.get("source"), "source"), _address(entry["target"], "target")
+    if (":" in source) != (":" in target):
+        raise BadSpec(f"blocks: {source} and {target} are of different IP versions")
+    first = _whole(entry, "first_port", 1, 65535)
+    _whole(entry, "count", 1, 65536 - first)
+    _whole(entry, "target_port", 1, 65535)
+    return entry
+
+
+def _apart(blocks: List[Dict[str, Any]]) -> None:
+    """No connection may be asked for twice."""
+    ends: Dict[Tuple[str, str, int], int] = {}
+    for block in sorted(blocks, key=lambda entry: int(entry["first_port"])):
+        key = (block["source"], block["target"], block["target_port"])
+        if ends.get(key, 0) > block["first_port"]:
+            raise BadSpec(
+                f"blocks: {key[0]} port {block['first_port']} to {key[1]} port {key[2]} "
+                "is planned twice"
+            )
+        ends[key] = block["first_port"] + block["count"]

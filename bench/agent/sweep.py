@@ -1,0 +1,100 @@
+"""What a worker does to many held descriptors at once: look, close, ask."""
+
+from __future__ import annotations
+
+import _socket
+import ctypes
+import os
+import select
+import socket
+import struct
+import time
+from typing import Callable, Iterator, List, Sequence, Tuple
+
+CHUNK = 1024
+"""Descriptors per poll(2): the table of one call stays within the L2 cache."""
+
+_setsockopt = ctypes.PyDLL(None).setsockopt
+_LINGER_RST = struct.pack("ii", 1, 0)
+_LOOK = select.POLLIN | select.POLLRDHUP
+
+
+def chunks(fds: Sequence[int], size: int = CHUNK) -> Iterator[Sequence[int]]:
+    """The descriptors, ``size`` at a time."""
+    for start in range(0, len(fds), size):
+        yield fds[start : start + size]
+
+
+def ready(fds: Sequence[int], timeout_ms: int = 0) -> List[Tuple[int, int]]:
+    """Which of the descriptors have something to say: (fd, events)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, _LOOK)
+    return poll.poll(timeout_ms)
+
+
+def gone(fd: int) -> bool:
+    """Whether the peer has closed, by a look that takes nothing from the socket."""
+    borrowed = _socket.socket(fileno=fd)
+    try:
+        return borrowed.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:  # ECONNRESET, ETIMEDOUT: the socket's own error
+        return True
+    finally:
+        borrowed.detach()
+
+
+def dead(fds: Sequence[int]) -> List[int]:
+    """The descriptors among ``fds`` whose connection is no more."""
+    return [fd for chunk in chunks(fds) for fd, _ in ready(chunk) if gone(fd)]
+
+
+def reset(fd: int) -> None:
+    """Close with a RST: SO_LINGER on with time 0 (socket(7)), so no TIME_WAIT is left.
+
+    The call goes to the C library: a socket object for it would ask the kernel twice more.
+    """
+    _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST, len(_LINGER_RST))
+    os.close(fd)
+
+
+class Pace:
+    """Token bucket: at most ``rate`` a second, at most ``burst`` at once; rate 0 is no limit."""
+
+    def __init__(self, burst: int) -> None:
+        self._burst = burst
+        self._tokens = 0.0
+        self._last = time.monotonic()
+
+    def take(self, wanted: int, rate: float) -> int:
+        """How many of ``wanted`` may be done now; they are spent."""
+        if not rate:
+            return wanted
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * rate)
+        self._last = now
+        granted = min(wanted, int(self._tokens))
+        self._tokens -= granted
+        return granted
+
+    def give_back(self, unspent: int) -> None:
+        """Return tokens that were granted and not spent."""
+        self._tokens += unspent
+
+
+def close_all(
+    fds: Sequence[int], close: Callable[[int], None], rate: Callable[[], float]
+) -> Iterator[int]:
+    """Close in paced windows; yields how many were closed in each."""
+    pace = Pace(CHUNK)
+    at = 0
+    while at < len(fds):
+        count = pace.take(min(256, len(fds) - at), rate())
+        for fd in fds[at : at + count]:
+            close(fd)
+        at += count
+        yield count
+        if not count:
+            time.sleep(0.002)

@@ -1,0 +1,192 @@
+"""Agents in bare network namespaces: no Ansible, no SSH, the same wire."""
+
+import contextlib
+import json
+import queue
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from bench import wire
+from perf.netns import Namespaces
+
+SERVER, SERVER6 = "198.18.0.1", "fd63:6f6e:6e6c::1"
+CLIENT, CLIENT6 = "198.18.1.1", "fd63:6f6e:6e6c:1::1"
+PORT, CONTROL = 5000, 5999
+PATIENCE = 60
+
+
+class Agent:
+    """One running agent and what it has said."""
+
+    def __init__(self, packed: bytes, words: list[str], nofile: int | None) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="connlab."))
+        (self.home / "agent.pyz").write_bytes(packed)
+        if nofile:
+            words = [*words, "prlimit", f"--nofile={nofile}:{nofile}"]
+        self.process = subprocess.Popen(
+            [*words, sys.executable, str(self.home / "agent.pyz")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.ticks: list[dict] = []
+        self.floors: list[dict] = []
+        self.strangers: list[bytes] = []
+        self._events: queue.Queue[dict | None] = queue.Queue()
+        self._readers = [threading.Thread(target=self._read), threading.Thread(target=self._drain)]
+        for reader in self._readers:
+            reader.start()
+        self.stderr = b""
+        self.hello = self.hear("hello")
+
+    def _drain(self) -> None:
+        self.stderr = self.process.stderr.read()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                self.strangers.append(line)
+                continue
+            if event["event"] == "tick":
+                self.ticks.append(event)
+            elif event["event"] == "floor":
+                self.floors.append(event)
+            else:
+                self._events.put(event)
+        self._events.put(None)
+
+    def send(self, op: str, **fields) -> None:
+        self.process.stdin.write(wire.encode({"op": op, **fields}))
+        self.process.stdin.flush()
+
+    def hear(self, event: str, patience: float = PATIENCE) -> dict:
+        heard = self._events.get(timeout=patience)
+        assert heard is not None, f"the agent ended: {self.stderr.decode()}"
+        assert heard["event"] == event, heard
+        return heard
+
+    def ask(self, op: str, event: str, **fields) -> dict:
+        self.send(op, **fields)
+        return self.hear(event)
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for reader in self._readers:
+            reader.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+class Lab:
+    """One server and one client namespace, and agents in them."""
+
+    def __init__(self, net: Namespaces, packed: bytes) -> None:
+        self.net, self._packed = net, packed
+        self.nonce = secrets.token_hex(16)
+        self._agents: list[Agent] = []
+
+    def agent(self, host: str, nofile: int | None = None) -> Agent:
+        made = Agent(self._packed, self.net.enter(host), nofile)
+        self._agents.append(made)
+        return made
+
+    def server_spec(self, **changed) -> dict:
+        spec = {
+            "nonce": self.nonce,
+            "endpoints": [[SERVER, PORT]],
+            "control": [SERVER, CONTROL],
+            "connections": 2000,
+            "backlog": 4096,
+            "listener": "shared",
+            "watch": "epoll",
+            "acceptors": 1,
+            "nap_ms": 5,
+            "memory_floor_kib": 0,
+        }
+        return {**spec, **changed}
+
+    def client_spec(self, **changed) -> dict:
+        spec = {
+            "nonce": self.nonce,
+            "controls": [[SERVER, CONTROL]],
+            "blocks": [block()],
+            "max_in_flight": 512,
+            "connect_rate": 0,
+            "connect_timeout_ms": 3000,
+            "retries": 1,
+            "backoff_ms": 10,
+            "active": 1,
+            "memory_floor_kib": 0,
+        }
+        return {**spec, **changed}
+
+    def serve(self, nofile: int | None = None, **changed) -> Agent:
+        server = self.agent("server", nofile)
+        server.ask("serve", "serving", spec=self.server_spec(**changed))
+        return server
+
+    def prepare(self, nofile: int | None = None, **changed) -> Agent:
+        client = self.agent("client", nofile)
+        client.ask("prepare", "prepared", spec=self.client_spec(**changed))
+        return client
+
+    def count(self, host: str, state: str, port: int = PORT) -> int:
+        found = self.net.run(
+            host, "ss", "-Htan", "state", state, f"( sport = {port} or dport = {port} )"
+        )
+        return len(found.splitlines())
+
+    def sockets(self, host: str) -> int:
+        """All TCP sockets of a host, of whatever state and port."""
+        return len(self.net.run(host, "ss", "-Htan").splitlines())
+
+    def close(self) -> None:
+        for agent in self._agents:
+            agent.close()
+
+
+def block(count: int = 2000, **changed) -> dict:
+    made = {
+        "source": CLIENT,
+        "first_port": 10000,
+        "count": count,
+        "target": SERVER,
+        "target_port": PORT,
+    }
+    return {**made, **changed}
+
+
+def until(condition, patience: float = 5.0) -> bool:
+    """Whether a condition comes true in time."""
+    ends = time.monotonic() + patience
+    while time.monotonic() < ends:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

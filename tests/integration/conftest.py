@@ -1,0 +1,32 @@
+"""Fixtures: namespaces and agents of its own for each test."""
+
+import os
+
+import pytest
+from agents import CLIENT, CLIENT6, SERVER, SERVER6, Lab
+
+from bench.agent import bundle
+from perf.netns import Namespaces
+
+
+@pytest.fixture(scope="session")
+def packed() -> bytes:
+    return bundle.build().data
+
+
+@pytest.fixture
+def net():  # anew for each test: a killed agent leaves TIME_WAITs on its ports
+    assert os.geteuid() == 0, "these tests make network namespaces: run them as root"
+    hosts = {
+        "server": [f"{SERVER}/15", "198.18.0.2/15", f"{SERVER6}/48"],
+        "client": [f"{CLIENT}/15", "198.18.1.2/15", f"{CLIENT6}/48"],
+    }
+    with Namespaces(f"eng-t{os.getpid()}", hosts) as made:
+        yield made
+
+
+@pytest.fixture
+def lab(net, packed):
+    made = Lab(net, packed)
+    yield made
+    made.close()

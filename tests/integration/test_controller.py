@@ -1,0 +1,241 @@
+"""Whole runs over real agents in namespaces: the controller without Ansible and SSH."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import CLIENT, SERVER, running
+
+from bench import controller, scenario
+from bench.curve import Progress
+from bench.errors import InputError, LabError
+from bench.inventory import Host, Inventory
+from bench.results import Run, Store
+from perf.netns import Namespaces
+
+
+class LocalProcess:
+    """A process on this machine as the transport's Process."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.child = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+
+    def write(self, data: bytes) -> None:
+        assert self.child.stdin
+        self.child.stdin.write(data)
+
+    def lines(self) -> Iterator[bytes]:
+        assert self.child.stdout
+        with self.child.stdout as out:
+            for line in iter(out.readline, b""):
+                yield line.rstrip(b"\n")
+
+    def errors(self) -> Iterator[bytes]:
+        assert self.child.stderr
+        with self.child.stderr as out:
+            yield from iter(out.readline, b"")
+
+    def close(self) -> None:
+        assert self.child.stdin
+        self.child.stdin.close()
+        self.child.wait(10)
+
+
+class LocalLink:
+    """A namespace as the transport's Link."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self.started: list[LocalProcess] = []
+        self.paths: list[str] = []
+
+    def put(self, data: bytes, name: str) -> str:
+        path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
+        path.write_bytes(data)
+        self.paths.append(str(path))
+        return str(path)
+
+    def remove(self, path: str) -> None:
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+    def run(self, argv: Sequence[str]) -> str:
+        done = subprocess.run([*self.words, *argv], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LabError(done.stderr.strip())
+        return done.stdout
+
+    def start(self, argv: Sequence[str]) -> LocalProcess:
+        self.started.append(LocalProcess([*self.words, *argv]))
+        return self.started[-1]
+
+    def close(self) -> None:
+        return None
+
+
+class Bed:
+    """An inventory over two namespaces and everything that was started there."""
+
+    def __init__(self, net: Namespaces, results: Path) -> None:
+        self.net = net
+        self.store = Store(results)
+        self.links: dict[str, LocalLink] = {}
+        self.seen: list[Progress] = []
+
+    def connect(self, host: Host) -> LocalLink:
+        self.links[host.name] = LocalLink(self.net.enter(host.name))
+        return self.links[host.name]
+
+    def inventory(self, clients: Sequence[str] = (CLIENT,)) -> Inventory:
+        def host(name: str, group: str, addresses: Sequence[str]) -> Host:
+            return Host(name, (group,), name, 22, "lab", None, None, tuple(addresses))
+
+        hosts = {
+            "server": host("server", "servers", [SERVER]),
+            "client": host("client", "clients", clients),
+        }
+        return Inventory("test", "local", hosts, True, None, None)
+
+    def run(self, clients: Sequence[str] = (CLIENT,), **fields: Any) -> Run:
+        wanted = scenario.load(
+            "million", {"connections": 3000, "hold_seconds": 0.5, "memory_floor_mib": 16, **fields}
+        )
+        return controller.run(
+            wanted, self.inventory(clients), self.store, self.connect, self.seen.append
+        )
+
+    def agent_pid(self, name: str) -> int:
+        return self.links[name].started[0].child.pid
+
+    def await_hold(self) -> None:
+        """Wait until the run has held for a while, so that its peak is counted."""
+        while not (self.store.root / "latest").exists():
+            held = [now for now in self.seen if now.phase == "hold"]
+            if held and held[-1].seconds_left is not None and held[-1].seconds_left < 26:
+                return
+            time.sleep(0.01)
+
+    def clean(self) -> bool:
+        """Nothing of a run is left: processes, files, sockets."""
+        gone = all(
+            not running(process.child.pid)
+            for link in self.links.values()
+            for process in link.started
+        )
+        files = all(
+            not Path(path).parent.exists() for link in self.links.values() for path in link.paths
+        )
+        sockets = "".join(self.net.run(name, "ss", "-Htan") for name in ("server", "client"))
+        return gone and files and not sockets.strip()
+
+
+@pytest.fixture
+def bed(net: Namespaces, tmp_path: Path) -> Bed:
+    return Bed(net, tmp_path / "results")
+
+
+def test_a_run_from_end_to_end(bed: Bed) -> None:
+    done = bed.run(liveness="all")
+    counts = done.measured.established
+    assert (done.verdict, done.bound_by) == ("pass", "none"), done.reason
+    assert (counts.clients, counts.servers, counts.ss) == (3000, 3000, 3000)
+    assert (done.measured.lost, done.measured.left_after) == (0, 0)
+    assert (done.measured.liveness.asked, done.measured.liveness.answered) == (3000, 3000)
+    assert set(done.hosts["server"].phases) == {"before", "peak", "hold_end", "after"}
+    assert done.hosts["server"].phases["after"].held == 0
+    assert done.predicted.max_connections >= 3000
+    assert done.curve[-1].held == 0
+    assert max(point.held for point in done.curve) == 3000
+    assert bed.clean()
+    folder = bed.store.root / done.run_id
+    assert json.loads((folder / "run.json").read_text())["schema"] == 1
+    assert (bed.store.root / "latest").resolve() == folder
+    assert "3,000" in (folder / "report.html").read_text()
+    assert (folder / "raw" / "server" / "peak" / "slabinfo").read_text().startswith("slabinfo")
+    assert {
+        json.loads(line)["host"] for line in (folder / "samples.ndjson").read_text().splitlines()
+    } == {
+        "server",
+        "client",
+    }
+
+
+def test_a_bare_accept_loop_and_closing_by_fin(bed: Bed) -> None:
+    done = bed.run(watch="none", liveness="sample", liveness_sample=100, listener="reuseport")
+    assert done.verdict == "pass", done.reason
+    assert done.measured.liveness.answered == 100
+    assert bed.clean()
+
+
+def test_several_ports_hold_more_than_one_address_and_port(bed: Bed) -> None:
+    done = bed.run(
+        connections=500,
+        first_client_port=20000,
+        last_client_port=20199,
+        server_ports=[5000, 5001, 5002],
+    )
+    assert done.verdict == "pass", done.reason
+    assert done.measured.established.ss == 500
+
+
+def test_the_memory_floor_stops_the_ramp(bed: Bed) -> None:
+    done = bed.run(memory_floor_mib=1_048_576)
+    assert (done.verdict, done.bound_by) == ("fail", "memory")
+    assert done.measured.established.clients < 3000
+    assert bed.clean()
+
+
+def test_an_address_that_is_on_no_host(bed: Bed) -> None:
+    with pytest.raises(InputError, match=r"1 planned client addresses are on no host"):
+        bed.run(clients=["198.18.1.77"])
+    assert not list(bed.store.root.iterdir())
+    assert bed.clean()
+
+
+def test_more_than_the_tuples_touches_nothing(bed: Bed) -> None:
+    with pytest.raises(InputError, match=r"connections: got 65000, expected at most the 64512 tu"):
+        bed.run(connections=65_000)
+    assert not bed.links
+    assert not bed.store.root.exists()
+
+
+def test_an_agent_that_is_killed_aborts_the_run(bed: Bed) -> None:
+    def kill_later() -> None:
+        bed.await_hold()
+        os.kill(bed.agent_pid("client"), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_later)
+    thread.start()
+    with pytest.raises(LabError, match="host client: the client agent ended unexpectedly"):
+        bed.run(hold_seconds=30)
+    thread.join()
+    kept = next(bed.store.runs())
+    assert kept.verdict == "aborted"
+    assert kept.measured.established.ss == 3000
+    assert not running(bed.agent_pid("server"))
+
+
+def test_an_interrupt_cleans_up_and_keeps_what_there_is(bed: Bed) -> None:
+    def interrupt_later() -> None:
+        bed.await_hold()
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_later)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        bed.run(hold_seconds=30)
+    thread.join()
+    assert next(bed.store.runs()).reason == "interrupted"
+    assert bed.clean()
