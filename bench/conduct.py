@@ -117,10 +117,11 @@ class Conduct:
         self._store = store
         self._run_id = run_id
         self._nonce = nonce
-        self._short_of_memory = ""
+        self._short_of_memory = False
+        self._newest: dict[Agent, Mapping[str, Any]] = {}
         self.servers = [agent for agent in session.agents if agent.role == "server"]
         self.clients = [agent for agent in session.agents if agent.role == "client"]
-        session.on_tick = self._tick
+        session.on_unasked = self._unasked
 
     def all(self) -> None:
         """From the first fact to the last count."""
@@ -129,14 +130,16 @@ class Conduct:
         self.hold()
         self.drain()
 
-    def _tick(self, agent: Agent, message: Mapping[str, Any]) -> None:
+    def _unasked(self, agent: Agent, message: Mapping[str, Any]) -> None:
+        if message["event"] == "floor":
+            self._short_of_memory = True
+            return
         self.recorder.tick(agent.name, agent.role, message)
-        floor = self.scenario.memory_floor_mib * 1024
-        if int(message["mem_free_kib"]) < floor and not self._short_of_memory:
-            self._short_of_memory = agent.name
-        errors = self.found.errors.setdefault(agent.role, {})
-        if agent.role == "server":
-            errors.update(message["errors"])
+        self._newest[agent] = message
+        self.found.errors = {"client": {}, "server": {}}
+        for of_agent, tick in self._newest.items():
+            _add(self.found.errors[of_agent.role], tick["errors"])
+        self.found.retried = sum(int(self._newest[one]["retried"]) for one in self._newest)
 
     def prepare(self) -> None:
         """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
@@ -250,7 +253,6 @@ class Conduct:
         found.latency = merge(message["latency"] for message in ended.values())
         found.lost = sum(int(message["lost"]) for message in ended.values())
         for message in ended.values():
-            _add(found.errors.setdefault("client", {}), message["errors"])
             if message["reason"] == "memory":
                 found.stopped_by = "memory"
             elif message["reason"] == "lost" and found.stopped_by == "complete":
@@ -325,6 +327,7 @@ class Conduct:
                 raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
             self.session.wait(0.1)
         self.found.drain_seconds = round(time.monotonic() - began, 3)
+        self.recorder.sample(force=True)
         self.collect("after", state="connected")
         self.found.left_after = self._counts("after").ss
 

@@ -135,7 +135,7 @@ def _assemble(
         curve=points,
         hosts=found.hosts,
         packages=packages(),
-        image=_image(inventory.lab_dir),
+        image=_image(inventory.state),
     )
 
 
@@ -170,10 +170,10 @@ def packages() -> dict[str, str]:
     return dict(sorted((one.metadata["Name"], one.version) for one in metadata.distributions()))
 
 
-def _image(lab_dir: Path | None) -> dict[str, Any]:
+def _image(state: Path | None) -> dict[str, Any]:
     """The manifest of the image that the lab's hosts run from, if the lab built one."""
-    manifest = lab_dir / "image" / "current" / "manifest.json" if lab_dir else None
-    if manifest is None or not manifest.is_file():
+    if state is None or not (state / "lab.json").is_file():
         return {}
-    found: dict[str, Any] = json.loads(manifest.read_text())
+    image = Path(json.loads((state / "lab.json").read_text())["image"])
+    found: dict[str, Any] = json.loads((image / "manifest.json").read_text())
     return found

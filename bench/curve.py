@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from bench import wire
 from bench.results import CurvePoint, Latency
 
 Message = Mapping[str, Any]
+
+SPAN_SECONDS = 0.5
+"""The least time that a point's rate and p99 are taken over."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,17 @@ def latency(histogram: Mapping[int, int]) -> Latency:
     )
 
 
+class _Mark(NamedTuple):
+    """Where the clients stood at a curve point."""
+
+    t: float
+    held: int
+    histogram: Mapping[int, int]
+
+
+_START = _Mark(0.0, 0, {})
+
+
 class Recorder:
     """Keeps the newest tick of every agent and samples them once a second.
 
@@ -73,9 +88,7 @@ class Recorder:
         self._started = clock()
         self._phase_ends: float | None = None
         self._newest: dict[tuple[str, str], Message] = {}
-        self._before: dict[int, int] = {}
-        """Latencies up to the point before the last."""
-        self._total: dict[int, int] = {}
+        self._marks: deque[_Mark] = deque(maxlen=4)
 
     def enter(self, phase: str, seconds: float | None = None) -> None:
         """A new phase begins; ``seconds`` is how long it will take, if that is known."""
@@ -86,6 +99,7 @@ class Recorder:
         """The ramp begins: time 0 of the curve."""
         self._started = self._clock()
         self.points.clear()
+        self._marks.clear()
 
     def tick(self, host: str, role: str, message: Message) -> None:
         """Take in one tick."""
@@ -98,30 +112,25 @@ class Recorder:
         return [tick for (_, side), tick in self._newest.items() if side == role]
 
     def sample(self, *, force: bool = False) -> None:
-        """Add a curve point if a second has passed since the last.
+        """Add a curve point if a second has passed since the last, or now with ``force``.
 
-        With ``force`` it comes now; a last point that is younger than a second makes way for it,
-        since a rate over a few milliseconds would say nothing.
+        Rate and p99 cover the time since the last point that is :data:`SPAN_SECONDS` old: over a
+        few milliseconds they would say nothing.
         """
         now = self._clock() - self._started
         if not self._newest or (not force and self.points and now - self.points[-1].t < 1.0):
             return
-        if self.points and now - self.points[-1].t < 1.0:
-            self.points.pop()
-        else:
-            self._before = self._total
-        last = self.points[-1] if self.points else None
         clients = self.of("client")
         held = sum(int(tick["held"]) for tick in clients)
         histogram = merge(tick["latency"] for tick in clients)
+        base = next((one for one in reversed(self._marks) if now - one.t >= SPAN_SECONDS), _START)
         fresh = {
-            bucket: count - self._before.get(bucket, 0)
+            bucket: count - base.histogram.get(bucket, 0)
             for bucket, count in histogram.items()
-            if count > self._before.get(bucket, 0)
+            if count > base.histogram.get(bucket, 0)
         }
-        self._total = histogram
-        span = now - (last.t if last else 0.0)
-        gained = held - (last.held if last else 0)
+        span, gained = now - base.t, held - base.held
+        self._marks.append(_Mark(now, held, histogram))
         servers = self.of("server") or clients
         lowest = min(servers, key=lambda tick: int(tick["mem_available_kib"]))
         point = CurvePoint(

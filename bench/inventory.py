@@ -49,7 +49,8 @@ class Inventory:
     hosts: Mapping[str, Host]
     underlay: bool
     """Whether the lab owns the machine underneath: the hosts then share one kernel."""
-    lab_dir: Path | None
+    state: Path | None
+    """Directory of the lab's own state, where the lab made the hosts."""
     connections: object
     """What the lab is sized for (``connections``); None if the inventory does not say."""
 
@@ -114,13 +115,13 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
     }
     _check_addresses(source, hosts.values())
     first = variables.get(next(iter(hosts)), {})
-    lab_dir = first.get("lab_dir")
+    lab_dir, lab_name = str(first.get("lab_dir", "{{")), str(first.get("lab_name", "{{"))
     return Inventory(
         source=source,
         substrate=str(first.get("lab_substrate", "remote")),
         hosts=hosts,
         underlay=bool(list(_members(listing, "underlay"))),
-        lab_dir=Path(lab_dir) if lab_dir and "{{" not in lab_dir else None,
+        state=None if "{{" in lab_dir + lab_name else Path(lab_dir) / lab_name,
         connections=first.get("connections"),
     )
 

@@ -53,7 +53,12 @@ class Agent:
         try:
             self.process.write(wire.encode(message))
         except (OSError, EOFError) as error:
-            raise LabError(f"host {self.name}: the {self.role} agent is gone: {error}") from error
+            raise LabError(self.obituary()) from error
+
+    def obituary(self) -> str:
+        """What to say of an agent that ended without having been told to."""
+        said = f": {self.last_error}" if self.last_error else ""
+        return f"host {self.name}: the {self.role} agent ended unexpectedly{said}"
 
 
 class Session:
@@ -65,7 +70,8 @@ class Session:
         self._inbox: queue.Queue[tuple[Agent, Message | None]] = queue.Queue()
         self._lock = threading.Lock()
         self.agents: list[Agent] = []
-        self.on_tick: Callable[[Agent, Message], None] = lambda agent, message: None
+        self.on_unasked: Callable[[Agent, Message], None] = lambda agent, message: None
+        """Called with every event that answers no command: ``tick`` and ``floor``."""
 
     def __enter__(self) -> Session:
         return self
@@ -158,7 +164,7 @@ class Session:
         seconds: float,
         idle: Callable[[], None] = lambda: None,
     ) -> dict[Agent, Message]:
-        """One message of kind ``event`` from every agent; ticks go to ``on_tick`` meanwhile.
+        """One message of kind ``event`` from every agent; ticks go to ``on_unasked`` meanwhile.
 
         ``idle`` is called at least every second.
 
@@ -190,7 +196,7 @@ class Session:
             idle()
 
     def _next(self, seconds: float) -> tuple[Agent, Message] | None:
-        """The next message that is not a tick, or None if none came in time."""
+        """The next message that answers a command, or None if none came in time."""
         until = time.monotonic() + seconds
         while True:
             try:
@@ -200,9 +206,9 @@ class Session:
                 return None
             agent.heard = time.monotonic()
             if message is None:
-                raise LabError(_ended(agent))
-            if message["event"] == "tick":
-                self.on_tick(agent, message)
+                raise LabError(agent.obituary())
+            if message["event"] in wire.UNASKED:
+                self.on_unasked(agent, message)
             elif message["event"] == "error":
                 raise _as_exception(agent, message)
             else:
@@ -279,11 +285,6 @@ def _check_python(host: Host, link: Link) -> None:
         raise InputError(
             f"host {host.name}: python3: got {found.strip()}, expected {wanted} or newer"
         )
-
-
-def _ended(agent: Agent) -> str:
-    said = f": {agent.last_error}" if agent.last_error else ""
-    return f"host {agent.name}: the {agent.role} agent ended unexpectedly{said}"
 
 
 def _as_exception(agent: Agent, message: Message) -> Exception:

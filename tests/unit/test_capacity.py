@@ -235,7 +235,7 @@ def lab(underlay: bool) -> Inventory:
         substrate="local",
         hosts=hosts,
         underlay=underlay,
-        lab_dir=None,
+        state=None,
         connections=None,
     )
 

@@ -56,7 +56,7 @@ def test_points_sum_the_clients_and_take_the_poorest_server() -> None:
     assert [line["host"] for line in lines] == ["client1", "client2", "server1", "client1"]
 
 
-def test_a_forced_point_replaces_one_that_is_younger_than_a_second() -> None:
+def test_the_rate_of_a_forced_point_covers_more_than_a_moment() -> None:
     clock = Clock()
     recorder = Recorder(1_000, io.StringIO(), lambda now: None, clock)
     recorder.enter("ramp")
@@ -72,9 +72,10 @@ def test_a_forced_point_replaces_one_that_is_younger_than_a_second() -> None:
     recorder.sample(force=True)
     assert [(point.t, point.held, point.rate) for point in recorder.points] == [
         (1.0, 100, 100.0),
+        (2.0, 300, 200.0),
         (2.25, 400, 240.0),
     ]
-    assert recorder.points[1].p99_us == wire.bucket_top(200)
+    assert recorder.points[2].p99_us == wire.bucket_top(200)
 
 
 def test_no_tick_no_point() -> None:

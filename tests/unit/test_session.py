@@ -101,7 +101,7 @@ def test_asks_all_and_sorts_ticks_from_answers() -> None:
     made, connect = links(answering)
     ticks: list[str] = []
     with Session(connect, b"zip") as agents:
-        agents.on_tick = lambda agent, message: ticks.append(agent.name)
+        agents.on_unasked = lambda agent, message: ticks.append(agent.name)
         agents.start([(host("a"), "server"), (host("b"), "client")])
         assert [agent.name for agent in agents.agents] == ["a", "b"]
         told = agents.ask(agents.agents, "halt", "halted", 5)
