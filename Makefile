@@ -1,7 +1,9 @@
 # make lab     build the lab, tune it, hold the connections, report (root)
 # make down    put everything back as it was found (root)
+# make test    lint, roles on real hosts, unit and integration tests (root)
+# make perf    the engine beside plain C, alternating, in the lab that is up (root)
 # Variables: CONNECTIONS=50000 CLIENTS=4 SCENARIO=name SET='{"hold_seconds": 5}',
-#            and to run a second lab beside the first: LAB=name PREFIX=198.51.100.0/24
+#            and to run a second lab beside the first: LAB=name PREFIX=169.254.200.0/24
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +22,7 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 	$(if $(PREFIX),-e lab_mgmt_prefix=$(PREFIX)) \
 	$(if $(SET),-e '{"set": $(SET)}')
 
-.PHONY: help setup dev lab down test lint root
+.PHONY: help setup dev lab down test lint perf root
 .DEFAULT_GOAL := help
 
 help:
@@ -45,12 +47,12 @@ $(VENV)/.runtime: requirements.txt | root
 	  echo "needs Python 3.11 or newer; this is $$($(PYTHON) --version)" >&2; exit 2; }
 	@echo "Installing the pinned Python packages into $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@echo "Installing the pinned development packages into $(VENV)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 lab: root $(VENV)/.runtime
@@ -71,6 +73,11 @@ lint: $(VENV)/.dev
 	@yamllint --strict .
 	@ansible-lint --profile production --strict
 
+# pytest comes last: its summary is the last thing to be seen.
 test: root $(VENV)/.dev lint
-	@pytest
 	@molecule test --all
+	@pytest
+
+# Needs a lab that is up and tuned; a million connections several times over.
+perf: root $(VENV)/.runtime
+	@python -m perf
