@@ -1,0 +1,1 @@
+"""Side-by-side benchmark of the connection engine and its plain-C references."""

@@ -1,0 +1,97 @@
+"""Hosts that are bare namespaces on this machine, reached as the controller reaches real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from bench.errors import LabError
+from bench.inventory import Host
+from perf.netns import Namespaces
+
+
+class LocalProcess:
+    """A program on this machine; :class:`bench.transport.Process`."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input. :raises OSError: if it is gone."""
+        assert self._process.stdin
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def lines(self) -> Iterator[bytes]:
+        """Lines of its standard output until it ends."""
+        return _lines(self._process.stdout)
+
+    def errors(self) -> Iterator[bytes]:
+        """Lines of its standard error until it ends."""
+        return _lines(self._process.stderr)
+
+    def close(self) -> None:
+        """Close its standard input and wait for its end."""
+        assert self._process.stdin
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def _lines(stream: IO[bytes] | None) -> Iterator[bytes]:
+    assert stream
+    with contextlib.suppress(ValueError):  # closed while it was read
+        for line in stream:
+            yield line.rstrip(b"\n")
+
+
+class NamespaceLink:
+    """One namespace as a host; :class:`bench.transport.Link`."""
+
+    def __init__(self, net: Namespaces, host: Host) -> None:
+        self._enter, self._name = net.enter(host.name), host.name
+
+    def put(self, data: bytes, name: str) -> str:
+        """Write a file, mode 0700, into a new private directory; return its path."""
+        path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
+        path.write_bytes(data)
+        path.chmod(0o700)
+        return str(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+    def run(self, argv: Sequence[str]) -> str:
+        """Run to the end and return standard output. :raises LabError: if it fails."""
+        done = subprocess.run([*self._enter, *argv], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LabError(f"host {self._name}: {argv[0]}: {done.stderr.strip()}")
+        return done.stdout
+
+    def start(self, argv: Sequence[str]) -> LocalProcess:
+        """Start a program."""
+        return LocalProcess([*self._enter, *argv])
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def host(name: str, group: str, addresses: Sequence[str]) -> Host:
+    """A namespace as the inventory would give it."""
+    return Host(
+        name=name,
+        groups=(group,),
+        address="",
+        port=0,
+        user="root",
+        key_file=None,
+        known_hosts=None,
+        data_addresses=tuple(addresses),
+    )
