@@ -32,6 +32,9 @@ DRAIN_SECONDS = 600.0
 SETTLE_SECONDS = 10.0
 """For the servers to accept what the clients already see as established."""
 
+POLL_SECONDS = 0.05
+"""Between two questions to the servers how many they hold."""
+
 SYSCTLS = (
     "fs.epoll.max_user_watches",
     "fs.file-max",
@@ -266,7 +269,7 @@ class Conduct:
             status = self.session.ask(self.servers, "status", "status", START_SECONDS)
             if sum(int(message["held"]) for message in status.values()) >= held:
                 return
-            self.session.wait(0.1)
+            self.session.wait(POLL_SECONDS)
 
     def hold(self) -> None:
         """Hold, count three times, prove by echoes that both ends are alive, look again."""
@@ -275,10 +278,13 @@ class Conduct:
         self.recorder.enter("hold", scenario.hold_seconds)
         self.recorder.sample(force=True)
         self.collect("peak")
+        counting = time.monotonic() - began
         found.peak = self._counts("peak")
         if scenario.liveness != "none" and found.peak.clients:
             found.liveness = self._echo()
-        self.session.wait(began + scenario.hold_seconds - time.monotonic(), self.recorder.sample)
+        # What takes as long at the end as it took now falls into the hold as well.
+        rest = began + scenario.hold_seconds - time.monotonic() - counting
+        self.session.wait(rest, self.recorder.sample)
         alive = self.session.ask(self.clients, "verify", "verified", COLLECT_SECONDS)
         found.lost += sum(int(message["dead"]) for message in alive.values())
         self.collect("hold_end")
@@ -325,7 +331,7 @@ class Conduct:
                 break
             if time.monotonic() - began > DRAIN_SECONDS:
                 raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
-            self.session.wait(0.1)
+            self.session.wait(POLL_SECONDS)
         self.found.drain_seconds = round(time.monotonic() - began, 3)
         self.recorder.sample(force=True)
         self.collect("after", state="connected")

@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -66,12 +67,14 @@ def run(
         conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
 
         def keep(ended: tuple[Verdict, str] | None) -> Run:
-            session.close()
             made = _assemble(
                 scenario, inventory, conduct.found, recorder.points, run_id, started, ended
             )
             store.write(made)
-            (folder / "report.html").write_text(report.render(made))
+            with ThreadPoolExecutor(1) as pool:
+                page = pool.submit(report.render, made)
+                session.close(drained=ended is None)
+                (folder / "report.html").write_text(page.result())
             return made
 
         try:

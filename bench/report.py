@@ -13,7 +13,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench import figures
 from bench.collect.cost import disturbed
 from bench.results import HostRecord, Run, Setting
 
@@ -173,6 +172,8 @@ def predicted(run: Run) -> str:
 
 def _charts(run: Run) -> dict[str, Markup]:
     """The charts that the evidence allows; a curve takes two points."""
+    from bench import figures
+
     made: dict[str, str] = {}
     if len(run.curve) > 1:
         made["held"] = figures.held_and_rate(run.curve, run.requested.connections)

@@ -225,12 +225,16 @@ class Session:
                     f"{SILENCE_SECONDS:.0f} s"
                 )
 
-    def close(self) -> None:
-        """Stop every agent, remove what was pushed, close the connections. Never raises."""
+    def close(self, *, drained: bool = False) -> None:
+        """Stop every agent, remove what was pushed, close the connections. Never raises.
+
+        :param drained: whether no connection is held, so that the order does not matter.
+        """
+        # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT.
+        turns = [("client", "server")] if drained else [("client",), ("server",)]
         with _uninterrupted(), ThreadPoolExecutor(max(1, len(self.agents))) as pool:
-            # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT.
-            for role in ("client", "server"):
-                list(pool.map(_stop, [agent for agent in self.agents if agent.role == role]))
+            for roles in turns:
+                list(pool.map(_stop, [agent for agent in self.agents if agent.role in roles]))
         self.agents.clear()
 
 
@@ -259,7 +263,7 @@ def _stop(agent: Agent) -> None:
                 str(int(STOP_SECONDS)),
                 "sh",
                 "-c",
-                'while [ -e "$1" ]; do sleep 0.1; done',
+                'while [ -e "$1" ]; do sleep 0.05; done',
                 "sh",
                 agent.path,
             ]

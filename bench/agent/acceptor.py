@@ -15,7 +15,7 @@ import socket
 import time
 from functools import partial
 from itertools import islice, repeat
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Sequence
 
 from bench import wire
 from bench.agent import board as cell
@@ -81,19 +81,21 @@ class Acceptor:
             if self._accepting and not self._cold:
                 self._drain_queue()
             events = self._epoll.poll(self._patience(), BATCH)
-            before = self._closed
+            over: List[int] = []
             for fd, event in events:
                 if fd == self._orders:
                     self._obey(os.read(fd, 1))
                 elif fd in self._listeners:
                     self._warm()
                 elif event & _OVER:
-                    self._close(fd)
+                    over.append(fd)
                 else:
                     self._reply(fd)
             if events:
+                # An order among the events may have closed everything already.
+                self._close([fd for fd in over if self._held[fd]])
                 self._publish()
-                if 0 < self._closed - before < BATCH:  # where one hangs up, many follow
+                if 0 < len(over) < BATCH:  # where one hangs up, many follow
                     time.sleep(CLOSING_NAP)
             elif self._common[cell.ANSWER] and not self._watches:
                 self._sweep(at_most_every=_LINGERING)
@@ -169,7 +171,7 @@ class Acceptor:
                 watched.extend(map(self._epoll.register, rest, repeat(_WATCHED)))
             except OSError as error:  # ENOSPC: fs.epoll.max_user_watches
                 self._row[cell.ERRORS + (error.errno or 0)] += 1
-                self._reset(fds[len(watched)])  # what cannot be watched cannot be served
+                self._reset([fds[len(watched)]])  # what cannot be watched cannot be served
                 watched.append(None)
 
     def _mishap(self, code: int) -> None:
@@ -181,19 +183,22 @@ class Acceptor:
 
     # Holding.
 
-    def _close(self, fd: int) -> None:
-        os.close(fd)
-        self._forget(fd)
+    def _close(self, fds: Sequence[int]) -> None:
+        sweep.close(fds)
+        self._forget(fds)
 
-    def _reset(self, fd: int) -> None:
-        sweep.reset(fd)
-        self._forget(fd)
+    def _reset(self, fds: Sequence[int]) -> None:
+        sweep.reset(fds)
+        self._forget(fds)
 
-    def _forget(self, fd: int) -> None:
-        self._held[fd] = 0
-        self._partial.pop(fd, None)
-        self._count -= 1
-        self._closed += 1
+    def _forget(self, fds: Sequence[int]) -> None:
+        for fd in fds:
+            self._held[fd] = 0
+        if self._partial:
+            for fd in fds:
+                self._partial.pop(fd, None)
+        self._count -= len(fds)
+        self._closed += len(fds)
 
     def _publish(self) -> None:
         row = self._row
@@ -207,17 +212,21 @@ class Acceptor:
         try:
             data = self._partial.pop(fd, b"") + os.read(fd, 4096)
         except OSError:
-            self._close(fd)
+            self._close([fd])
             return
         if not data:
-            self._close(fd)
+            self._close([fd])
             return
         for start in range(0, len(data) - wire.ECHO_BYTES + 1, wire.ECHO_BYTES):
             answer = wire.echo_reply(self._nonce, data[start : start + wire.ECHO_BYTES])
             if answer is None:
                 self._row[cell.WRONG] += 1
                 continue
-            os.write(fd, answer)
+            try:
+                os.write(fd, answer)
+            except OSError:  # it has hung up in the meantime
+                self._close([fd])
+                return
             self._row[cell.ANSWERED] += 1
         rest = len(data) % wire.ECHO_BYTES
         if rest:
@@ -233,7 +242,7 @@ class Acceptor:
         for chunk in sweep.chunks(self._fds()):
             for fd, event in sweep.ready(chunk):
                 if event & (select.POLLRDHUP | select.POLLHUP | select.POLLERR):
-                    self._close(fd)
+                    self._close([fd])
                 else:
                     self._reply(fd)
             self._publish()
@@ -268,14 +277,13 @@ class Acceptor:
         fds = self._fds()
         dead = sweep.dead(fds)
         self._row[cell.ALIVE], self._row[cell.DEAD] = len(fds) - len(dead), len(dead)
-        for fd in dead:
-            self._close(fd)
+        self._close(dead)
 
     def _drain(self, pace: bool = True) -> None:
         if pace and not self._watches:
             self._sweep()
-        close = self._close if pace and self._common[cell.HOW] == cell.FIN else self._reset
-        for _ in sweep.close_all(self._fds(), close, self._rate if pace else lambda: 0.0):
+        shut = self._close if pace and self._common[cell.HOW] == cell.FIN else self._reset
+        for _ in sweep.close_all(self._fds(), shut, self._rate if pace else lambda: 0.0):
             self._publish()
 
     def _rate(self) -> float:

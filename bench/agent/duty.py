@@ -175,8 +175,11 @@ class Duty:
         if not role:
             return
         role.board.common[cell.HALT] = 1
-        for worker in set(role.crew.pids.values()):
-            role.crew.tell(worker, b"S")
+        if role.board.total(cell.HELD) or role.board.total(cell.IN_FLIGHT):
+            for worker in set(role.crew.pids.values()):
+                role.crew.tell(worker, b"S")
+        else:
+            role.crew.kill()  # nothing to reset: no need to wake a hundred of them for it
         while role.crew.pids and time.monotonic() < deadline:
             select.select([], [], [], 0.01)
             role.crew.deaths()

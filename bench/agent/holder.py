@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from typing import Callable, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 from bench import wire
 from bench.agent import board as cell
@@ -45,8 +45,7 @@ class Holder:
     def _drop(self, dead: set[int]) -> None:
         if not dead:
             return
-        for fd in dead:
-            sweep.reset(fd)
+        sweep.reset(sorted(dead))
         self._fds = array("i", [fd for fd in self._fds if fd not in dead])
         self._closed(len(dead))
 
@@ -63,12 +62,10 @@ class Holder:
 
     def drain(self) -> None:
         """Close all, as and at the rate that the common row says."""
-        close: Callable[[int], None] = (
-            os.close if self._common[cell.HOW] == cell.FIN else sweep.reset
-        )
+        shut = sweep.close if self._common[cell.HOW] == cell.FIN else sweep.reset
         fds, self._fds = self._fds, array("i")
         done = 0
-        for count in sweep.close_all(fds, close, self._rate):
+        for count in sweep.close_all(fds, shut, self._rate):
             done += count
             self._row[cell.HELD] = len(fds) - done
             self._row[cell.CLOSED] += count
@@ -78,8 +75,7 @@ class Holder:
 
     def reset_all(self) -> None:
         """Close all with RST, as fast as it goes."""
-        for fd in self._fds:
-            sweep.reset(fd)
+        sweep.reset(self._fds)
 
 
 def ask(nonce: str, picked: List[Tuple[int, int]]) -> Tuple[int, int, int]:
