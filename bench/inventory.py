@@ -101,6 +101,14 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
     for group in ("servers", "clients", "routers", "proxies"):
         for name in _members(listing, group):
             groups.setdefault(name, []).append(group)
+    first = next(iter(variables.values()), {})
+    clients = sum("clients" in of_host for of_host in groups.values())
+    wanted = first.get("lab_clients", clients)
+    if str(wanted) != str(clients):  # text, where it comes from the command line
+        raise InputError(
+            f"inventory {source}: lab_clients: got {wanted!r}, expected 1 to the number of clients "
+            "that the inventory lists"
+        )
     for group in ("servers", "clients"):
         if not any(group in of_host for of_host in groups.values()):
             raise InputError(f"inventory {source}: group {group}: empty, expected a host or more")

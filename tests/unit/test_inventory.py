@@ -103,6 +103,14 @@ def test_what_ansible_cannot_read_is_said_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [0, 3, "40", "abc"])
+def test_another_number_of_clients_than_there_are(number: object) -> None:
+    with pytest.raises(InputError, match=f"lab_clients: got {number!r}, expected 1 to the number"):
+        inventory.from_listing(
+            "x", listing(client1={"lab_clients": number}, server1={"lab_clients": number})
+        )
+
+
 def test_a_host_in_both_groups() -> None:
     broken = listing()
     broken["clients"] = {"hosts": ["client1", "server1"]}
