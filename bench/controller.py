@@ -17,7 +17,7 @@ from bench import curve, diagnose, report
 from bench.agent import bundle
 from bench.collect import cost
 from bench.conduct import Conduct, Evidence, plan_for
-from bench.errors import ConnlabError, InputError
+from bench.errors import InputError
 from bench.inventory import Inventory
 from bench.results import (
     CurvePoint,
@@ -31,7 +31,7 @@ from bench.results import (
     Workers,
 )
 from bench.scenario import Scenario
-from bench.session import Connect, Session
+from bench.session import Connect, Session, uninterrupted
 
 Progress = Callable[[curve.Progress], None]
 
@@ -66,6 +66,7 @@ def run(
         nonce = secrets.token_hex(16)
         conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
 
+        @uninterrupted()
         def keep(ended: tuple[Verdict, str] | None) -> Run:
             made = _assemble(
                 scenario, inventory, conduct.found, recorder.points, run_id, started, ended
@@ -84,11 +85,11 @@ def run(
             samples.close()
             shutil.rmtree(folder)
             raise
-        except ConnlabError as error:
-            keep(("aborted", str(error)))
-            raise
         except KeyboardInterrupt:
             keep(("aborted", "interrupted"))
+            raise
+        except Exception as error:
+            keep(("aborted", str(error) or type(error).__name__))
             raise
         return keep(None)
 

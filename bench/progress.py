@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -51,9 +52,16 @@ def line(now: Progress) -> str:
 
 
 def emit(event: dict[str, Any]) -> None:
-    """Write one event as a JSON line on standard output."""
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+    """Write one event as a JSON line on standard output.
+
+    :raises KeyboardInterrupt: if nobody reads any more: the run has lost its master.
+    """
+    try:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at exit
+        raise KeyboardInterrupt from None
 
 
 class _Quiet:

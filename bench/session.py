@@ -232,14 +232,14 @@ class Session:
         """
         # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT.
         turns = [("client", "server")] if drained else [("client",), ("server",)]
-        with _uninterrupted(), ThreadPoolExecutor(max(1, len(self.agents))) as pool:
+        with uninterrupted(), ThreadPoolExecutor(max(1, len(self.agents))) as pool:
             for roles in turns:
                 list(pool.map(_stop, [agent for agent in self.agents if agent.role in roles]))
         self.agents.clear()
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Let a second Ctrl-C wait: cleaning up half would leave what this exists to remove."""
     if threading.current_thread() is not threading.main_thread():
         yield
