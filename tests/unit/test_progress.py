@@ -20,7 +20,8 @@ RAMP = Progress("ramp", 250_000, 1_000_000, 50_000.4, 1_250, 20 * 2**20, 15.0)
 
 def test_a_line_of_the_ramp() -> None:
     assert progress.line(RAMP) == (
-        "ramp: 250,000 / 1,000,000 held, 50,000 conn/s, p99 1.2 ms, MemAvailable 20.0 GiB, 15 s left"
+        "ramp: 250,000 / 1,000,000 held, 50,000 conn/s, p99 1.2 ms, MemAvailable 20.0 GiB, "
+        "15 s left"
     )
 
 
