@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import conduct, controller, inventory, progress, report, results, scenario, transport
-from bench.errors import ConnlabError, InputError
+from bench.errors import ConnlabError
 
 app = typer.Typer(
     name="bench",
@@ -156,13 +156,7 @@ def report_(
 ) -> None:
     """Render a run's report.html again and print its summary."""
     with _exit_status():
-        try:
-            found = results.Store(store).load(run_id)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"run: got {run_id!r}, expected a run in {store}") from None
-        except ValueError as error:
-            first = str(error).splitlines()[0]
-            raise InputError(f"run {run_id}: run.json cannot be read: {first}") from error
+        found = results.Store(store).load(run_id)
         (store / found.run_id / "report.html").write_text(report.render(found))
         if as_json:
             typer.echo(found.model_dump_json(by_alias=True, indent=1))

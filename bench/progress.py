@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol
@@ -79,7 +80,7 @@ class _Quiet:
         return None
 
 
-class _Paced(_Quiet):
+class _Paced(_Quiet, ABC):
     """Lets one update through when the phase changes and every two seconds."""
 
     def __init__(self) -> None:
@@ -93,8 +94,9 @@ class _Paced(_Quiet):
         self._shown, self._phase = moment, now.phase
         self.show(now)
 
+    @abstractmethod
     def show(self, now: Progress) -> None:
-        raise NotImplementedError
+        """Show one update."""
 
 
 class Lines(_Paced):

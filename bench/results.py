@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bench.errors import InputError
+
 SCHEMA = 1
 PHASES = ("before", "peak", "hold_end", "after")
 
@@ -271,8 +273,17 @@ class Store:
             (folder / name).write_text(text)
 
     def load(self, run_id: str) -> Run:
-        """Read a run. :raises FileNotFoundError: if there is none of that id."""
-        return Run.model_validate_json((self.root / run_id / "run.json").read_text())
+        """Read a run.
+
+        :raises InputError: if there is none of that id, or its run.json is not one.
+        """
+        try:
+            return Run.model_validate_json((self.root / run_id / "run.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"run: got {run_id!r}, expected a run in {self.root}") from None
+        except ValueError as error:
+            first = str(error).splitlines()[0]
+            raise InputError(f"run {run_id}: run.json cannot be read: {first}") from error
 
     def runs(self) -> Iterator[Run]:
         """All whole runs, oldest first."""

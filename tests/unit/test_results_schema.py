@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from bench import diagnose, results
+from bench.errors import InputError
 
 
 def test_published_schema_is_current() -> None:
@@ -29,3 +32,13 @@ def test_every_diagnosis_is_documented() -> None:
     named |= {bound for bound, _, _ in diagnose._ERRNO.values()}
     assert len(named) > 12
     assert {name for name in named if f"`{name}`" not in text} == set()
+
+
+def test_a_run_that_is_not_there_or_not_readable(tmp_path: Path) -> None:
+    store = results.Store(tmp_path)
+    with pytest.raises(InputError, match="run: got 'nothing', expected a run in"):
+        store.load("nothing")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run broken: run\.json cannot be read"):
+        list(store.runs())
