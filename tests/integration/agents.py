@@ -159,6 +159,11 @@ class Lab:
         """All TCP sockets of a host, of whatever state and port."""
         return len(self.net.run(host, "ss", "-Htan").splitlines())
 
+    def counter(self, host: str, name: str) -> int:
+        """A counter of a host's kernel since its namespace was made (nstat(8))."""
+        rows = self.net.run(host, "nstat", "-asz", name).splitlines()
+        return next(int(row.split()[1]) for row in rows if row.startswith(name + " "))
+
     def close(self) -> None:
         for agent in self._agents:
             agent.close()
