@@ -82,11 +82,8 @@ def run(
                 f"clients to {len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
             )
             return
-        view = progress.view(show.value, Console(stderr=as_json))
-        with view:
-            done = controller.run(
-                wanted, hosts, results.Store(store), transport.connect, view.update
-            )
+        with progress.view(show.value, Console(stderr=as_json)) as update:
+            done = controller.run(wanted, hosts, results.Store(store), transport.connect, update)
         if show is Show.ndjson:
             progress.emit(
                 {

@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -19,22 +20,6 @@ from bench.curve import Progress
 
 EVERY_SECONDS = 2.0
 """Between two plain lines of one phase."""
-
-
-class View(Protocol):
-    """Shows progress; used as a context around the run."""
-
-    def __enter__(self) -> View: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def update(self, now: Progress) -> None:
-        """Take in where the run stands."""
 
 
 def line(now: Progress) -> str:
@@ -65,22 +50,7 @@ def emit(event: dict[str, Any]) -> None:
         raise KeyboardInterrupt from None
 
 
-class _Quiet:
-    """A view that needs no clean-up."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
-
-class _Paced(_Quiet, ABC):
+class _Paced(ABC):
     """Lets one update through when the phase changes and every two seconds."""
 
     def __init__(self) -> None:
@@ -122,26 +92,9 @@ class Ndjson(_Paced):
 class Bar:
     """A bar on a terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self._bars = Bars(
-            TextColumn("{task.fields[phase]:>7}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-        )
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
         self._task: TaskID | None = None
-
-    def __enter__(self) -> Bar:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
 
     def update(self, now: Progress) -> None:
         """Move the bar."""
@@ -151,10 +104,21 @@ class Bar:
         self._bars.update(self._task, completed=now.held, phase=now.phase, text=text)
 
 
-def view(show: str, console: Console) -> View:
-    """The view for ``auto``, ``plain`` or ``ndjson``; ``auto`` looks whether it is a terminal."""
+@contextmanager
+def view(show: str, console: Console) -> Iterator[Callable[[Progress], None]]:
+    """What to call with each update: ``auto``, ``plain`` or ``ndjson``.
+
+    ``auto`` is a bar on a terminal and plain lines elsewhere.
+    """
     if show == "ndjson":
-        return Ndjson()
-    if show == "auto" and console.is_terminal:
-        return Bar(console)
-    return Lines(console)
+        yield Ndjson().update
+    elif show == "auto" and console.is_terminal:
+        columns = (
+            TextColumn("{task.fields[phase]:>7}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Bars(*columns, console=console) as bars:
+            yield Bar(bars).update
+    else:
+        yield Lines(console).update

@@ -36,25 +36,24 @@ def test_lines_come_every_two_seconds_and_at_once_in_a_new_phase(
     moment = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: moment[0])
     out = io.StringIO()
-    view = progress.view("plain", Console(file=out))
-    with view:
+    with progress.view("plain", Console(file=out)) as update:
         for seconds, phase in ((0, "ramp"), (1, "ramp"), (2, "ramp"), (2.5, "hold"), (3, "hold")):
             moment[0] = 100.0 + seconds
-            view.update(replace(RAMP, phase=phase))
+            update(replace(RAMP, phase=phase))
     assert [line.split(":")[0] for line in out.getvalue().splitlines()] == ["ramp", "ramp", "hold"]
 
 
 def test_a_terminal_gets_a_bar() -> None:
     out = io.StringIO()
-    with progress.view("auto", Console(file=out, force_terminal=True, width=120)) as view:
-        view.update(RAMP)
+    with progress.view("auto", Console(file=out, force_terminal=True, width=120)) as update:
+        update(RAMP)
     assert "250,000 / 1,000,000 held" in out.getvalue()
     assert "━" in out.getvalue()
 
 
 def test_events_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.view("ndjson", Console()) as view:
-        view.update(RAMP)
+    with progress.view("ndjson", Console()) as update:
+        update(RAMP)
     event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["held"], event["text"]) == (
         "progress",
