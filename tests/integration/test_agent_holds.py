@@ -96,6 +96,24 @@ def test_fin_drain_closes_both_ends(lab):
     assert lab.count("server", "time-wait") == 0
 
 
+def test_one_source_port_serves_two_targets(lab):
+    ports = (PORT, PORT + 1)
+    server = lab.serve(endpoints=[[SERVER, port] for port in ports])
+    blocks = [block(300, target_port=port) for port in ports]
+    client = lab.prepare(blocks=blocks, nofile=220)  # so that each target has workers of its own
+    ramp(server, client, 600)
+
+
+def test_sources_in_time_wait_serve_again(lab):
+    server = lab.serve()
+    for _ in range(2):
+        client = lab.prepare(blocks=[block(300)])
+        ramp(server, client, 300)
+        assert client.ask("drain", "drained", how="fin", rate=0)["closed"] == 300
+        assert until(lambda: server.ask("status", "status")["held"] == 0)
+    assert lab.counter("client", "TcpExtTW") > 300
+
+
 def test_drain_is_paced(lab):
     server, client = lab.serve(), lab.prepare(blocks=[block(400)])
     ramp(server, client, 400)
