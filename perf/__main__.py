@@ -22,6 +22,7 @@ from bench.scenario import Scenario
 from bench.session import Connect
 from perf.engine import Measured, run_engine, settled
 from perf.links import NamespaceLink, host
+from perf.memory import reserve
 from perf.netns import Namespaces
 from perf.pairs import Figure, compile_pair, run_pair
 
@@ -107,17 +108,21 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
         "best": lambda: pair("best"),
         "small": lambda: engine(SMALL),
     }
-    engine(wanted.connections)
-    for number in range(1, wanted.rounds + 1):
-        for name, run in contestants.items():
-            settled(connect, [server, *clients])
-            result = run()
-            found[name].append(result)
-            figure = result.figure if isinstance(result, Measured) else result
-            say.print(
-                f"round {number} {name:6} {figure.connections:,} in {figure.seconds:.1f} s: "
-                f"{figure.rate:,.0f}/s, {figure.cpu_us:.1f} µs of CPU each"
-            )
+    hosts = [server, *clients]
+    with reserve(connect, hosts) as memory:
+        memory.wait_until_filled()
+        engine(wanted.connections)
+        for number in range(1, wanted.rounds + 1):
+            for name, run in contestants.items():
+                settled(connect, hosts)
+                memory.wait_until_filled()
+                result = run()
+                found[name].append(result)
+                figure = result.figure if isinstance(result, Measured) else result
+                say.print(
+                    f"round {number} {name:6} {figure.connections:,} in {figure.seconds:.1f} s: "
+                    f"{figure.rate:,.0f}/s, {figure.cpu_us:.1f} µs of CPU each"
+                )
     return found
 
 
