@@ -1,9 +1,13 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tune_loader import load
 
 recipe = load("lab_image", "module_utils", "connlab_recipe")
+image = load("lab_image", "module_utils", "connlab_image")
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # Captured from apt 2.6.1; mirrors renamed.
@@ -56,6 +60,7 @@ def test_a_kernel_comes_with_what_boots_it() -> None:
     assert set(with_kernel) - set(plain) == {
         "initramfs-tools",
         "linux-image-cloud-amd64",
+        "lz4",
         "udev",
     }
 
@@ -73,10 +78,30 @@ def test_management_addresses_start_at_the_first() -> None:
     assert (found[0], found[-1], len(found)) == ("192.0.2.1", "192.0.2.33", 33)
 
 
-@pytest.mark.parametrize("prefix", ["192.0.2.0/16", "192.0.2.1/24", "fd00::/64", "lab", ""])
+@pytest.mark.parametrize("prefix", ["192.0.2.0/16", "192.0.2.1/24", "fd00::/64", "lab"])
 def test_a_bad_management_prefix_is_refused(prefix: str) -> None:
     with pytest.raises(recipe.RecipeError, match="lab_mgmt_prefix"):
         recipe.management_addresses(prefix, 33)
+
+
+def test_a_lab_without_a_management_network_has_no_addresses_on_it() -> None:
+    assert recipe.management_addresses("", 33) == []
+
+
+def test_hosts_behind_forwarded_ports_are_named_as_ssh_names_them() -> None:
+    names = recipe.forwarded_names([22201, 1, 65535])
+    assert names == ["[127.0.0.1]:22201", "[127.0.0.1]:1", "[127.0.0.1]:65535"]
+    assert recipe.forwarded_names([]) == []
+    text = recipe.known_hosts("", names, KEY)
+    assert f"[127.0.0.1]:22201 {KEY}" in text.splitlines()
+    assert recipe.known_hosts(text, ["192.0.2.1"], KEY) == f"192.0.2.1 {KEY}\n{text}"
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_forwarded_port_that_is_none_is_refused(port: int) -> None:
+    with pytest.raises(recipe.RecipeError) as refused:
+        recipe.forwarded_names([22201, port])
+    assert str(refused.value) == f"lab_image_ports: got {port}, expected 1 to 65535"
 
 
 def test_known_hosts_keeps_other_labs_and_forgets_other_keys() -> None:
@@ -89,3 +114,116 @@ def test_known_hosts_keeps_other_labs_and_forgets_other_keys() -> None:
 def test_installed_versions() -> None:
     listing = "adduser 3.134\nlibc6:amd64 2.36-9+deb12u14\n\n"
     assert recipe.installed(listing) == {"adduser": "3.134", "libc6:amd64": "2.36-9+deb12u14"}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A build directory with a tree that has a kernel."""
+    directory = tmp_path / ".lab" / "image" / ".build-0123456789abcdef"
+    boot = directory / "rootfs" / "boot"
+    boot.mkdir(parents=True)
+    for name in ("vmlinuz-6.1.0-44-cloud-amd64", "initrd.img-6.1.0-44-cloud-amd64"):
+        (boot / name).write_text(name)
+    return directory
+
+
+@pytest.fixture
+def pack(work: Path) -> Callable[[], None]:
+    made = image.Image({"lab_dir": str(work.parents[1])}, check_mode=False)
+    return lambda: made._pack(work)
+
+
+@pytest.fixture
+def mke2fs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a script into PATH as mke2fs, alone."""
+
+    def put(script: str) -> None:
+        fake = tmp_path / "bin" / "mke2fs"
+        fake.parent.mkdir()
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", str(fake.parent))
+
+    return put
+
+
+def test_a_disk_is_packed_from_the_tree_and_is_its_owners_alone(
+    work: Path, pack: Callable[[], None], mke2fs: Callable[[str], None]
+) -> None:
+    mke2fs(f'echo "$*" > {work}/words; while [ $# -gt 2 ]; do shift; done; echo disk > "$1"')
+    pack()
+    assert (work / "vmlinuz").read_text() == "vmlinuz-6.1.0-44-cloud-amd64"
+    assert (work / "initrd.img").read_text() == "initrd.img-6.1.0-44-cloud-amd64"
+    assert (work / "disk.raw").read_text() == "disk\n"
+    for name in ("vmlinuz", "initrd.img", "disk.raw"):
+        assert (work / name).stat().st_mode & 0o777 == 0o600
+    words = (work / "words").read_text()
+    assert words.endswith(f"-d {work}/rootfs {work}/disk.raw {image.DISK_MIB}M\n")
+    # By this label the guest's kernel finds it.
+    assert " -L connlab " in words
+
+
+@pytest.mark.parametrize("kind", ["vmlinuz", "initrd.img"])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_tree_without_the_one_kernel_is_not_packed(
+    work: Path, pack: Callable[[], None], kind: str, number: int
+) -> None:
+    boot = work / "rootfs" / "boot"
+    (boot / f"{kind}-6.1.0-44-cloud-amd64").unlink()
+    for version in range(number):
+        (boot / f"{kind}-6.1.0-{version}-cloud-amd64").write_text("")
+    with pytest.raises(recipe.RecipeError) as failed:
+        pack()
+    assert str(failed.value) == f"{boot}: {number} files {kind}-*, expected one"
+    assert not (work / "disk.raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "echo 'mke2fs 1.47' >&2; echo 'Could not allocate block' >&2; exit 1",
+            "mke2fs: mke2fs 1.47 / Could not allocate block",
+        ),
+        ("exit 4", "mke2fs: exit 4"),
+    ],
+)
+def test_what_mke2fs_complains_of_is_said(
+    pack: Callable[[], None], mke2fs: Callable[[str], None], script: str, said: str
+) -> None:
+    mke2fs(script)
+    with pytest.raises(recipe.RecipeError) as failed:
+        pack()
+    assert str(failed.value) == said
+
+
+def test_without_mke2fs_it_is_named(
+    pack: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(recipe.RecipeError) as failed:
+        pack()
+    assert str(failed.value) == "mke2fs: not installed"
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_root_hands_what_a_lab_runs_on_to_the_owner_of_the_checkout(
+    work: Path, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    lab = work.parents[1]
+    (lab / "ssh").mkdir()
+    for path in (lab / "ssh" / "id_ed25519", work / "vmlinuz", work / "disk.raw"):
+        path.write_text("")
+    handed: dict[str, tuple[int, int]] = {}
+    monkeypatch.setattr(image.os, "geteuid", lambda: user)
+    # Never through a link: root would hand over what somebody else points at.
+    monkeypatch.setattr(
+        image.os,
+        "chown",
+        lambda path, *owner, follow_symlinks: follow_symlinks or handed.update({str(path): owner}),
+    )
+    image.Image({"lab_dir": str(lab)}, check_mode=False)._hand_over(work)
+    owner = (os.stat(lab.parent).st_uid, os.stat(lab.parent).st_gid)
+    wanted = [lab, lab / "ssh", lab / "ssh" / "id_ed25519", lab / "image", work]
+    wanted += [work / "vmlinuz", work / "disk.raw"]
+    assert handed == ({} if user else dict.fromkeys(map(str, wanted), owner))

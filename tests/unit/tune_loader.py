@@ -9,8 +9,8 @@ ROLES = Path(__file__).parents[2] / "roles"
 
 
 def load(role: str, folder: str, name: str) -> ModuleType:
-    """Import roles/<role>/<folder>/<name>.py under the name that Ansible gives it."""
-    full = f"ansible.module_utils.{name}" if folder == "module_utils" else name
+    """Import roles/<role>/<folder>/<name>.py; module_utils under the name that Ansible gives it."""
+    full = f"ansible.module_utils.{name}" if folder == "module_utils" else f"{folder}.{name}"
     if full in sys.modules:
         return sys.modules[full]
     spec = importlib.util.spec_from_file_location(full, ROLES / role / folder / f"{name}.py")

@@ -36,6 +36,12 @@ for unit in getty@.service container-getty@.service getty.target; do
 done
 chroot "$root" systemctl --quiet set-default multi-user.target
 
+# With a kernel: the initrd again, by the settings that have just been copied in.
+if [ -d "$root/boot" ] && ls "$root"/boot/vmlinuz-* >/dev/null 2>&1; then
+  chroot "$root" systemctl --quiet enable connlab-host.service
+  chroot "$root" update-initramfs -u -k all >/dev/null
+fi
+
 # The machine's own traces stay out of the image: sources and proxies, names, identity.
 rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* \
   "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root/etc/resolv.conf" "$root/etc/hostname"

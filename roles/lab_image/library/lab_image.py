@@ -19,11 +19,19 @@ options:
   tree: {type: path, required: true, description: [Files that are copied into the image.]}
   hook: {type: path, required: true, description: [Script that customises the new tree.]}
   packages: {type: list, elements: str, required: true, description: [Debian packages.]}
-  kernel: {type: bool, default: false, description: [Include a kernel and an initrd.]}
+  kernel:
+    type: bool
+    default: false
+    description: [Include a kernel and an initrd, and pack the tree as a disk.]
   sources: {type: list, elements: str, default: [], description: [sources.list lines to use.]}
   keyring: {type: path, required: true, description: [Keys that sign the derived sources.]}
   mgmt_prefix: {type: str, required: true, description: [Management network of the hosts.]}
   hosts: {type: int, default: 33, description: [Hosts that known_hosts covers.]}
+  ports:
+    type: list
+    elements: int
+    default: []
+    description: [Ports of 127.0.0.1 that lead to hosts and that known_hosts covers.]
   keep: {type: int, default: 2, description: [Images kept beside those in use.]}
 author: [connlab]
 """
@@ -58,6 +66,7 @@ def main() -> None:
             "keyring": {"type": "path", "required": True},
             "mgmt_prefix": {"type": "str", "required": True},
             "hosts": {"type": "int", "default": 33},
+            "ports": {"type": "list", "elements": "int", "default": []},
             "keep": {"type": "int", "default": 2},
         },
         supports_check_mode=True,

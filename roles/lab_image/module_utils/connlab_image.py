@@ -20,6 +20,7 @@ from ansible.module_utils.connlab_recipe import (
     INDEX_FORMAT,
     RecipeError,
     debian_sources,
+    forwarded_names,
     installed,
     known_hosts,
     management_addresses,
@@ -34,6 +35,9 @@ DPKG_OPTIONS = (
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/lintian/*",
 )
+DISK_MIB = 3072
+"""Size of a VM's disk, MiB; sparse. The tree takes about 400."""
+
 BUILD_LIMIT = 1800
 """Seconds for a build, and for another one that is under way: slow mirrors are still mirrors."""
 
@@ -54,6 +58,7 @@ class Image:
         :raises RecipeError: if it cannot be made; one line says why.
         """
         addresses = management_addresses(self.params["mgmt_prefix"], self.params["hosts"])
+        addresses += forwarded_names(self.params["ports"])
         keys_missing = [name for name in self._key_files() if not (self.ssh / name).is_file()]
         if keys_missing and self.check_mode:
             return {"changed": True, "path": "", "hash": "", "removed": []}
@@ -71,7 +76,10 @@ class Image:
                 result["seconds"] = self._build(recipe, path)
         if not self.check_mode:
             os.utime(path)
-            result["removed"] = self._prune(path)
+            if self.params["kernel"]:
+                self._hand_over(path)
+            # Trees are root's, and so is their removal.
+            result["removed"] = self._prune(path) if os.geteuid() == 0 else []
         return {**result, "changed": changed or bool(result["removed"])}
 
     @staticmethod
@@ -159,6 +167,8 @@ class Image:
             work.mkdir(mode=0o755)
             try:
                 self._bootstrap(recipe, work, lock.fileno())
+                if self.params["kernel"]:
+                    self._pack(work)
                 self._write_manifest(recipe, work, started)
                 (work / "sources.list").unlink()
                 work.rename(path)
@@ -211,6 +221,32 @@ class Image:
         }
         # The lock goes along: should this module be killed, the next build waits for the orphan.
         self._run(command, environment, pass_fds=(lock,), limit=BUILD_LIMIT)
+
+    def _pack(self, work: Path) -> None:
+        """Kernel, initrd and disk of a VM, for whoever owns the checkout: QEMU needs no root."""
+        tree = work / "rootfs"
+        for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd.img", "initrd.img-*")):
+            found = sorted((tree / "boot").glob(pattern))
+            if len(found) != 1:
+                raise RecipeError(f"{tree}/boot: {len(found)} files {pattern}, expected one")
+            shutil.copyfile(found[0], work / name)
+        disk = work / "disk.raw"
+        # Initialised now: otherwise a guest's kernel does it while it is measured.
+        options = "lazy_itable_init=0,lazy_journal_init=0"
+        words = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "connlab", "-E", options]
+        self._run([*words, "-d", tree, disk, f"{DISK_MIB}M"])
+        for name in ("vmlinuz", "initrd.img", "disk.raw"):
+            (work / name).chmod(0o600)
+
+    def _hand_over(self, path: Path) -> None:
+        """What running the lab needs belongs to the checkout's owner, also when root built it."""
+        if os.geteuid() != 0:
+            return
+        owner = self.lab.parent.stat()
+        files = [*self.ssh.glob("*"), *(path / name for name in ("vmlinuz", "initrd.img"))]
+        for each in (self.lab, self.ssh, self.images, path, path / "disk.raw", *files):
+            if each.exists():
+                os.chown(each, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def _acquire_options(self) -> list[str]:
         """The machine's own way to its sources: proxies and the checks it turned off."""

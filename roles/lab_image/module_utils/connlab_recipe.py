@@ -10,7 +10,7 @@ import ipaddress
 import json
 import re
 
-KERNEL_PACKAGES = ("initramfs-tools", "udev")
+KERNEL_PACKAGES = ("initramfs-tools", "lz4", "udev")
 """What a root file system needs beside a kernel to boot as a VM disk."""
 
 INDEX_FORMAT = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(CODENAME)"
@@ -82,10 +82,12 @@ def recipe_hash(recipe: dict[str, object]) -> str:
 
 
 def management_addresses(prefix: str, hosts: int) -> list[str]:
-    """Addresses of the lab's hosts, the first of a management prefix on.
+    """Addresses of the lab's hosts, the first of a management prefix on; none without a prefix.
 
     :raises RecipeError: if the prefix is not an IPv4 network with room for them.
     """
+    if not prefix:
+        return []
     try:
         network = ipaddress.IPv4Network(prefix)
     except ValueError as bad:
@@ -93,6 +95,17 @@ def management_addresses(prefix: str, hosts: int) -> list[str]:
     if network.prefixlen != 24:
         raise RecipeError(f"lab_mgmt_prefix: got {prefix}, expected a /24")
     return [str(network[number]) for number in range(1, hosts + 1)]
+
+
+def forwarded_names(ports: list[int]) -> list[str]:
+    """Names in known_hosts of sshds that are reached through ports of 127.0.0.1.
+
+    :raises RecipeError: if one is not a port.
+    """
+    for port in ports:
+        if not 1 <= port <= 65535:
+            raise RecipeError(f"lab_image_ports: got {port}, expected 1 to 65535")
+    return [f"[127.0.0.1]:{port}" for port in ports]
 
 
 def known_hosts(current: str, addresses: list[str], public_key: str) -> str:

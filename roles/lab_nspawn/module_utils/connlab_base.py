@@ -49,7 +49,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 def read(path: Path) -> str:
     """The text of a file, empty where there is none."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 

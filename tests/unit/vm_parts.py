@@ -1,0 +1,140 @@
+"""The Python inside of the role lab_vm, and what its tests share: parameters, a fake QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tune_loader import load
+
+layout = load("lab_nspawn", "module_utils", "connlab_layout")
+base = load("lab_nspawn", "module_utils", "connlab_base")
+files = load("lab_nspawn", "module_utils", "connlab_files")
+plan = load("lab_vm", "module_utils", "connlab_vm_plan")
+qemu = load("lab_vm", "module_utils", "connlab_vm_qemu")
+site = load("lab_vm", "module_utils", "connlab_vm_site")
+
+IMAGE = "/lab/image/1"
+
+
+def host(name: str, **other: Any) -> dict[str, Any]:
+    """Parameters of one host, as Ansible hands them over."""
+    number = 0 if name == "server1" else int(name.removeprefix("client"))
+    usual = {"port": 22201 + number, "data": [f"198.18.{number}.1"], "memory_mib": 1024, "cpus": 1}
+    return {"name": name, **usual, **other}
+
+
+def parameters(*hosts: dict[str, Any], **other: Any) -> dict[str, Any]:
+    """Parameters of the module."""
+    usual = {
+        "name": "connlab-vm",
+        "data_prefixes": ["198.18.0.0/15", "fd63:6f6e:6e6c::/48"],
+        "data_interface": "data0",
+        "management_interface": "mgmt0",
+        "boot_args": ["thash_entries=1024"],
+    }
+    return {**usual, "hosts": list(hosts), **other}
+
+
+def fleet(machines: int = 2, **other: Any) -> Any:
+    """A server and clients."""
+    names = ["server1", *(f"client{number}" for number in range(1, machines))]
+    return plan.lay_out(parameters(*map(host, names), **other))
+
+
+def arguments(directory: Path) -> list[str]:
+    """The command line of a machine."""
+    lab = fleet()
+    words: list[str] = plan.qemu_arguments(lab, lab.vms[0], "tcg", IMAGE, str(directory))
+    return words
+
+
+class FakeQemu:
+    """A process with a machine's command line, and its monitor.
+
+    :param heeds: the commands that end the process.
+    :param greeting: what the monitor says first; without one it accepts and is silent.
+    :param refuses: the command that it answers with an error.
+    """
+
+    GREETING = b'{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}\r\n'
+
+    def __init__(
+        self,
+        directory: Path,
+        heeds: Sequence[str] = (),
+        greeting: bytes = GREETING,
+        refuses: str = "",
+    ) -> None:
+        self.directory, self.heeds, self.refuses = directory, heeds, refuses
+        self.greeting = greeting
+        self.heard: list[str] = []
+        self.process = idle_process("qemu", *arguments(directory))
+        (directory / "qemu.pid").write_text(f"{self.process.pid}\n")
+        self.listener = socket.socket(socket.AF_UNIX)
+        handle = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+        self.listener.bind(f"/proc/self/fd/{handle}/qmp.sock")
+        os.close(handle)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        # A listener that is shut down accepts no more; a peer that is gone is nothing of ours.
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = self.listener.accept()
+                link.settimeout(10)
+                with link, link.makefile("rb") as lines, contextlib.suppress(OSError):
+                    link.sendall(self.greeting)
+                    for line in lines:
+                        self._answer(link, json.loads(line)["execute"])
+
+    def _answer(self, link: socket.socket, command: str) -> None:
+        self.heard.append(command)
+        if command == self.refuses:
+            link.sendall(b'{"error": {"class": "GenericError", "desc": "not now"}}\r\n')
+            return
+        link.sendall(b'{"event": "POWERDOWN", "timestamp": {}}\r\n{"return": {}}\r\n')
+        if command in self.heeds:
+            self.process.kill()
+
+    def close(self) -> None:
+        """End the process and the monitor."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+        end(self.process)
+
+
+def idle_process(*words: str | bytes) -> subprocess.Popen[bytes]:
+    """A process that does nothing, with these words in its command line."""
+    # The shell itself reads: it has no child that could outlive it.
+    command = ["sh", "-c", "echo; read line", *words]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # Popen returns a moment before /proc has the new command line.
+    assert process.stdout
+    process.stdout.readline()
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process of :func:`idle_process`."""
+    process.kill()
+    process.communicate()
+
+
+@contextlib.contextmanager
+def listening(address: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """A socket that listens on a free port; connections wait in its queue."""
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        listener.listen()
+        yield listener
