@@ -1,9 +1,13 @@
 # make lab     build the lab, tune it, hold the connections, report (root)
+# make vm-lab  the same on QEMU virtual machines with kernels of their own (once set up, no root)
+# make vm-setup  all that make vm-lab needs: packages and image (root)
 # make down    put everything back as it was found (root)
+# make vm-down  remove the virtual machines alone
 # make test    lint, roles on real hosts, unit and integration tests (root)
 # make perf    the engine beside plain C, alternating, in the lab that is up (root)
 # Variables: CONNECTIONS=50000 CLIENTS=4 SCENARIO=name SET='{"hold_seconds": 5}',
-#            and to run a second lab beside the first: LAB=name PREFIX=169.254.200.0/24
+#            and to run a second lab beside the first: LAB=name PREFIX=169.254.200.0/24,
+#            or for virtual machines LAB=name PORTS=22400
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,9 +24,12 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 	$(if $(SCENARIO),-e scenario=$(SCENARIO)) \
 	$(if $(LAB),-e lab_name=$(LAB)) \
 	$(if $(PREFIX),-e lab_mgmt_prefix=$(PREFIX)) \
+	$(if $(PORTS),-e lab_ssh_port_base=$(PORTS)) \
 	$(if $(SET),-e '{"set": $(SET)}')
 
-.PHONY: help setup dev lab down test lint perf root
+VM_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/vm/group_vars/all.yml))
+
+.PHONY: help setup dev lab vm-lab vm-setup down vm-down test lint perf root
 .DEFAULT_GOAL := help
 
 help:
@@ -38,8 +45,9 @@ dev: $(VENV)/.dev
 
 # Stamps come last: what was interrupted is done again. A venv is bound to its path, so one that
 # was copied along with the checkout is made anew.
-$(VENV)/.runtime: requirements.txt | root
+$(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "needs python3-venv: run: sudo make setup" >&2; exit 2; }; \
 	  apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 	    python3 python3-venv >/dev/null; }
@@ -58,6 +66,16 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 lab: root $(VENV)/.runtime
 	@ansible-playbook lab.yml $(EXTRA)
 
+vm-lab: $(VENV)/.runtime
+	@ansible-playbook -i inventory/vm lab.yml $(EXTRA)
+
+vm-setup: root $(VENV)/.runtime
+	@ansible-playbook -i inventory/vm playbooks/create.yml -e lab_vm_state=prepared $(EXTRA)
+
+# Their disks are thrown away: there is nothing to revert first.
+vm-down: $(VENV)/.runtime
+	@[ ! -d .lab/$(VM_NAME) ] || ansible-playbook -i inventory/vm playbooks/destroy.yml $(EXTRA)
+
 # With no lab of this name on the machine there is no host to revert, only the machine itself:
 # without the lab's own link, its management addresses would be looked for outside.
 down: root $(VENV)/.runtime
@@ -65,6 +83,7 @@ down: root $(VENV)/.runtime
 	[ -e /run/connlab/$(LAB_NAME).owner ] || limit="--limit underlay"; \
 	ansible-playbook playbooks/revert.yml $$limit $(EXTRA) || status=$$?; \
 	ansible-playbook playbooks/destroy.yml $(EXTRA) || status=$$?; \
+	$(MAKE) --no-print-directory vm-down || status=$$?; \
 	exit $$status
 
 lint: $(VENV)/.dev
