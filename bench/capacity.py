@@ -30,6 +30,7 @@ sockets that no process holds), ``tcp_max_tw_buckets`` (closed connections), ``s
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,7 +39,7 @@ from bench.agent.memory import PINNED_BYTES
 from bench.agent.workers import RESERVE
 from bench.collect import objects, slab
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord, Phase, Predicted
+from bench.results import Forecast, HostRecord, Phase, Predicted
 from bench.scenario import Scenario
 
 FD_BYTES = 2 * (8 + 0.25)
@@ -129,10 +130,17 @@ def maxima(kernels: tuple[Kernel, ...], tuples: int) -> dict[str, int]:
 
 def connection_bytes(kernel: Kernel) -> float:
     """Memory that one more connection of the run takes from a kernel, in bytes."""
-    return sum(
-        float(share.part) * (share.kernel_bytes + FD_BYTES + USERLAND_BYTES)
-        for share in kernel.shares
-    )
+    return slab_bytes(kernel) + ends(kernel) * (FD_BYTES + USERLAND_BYTES)
+
+
+def slab_bytes(kernel: Kernel) -> float:
+    """Slab that one more connection of the run takes from a kernel, in bytes."""
+    return sum(float(share.part) * share.kernel_bytes for share in kernel.shares)
+
+
+def ends(kernel: Kernel) -> float:
+    """Sockets that a kernel gains with one more connection of the run."""
+    return float(sum((share.part for share in kernel.shares), Fraction(0)))
 
 
 def least(found: Mapping[str, int]) -> tuple[str, int]:
@@ -161,7 +169,7 @@ def predict(
         group: Fraction(1, max(1, sum(group in host.groups for host in hosts.values())))
         for group in ("servers", "clients")
     }
-    ends = {
+    shares = {
         (name, group): _share(
             scenario, inventory.hosts[name], host, texts.get(name, {}), group, part[group]
         )
@@ -171,23 +179,68 @@ def predict(
     }
     covered = sum(
         float(share.part) * share.kernel_bytes
-        for (_, group), share in ends.items()
+        for (_, group), share in shares.items()
         if inventory.underlay or group == "servers"
     )
-    if inventory.underlay:
-        kernels = [_kernel(scenario, list(hosts.values()), tuple(ends.values()))]
+    servers = [name for name, host in hosts.items() if "servers" in host.groups]
+    if inventory.underlay:  # one kernel, and any host sees it: a server speaks for all
+        told = (servers or list(hosts))[0]
+        kernels = {told: _kernel(scenario, hosts[told], tuple(shares.values()))}
     else:
-        kernels = [
-            _kernel(scenario, [host], tuple(s for (owner, _), s in ends.items() if owner == name))
+        kernels = {
+            name: _kernel(
+                scenario, host, tuple(s for (owner, _), s in shares.items() if owner == name)
+            )
             for name, host in hosts.items()
-        ]
-    found = maxima(tuple(kernels), tuples)
+        }
+    found = maxima(tuple(kernels.values()), tuples)
     name, most = least(found)
+    held = Fraction(1) if inventory.underlay else part["servers"]
+    forecasts = [
+        forecast(server, before.meminfo_kib, kernels[server], scenario.connections, held)
+        for server in servers
+        if server in kernels
+        and (before := hosts[server].phases.get("before"))
+        and {"MemFree", "MemAvailable"} <= before.meminfo_kib.keys()
+    ]
     return Predicted(
         max_connections=most,
         bound_by=name,
         kernel_bytes_per_connection=round(covered, 1),
         limits=dict(sorted(found.items(), key=lambda item: item[1])),
+        forecast=min(forecasts, key=lambda one: one.mem_free_expected_kib, default=None),
+    )
+
+
+def forecast(
+    server: str,
+    meminfo_kib: Mapping[str, int],
+    kernel: Kernel,
+    connections: int,
+    held: Fraction = Fraction(1),
+) -> Forecast:
+    """What the run will leave of a server's memory.
+
+    Page cache is taken to stay: where MemFree will not do, the kernel drops that first.
+
+    :param meminfo_kib: of the server before the ramp
+    :param kernel: what the server runs on, with the shares of all hosts on it
+    :param connections: of the whole run
+    :param held: the part of them that this kernel's servers hold
+    """
+    slab = connections * slab_bytes(kernel)
+    tables = connections * ends(kernel) * FD_BYTES
+    agents = connections * ends(kernel) * USERLAND_BYTES
+    free = meminfo_kib["MemFree"]
+    return Forecast(
+        host=server,
+        connections=math.ceil(connections * held),
+        mem_free_kib=free,
+        mem_available_kib=meminfo_kib["MemAvailable"],
+        slab_kib=round(slab / 1024),
+        descriptors_kib=round(tables / 1024),
+        agents_kib=round(agents / 1024),
+        mem_free_expected_kib=round(free - (slab + tables + agents) / 1024),
     )
 
 
@@ -230,9 +283,11 @@ def _share(
     )
 
 
-def _kernel(scenario: Scenario, hosts: list[HostRecord], shares: tuple[Share, ...]) -> Kernel:
-    """The kernel that these hosts run on, as the first of them saw it before the ramp."""
-    host = hosts[0]
+def _kernel(scenario: Scenario, host: HostRecord, shares: tuple[Share, ...]) -> Kernel:
+    """The kernel that a host runs on, as the host saw it before the ramp.
+
+    :param shares: of all hosts on that kernel
+    """
     before = host.phases.get("before")
     most = _number(host, "fs.file-max")
     used = _files(before)

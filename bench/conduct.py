@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, facts
-from bench.curve import Recorder, merge
+from bench import capacity, facts, report
+from bench.curve import Descent, Recorder, merge
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
 from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Store
@@ -24,7 +24,8 @@ START_SECONDS = 60.0
 """For an agent to fork its workers, to listen, and to prove the handshake."""
 
 COLLECT_SECONDS = 300.0
-"""For one host's evidence: listing a million sockets takes seconds, under emulation minutes."""
+"""For one host's evidence, or one look at all its sockets: with a million of them that takes
+seconds, under emulation minutes."""
 
 DRAIN_SECONDS = 600.0
 """For all connections to close."""
@@ -34,6 +35,10 @@ SETTLE_SECONDS = 10.0
 
 POLL_SECONDS = 0.05
 """Between two questions to the servers how many they hold."""
+
+SWEEP_SECONDS = 20.0
+"""Between two sweeps of a server that does not watch while its clients close: what they have
+closed so far is closed there too, so that not all of it is left for the end."""
 
 SYSCTLS = (
     "fs.epoll.max_user_watches",
@@ -121,6 +126,7 @@ class Conduct:
         self._run_id = run_id
         self._nonce = nonce
         self._short_of_memory = False
+        self._descent = Descent(scenario.memory_floor_mib * 1024)
         self._newest: dict[Agent, Mapping[str, Any]] = {}
         self.servers = [agent for agent in session.agents if agent.role == "server"]
         self.clients = [agent for agent in session.agents if agent.role == "client"]
@@ -138,6 +144,10 @@ class Conduct:
             self._short_of_memory = True
             return
         self.recorder.tick(agent.name, agent.role, message)
+        if self.scenario.expect == "floor":
+            self._descent.tick(
+                f"{agent.name} {agent.role}", float(message["t"]), int(message["mem_free_kib"])
+            )
         self._newest[agent] = message
         self.found.errors = {"client": {}, "server": {}}
         for of_agent, tick in self._newest.items():
@@ -161,9 +171,13 @@ class Conduct:
             agent.tell({"op": "prepare", "spec": self._client_spec(agent, tuples)})
         self.session.gather(self.clients, "prepared", START_SECONDS)
         texts = self.collect("before")
-        self.found.predicted = capacity.predict(
+        predicted = capacity.predict(
             self.scenario, self.inventory, self.found.hosts, texts, tuples.capacity
         )
+        self.found.predicted = predicted
+        if predicted.forecast:
+            said = report.forecast(predicted, self.scenario.memory_floor_mib)
+            self.recorder.note("forecast", said, predicted.forecast.mem_available_kib)
 
     def _plan(self) -> Plan:
         """The plan over the addresses that the hosts really have.
@@ -243,9 +257,12 @@ class Conduct:
             nonlocal halted
             self.recorder.sample()
             late = time.monotonic() - began > scenario.ramp_timeout_seconds
-            if not halted and (self._short_of_memory or late):
+            # A server at its floor shuts its door on whoever is in it. Where the floor is the
+            # aim, the clients stop before that, and what is under way still gets in.
+            short = self._short_of_memory or self._descent.near()
+            if not halted and (short or late):
                 halted = True
-                found.stopped_by = "memory" if self._short_of_memory else "timeout"
+                found.stopped_by = "memory" if short else "timeout"
                 self.session.tell(self.clients, "halt")
 
         grace = scenario.connect_timeout_ms / 1000 * (scenario.retries + 1) + START_SECONDS
@@ -266,7 +283,7 @@ class Conduct:
         """Wait until the servers have accepted what the clients hold, or no longer gain."""
         until = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < until:
-            status = self.session.ask(self.servers, "status", "status", START_SECONDS)
+            status = self.session.ask(self.servers, "status", "status", COLLECT_SECONDS)
             if sum(int(message["held"]) for message in status.values()) >= held:
                 return
             self.session.wait(POLL_SECONDS)
@@ -291,7 +308,7 @@ class Conduct:
 
     def _echo(self) -> Liveness:
         scenario = self.scenario
-        self.session.ask(self.servers, "answer", "answering", START_SECONDS, on=True)
+        self.session.ask(self.servers, "answer", "answering", COLLECT_SECONDS, on=True)
         sample = max(1, scenario.liveness_sample // len(self.clients))
         replies = self.session.ask(
             self.clients,
@@ -301,9 +318,10 @@ class Conduct:
             self.recorder.sample,
             mode=scenario.liveness,
             sample=sample,
+            patience_ms=scenario.echo_timeout_ms,
         ).values()
         ended = self.session.ask(
-            self.servers, "answer", "answering", START_SECONDS, on=False
+            self.servers, "answer", "answering", COLLECT_SECONDS, on=False
         ).values()
         return Liveness(
             mode=scenario.liveness,
@@ -315,18 +333,28 @@ class Conduct:
     def drain(self) -> None:
         """Close everything from the client side and prove that nothing is left."""
         self.recorder.enter("drain")
-        began = time.monotonic()
+        began = swept = time.monotonic()
+
+        def watch() -> None:
+            nonlocal swept
+            self.recorder.sample()
+            if self.scenario.watch == "none" and time.monotonic() - swept > SWEEP_SECONDS:
+                swept = time.monotonic()
+                self.session.tell(self.servers, "status")
+
         self.session.ask(
             self.clients,
             "drain",
             "drained",
             DRAIN_SECONDS,
-            self.recorder.sample,
+            watch,
             how=self.scenario.drain,
             rate=self.scenario.drain_rate // len(self.clients),
         )
         while True:
-            status = self.session.ask(self.servers, "status", "status", START_SECONDS)
+            status = self.session.ask(
+                self.servers, "status", "status", DRAIN_SECONDS, self.recorder.sample
+            )
             if not any(int(message["held"]) for message in status.values()):
                 break
             if time.monotonic() - began > DRAIN_SECONDS:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import IO, Any, NamedTuple
 
 from bench import wire
@@ -16,6 +17,10 @@ Message = Mapping[str, Any]
 
 SPAN_SECONDS = 0.5
 """The least time that a point's rate and p99 are taken over."""
+
+REACTION_SECONDS = 2.0
+"""From a look at the memory to a ramp that stands: a second to the next tick, and as long again
+until the controller has heard it and the clients have stopped."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Progress:
     mem_available_kib: int
     seconds_left: float | None
     """Until the target at the present rate, or until the end of the hold; None if unknown."""
+    note: str = ""
+    """What to say instead of the figures."""
 
 
 def merge(histograms: Iterable[Mapping[str, int]]) -> dict[int, int]:
@@ -65,6 +72,36 @@ class _Mark(NamedTuple):
 _START = _Mark(0.0, 0, {})
 
 
+class Descent:
+    """Tells when the memory of a host that is still ramping will soon be at its floor.
+
+    :param floor_kib: what the ramp must leave, KiB
+    """
+
+    def __init__(self, floor_kib: int) -> None:
+        self._floor = floor_kib
+        self._seen: dict[str, deque[tuple[float, int]]] = {}
+
+    def tick(self, agent: str, seconds: float, free_kib: int) -> None:
+        """Take in one look: the agent's own clock and what is free or reclaimable."""
+        seen = self._seen.setdefault(agent, deque(maxlen=4))
+        if not seen or seconds - seen[-1][0] >= SPAN_SECONDS:
+            seen.append((seconds, free_kib))
+
+    def near(self) -> bool:
+        """Whether :data:`REACTION_SECONDS` of the steepest recent pace would reach the floor."""
+        return any(
+            seen[-1][1] - self._floor <= REACTION_SECONDS * _steepest(seen)
+            for seen in self._seen.values()
+        )
+
+
+def _steepest(seen: Iterable[tuple[float, int]]) -> float:
+    """The most that was taken between two looks, KiB a second; 0 if memory only grew."""
+    paces = ((before - now) / (late - early) for (early, before), (late, now) in pairwise(seen))
+    return max(0.0, max(paces, default=0.0))
+
+
 class Recorder:
     """Keeps the newest tick of every agent and samples them once a second.
 
@@ -94,6 +131,10 @@ class Recorder:
         """A new phase begins; ``seconds`` is how long it will take, if that is known."""
         self.phase = phase
         self._phase_ends = None if seconds is None else self._clock() + seconds
+
+    def note(self, phase: str, text: str, mem_available_kib: int) -> None:
+        """Say something once, before there is anything to sample."""
+        self._report(Progress(phase, 0, self.target, 0.0, 0, mem_available_kib, None, text))
 
     def restart(self) -> None:
         """The ramp begins: time 0 of the curve."""

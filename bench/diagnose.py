@@ -33,6 +33,8 @@ class Diagnosis:
     bound_by: str
     evidence: str
     cure: str
+    floor: bool = False
+    """Whether it is the memory floor that ended the ramp."""
 
 
 def diagnose(scenario: Scenario, measured: Measured, found: Evidence) -> Diagnosis:
@@ -63,9 +65,12 @@ def verdict(scenario: Scenario, measured: Measured, diagnosis: Diagnosis) -> tup
     """Whether the run met its scenario's expectation, and why, in one sentence."""
     counts = measured.established
     held = min(counts.clients, counts.servers, counts.ss)
-    if not _reached(scenario, measured):
+    floor = scenario.expect == "floor"
+    met = (diagnosis.floor and held > 0) if floor else _reached(scenario, measured)
+    if not met:
+        unmet = ", memory floor not reached" if floor and not diagnosis.floor else ""
         return "fail", (
-            f"{held:,} of {scenario.connections:,} connections held, bound by "
+            f"{held:,} of {scenario.connections:,} connections held{unmet}, bound by "
             f"{diagnosis.bound_by}: {diagnosis.evidence}; {diagnosis.cure}"
         )
     if not counts.clients == counts.servers == counts.ss:
@@ -82,7 +87,8 @@ def verdict(scenario: Scenario, measured: Measured, diagnosis: Diagnosis) -> tup
     if measured.left_after:
         return "fail", f"{measured.left_after:,} sockets were left after the drain"
     echoes = f", {live.answered:,} of {live.asked:,} echoes answered" if live.asked else ""
-    return "pass", f"{held:,} connections held by all three counts{echoes}"
+    where = f" above the memory floor of {scenario.memory_floor_mib:,} MiB" if floor else ""
+    return "pass", f"{held:,} connections held by all three counts{where}{echoes}"
 
 
 def _counts(measured: Measured) -> str:
@@ -110,6 +116,7 @@ def _memory(scenario: Scenario, found: Evidence) -> Diagnosis:
         "memory",
         f"really free memory fell to the floor of {scenario.memory_floor_mib:,} MiB{seen}",
         "add memory or hosts, or lower memory_floor_mib",
+        floor=True,
     )
 
 

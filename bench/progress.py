@@ -23,7 +23,9 @@ EVERY_SECONDS = 2.0
 
 
 def line(now: Progress) -> str:
-    """One line: held / target, rate, p99, MemAvailable, time left."""
+    """One line: held / target, rate, p99, MemAvailable, time left; or the note that it is."""
+    if now.note:
+        return f"{now.phase}: {now.note}"
     left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
     if now.phase != "ramp":
         return (
@@ -78,7 +80,7 @@ class Lines(_Paced):
 
     def show(self, now: Progress) -> None:
         """Print one line."""
-        self._console.print(line(now), highlight=False, soft_wrap=True)
+        self._console.print(line(now), highlight=False, markup=False, soft_wrap=True)
 
 
 class Ndjson(_Paced):
@@ -98,6 +100,9 @@ class Bar:
 
     def update(self, now: Progress) -> None:
         """Move the bar."""
+        if now.note:
+            self._bars.console.print(line(now), highlight=False, markup=False, soft_wrap=True)
+            return
         text = line(now).partition(": ")[2]
         if self._task is None:
             self._task = self._bars.add_task("", total=now.target, phase=now.phase, text=text)

@@ -122,6 +122,24 @@ class Measured(Model):
     )
 
 
+class Forecast(Model):
+    """Memory of the server that will have the least left, before the ramp and after it, in KiB.
+
+    Of the whole kernel that the server runs on: where the hosts share one, both ends count.
+    """
+
+    host: str
+    connections: int = Field(description="that its servers will hold")
+    mem_free_kib: int = Field(description="MemFree before the ramp")
+    mem_available_kib: int = Field(description="MemAvailable before the ramp")
+    slab_kib: int = Field(description="slab that the connections will take")
+    descriptors_kib: int = Field(description="descriptor tables that they will take")
+    agents_kib: int = Field(description="agents' own memory for them")
+    mem_free_expected_kib: int = Field(
+        description="MemFree with all of them held; negative: so much does not fit"
+    )
+
+
 class Predicted(Model):
     """What the capacity model expects of these hosts."""
 
@@ -130,6 +148,9 @@ class Predicted(Model):
     kernel_bytes_per_connection: float
     limits: dict[str, int] = Field(
         default_factory=dict, description="each limit's own maximum, by name"
+    )
+    forecast: Forecast | None = Field(
+        None, description="what will be left of the servers' memory, where they told it"
     )
 
 

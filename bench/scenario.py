@@ -47,10 +47,16 @@ class Scenario(BaseModel):
     backlog: int = Field(65_535, ge=1, le=65_535)
     liveness: Literal["none", "sample", "all"] = "sample"
     liveness_sample: int = Field(1_000, ge=1, le=1_000_000)
+    echo_timeout_ms: int = Field(
+        5_000, ge=10, le=120_000, description="how long an echo may take before it counts as none"
+    )
     drain: Literal["rst", "fin"] = "rst"
     drain_rate: int = Field(0, ge=0, le=1_000_000, description="closes a second; 0: no cap")
     memory_floor_mib: int = Field(
         768, ge=16, le=1_048_576, description="really free memory that every host must keep"
+    )
+    expect: Literal["all", "floor"] = Field(
+        "all", description="what passes: all connections held, or all that fit above the floor"
     )
     expect_lost: int = Field(0, ge=0, description="lost connections that still pass")
 

@@ -16,7 +16,7 @@ halt       (none); ends the ramp early, keeps what is held        halted {}
 collect    phase, count: list of [address, port] or null,         collected (:class:`Collected`)
            state: of the sockets to count, as ss(8) names it
 answer     on: bool; the server answers echoes or has stopped     answering {on, echoes, wrong}
-echo       mode: sample|all, sample: int                          echoed {asked, answered, wrong}
+echo       mode: sample|all, sample: int, patience_ms: int        echoed {asked, answered, wrong}
 verify     (none); looks at every held socket                     verified {alive, dead}
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
 status     (none)                                                 status {held}

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from functools import partial
 from itertools import islice, repeat
 from typing import Callable, Dict, List, Sequence
@@ -232,8 +233,9 @@ class Acceptor:
         if rest:
             self._partial[fd] = data[-rest:]
 
-    def _fds(self) -> List[int]:
-        return [fd for fd, flag in enumerate(self._held) if flag]
+    def _fds(self) -> array[int]:
+        """What is held, 4 bytes each: as a list, a million of them would take 38 MB."""
+        return array("i", (fd for fd, flag in enumerate(self._held) if flag))
 
     def _sweep(self, at_most_every: float = 0) -> None:
         """Do what epoll would have told of: close what is closed, answer what asks."""

@@ -22,11 +22,11 @@ LATENCY = ERRORS + ERRNOS
 ROW = LATENCY + wire.BUCKETS
 
 # Cells of the common row: written by the parent, read by the workers.
-HALT, ACTIVE, ANSWER, HOW, RATE = range(5)
+HALT, ACTIVE, ANSWER, HOW, RATE, PATIENCE = range(6)
 COMMON = 16
 
 RST, FIN = 0, 1
-"""Values of ``HOW``: close with SO_LINGER 1,0 or with a FIN."""
+"""Values of ``HOW``: close with SO_LINGER 1,0 or with a FIN. ``PATIENCE`` is in ms."""
 
 
 class Board:

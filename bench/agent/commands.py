@@ -13,6 +13,9 @@ from bench.agent.duty import Duty, Misuse
 from bench.agent.server import Server
 from bench.agent.workers import TooMany
 
+PATIENCE_MS = 5_000
+"""For the answers of one window of echoes, where the controller names no other, ms."""
+
 
 class Commands(Duty):
     """The task, and how it is told what to do."""
@@ -142,6 +145,10 @@ class Commands(Duty):
         sample = command.get("sample", 0) if mode == "sample" else board.total(cell.HELD)
         if not isinstance(sample, int) or sample < 0:
             raise Misuse(f"sample: {sample!r} is not a whole number from 0")
+        patience = command.get("patience_ms", PATIENCE_MS)
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+            raise Misuse(f"patience_ms: {patience!r} is not a whole number from 1")
+        board.common[cell.PATIENCE] = patience
         client.quotas(sample)
         before = [board.total(at) for at in (cell.ASKED, cell.ANSWERED, cell.WRONG)]
 

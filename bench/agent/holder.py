@@ -11,9 +11,6 @@ from bench import wire
 from bench.agent import board as cell
 from bench.agent import sweep
 
-ECHO_PATIENCE = 5.0
-"""Seconds to wait for the answers of one window of echoes."""
-
 WINDOW = 256
 """Echoes under way at a time in one worker."""
 
@@ -52,10 +49,10 @@ class Holder:
     def echo(self) -> None:
         """Ask on ``QUOTA`` connections spread evenly over this worker's."""
         quota, held = min(self._row[cell.QUOTA], len(self._fds)), len(self._fds)
-        base = self._base
+        base, patience = self._base, self._common[cell.PATIENCE] / 1000
         picked = [(base + k * held // quota, self._fds[k * held // quota]) for k in range(quota)]
         for start in range(0, quota, WINDOW):
-            asked, answered, wrong = ask(self._nonce, picked[start : start + WINDOW])
+            asked, answered, wrong = ask(self._nonce, picked[start : start + WINDOW], patience)
             self._row[cell.ASKED] += asked
             self._row[cell.ANSWERED] += answered
             self._row[cell.WRONG] += wrong
@@ -78,8 +75,11 @@ class Holder:
         sweep.reset(self._fds)
 
 
-def ask(nonce: str, picked: List[Tuple[int, int]]) -> Tuple[int, int, int]:
-    """Send an echo on each (number, fd) and check the answers: (asked, answered, wrong)."""
+def ask(nonce: str, picked: List[Tuple[int, int]], patience: float) -> Tuple[int, int, int]:
+    """Send an echo on each (number, fd) and check the answers: (asked, answered, wrong).
+
+    :param patience: seconds until an answer that has not come counts as none
+    """
     waiting: Dict[int, bytes] = {}
     wrong = 0
     for number, fd in picked:
@@ -91,7 +91,7 @@ def ask(nonce: str, picked: List[Tuple[int, int]]) -> Tuple[int, int, int]:
             continue
         waiting[fd] = reply or b""
     answered = 0
-    ends = time.monotonic() + ECHO_PATIENCE
+    ends = time.monotonic() + patience
     while waiting and time.monotonic() < ends:
         for fd, _ in sweep.ready(list(waiting), timeout_ms=200):
             expected = waiting.pop(fd)

@@ -18,6 +18,7 @@ import pytest
 from agents import CLIENT, SERVER, running
 
 from bench import controller, scenario
+from bench.agent import memory
 from bench.curve import Progress
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
@@ -238,4 +239,18 @@ def test_an_interrupt_cleans_up_and_keeps_what_there_is(bed: Bed) -> None:
         bed.run(hold_seconds=30)
     thread.join()
     assert next(bed.store.runs()).reason == "interrupted"
+    assert bed.clean()
+
+
+def test_how_many_fit_above_the_floor(bed: Bed) -> None:
+    """The floor lies 192 MiB below what is free: reached long before 60,000 connections."""
+    floor = memory.Gauge().read().free // 1024 - 192
+    done = bed.run(
+        connections=60_000, memory_floor_mib=floor, expect="floor", connect_rate=5_000, watch="none"
+    )
+    counts = done.measured.established
+    assert (done.verdict, done.bound_by) == ("pass", "memory"), done.reason
+    assert 0 < counts.clients == counts.servers == counts.ss < 60_000
+    assert done.predicted.forecast is not None
+    assert any(now.note.startswith("server has MemFree") for now in bed.seen)
     assert bed.clean()

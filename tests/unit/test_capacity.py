@@ -203,6 +203,9 @@ def test_release_is_checked() -> None:
         objects.release("next")
 
 
+CONNECTIONS = 100_000
+
+
 def record(name: str, *groups: str, **sysctl: str) -> HostRecord:
     return HostRecord(
         groups=list(groups),
@@ -240,14 +243,16 @@ def lab(underlay: bool) -> Inventory:
     )
 
 
-def predict(underlay: bool, **sysctl: str) -> Any:
+def predict(underlay: bool, watch: Any = "epoll", **sysctl: str) -> Any:
     hosts = {
         "server1": record("6.1", "servers", **sysctl),
         "client1": record("6.1", "clients"),
         "client2": record("6.1", "clients"),
     }
     evidence = {name: texts("6.1", "before") for name in hosts}
-    scenario = Scenario(name="test", title="test", memory_floor_mib=100)
+    scenario = Scenario(
+        name="test", title="test", memory_floor_mib=100, watch=watch, connections=CONNECTIONS
+    )
     return capacity.predict(scenario, lab(underlay), hosts, evidence, 129_024)
 
 
@@ -270,6 +275,62 @@ def test_prediction_of_a_lab_on_one_kernel() -> None:
     )
     assert shared.limits["fs.file-max"] == (2_466_177 - 449) // 2
     assert shared.limits["memory"] == pytest.approx(apart.limits["memory"] / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(("watch", "each"), [("epoll", 3_918), ("none", 3_710)])
+def test_forecast_of_a_server_with_a_kernel_of_its_own(watch: str, each: int) -> None:
+    found = predict(underlay=False, watch=watch)
+    said, before = found.forecast, facts.phase(collected("6.1", "before"))
+    assert (said.host, said.connections) == ("server1", CONNECTIONS)
+    assert said.mem_free_kib == before.meminfo_kib["MemFree"]
+    assert said.mem_available_kib == before.meminfo_kib["MemAvailable"]
+    assert said.slab_kib * 1024 / CONNECTIONS == pytest.approx(each, rel=1e-3)
+    assert said.slab_kib * 1024 / CONNECTIONS == pytest.approx(
+        found.kernel_bytes_per_connection, rel=1e-3
+    )
+    taken = said.slab_kib + said.descriptors_kib + said.agents_kib
+    assert said.mem_free_expected_kib == pytest.approx(said.mem_free_kib - taken, abs=2)
+
+
+@pytest.mark.parametrize("name", ["5.10", "6.1"])
+def test_forecast_comes_near_what_was_left(name: str) -> None:
+    """Captured in virtual machines of little else: both ends on one kernel, server in epoll."""
+    before, peak = (facts.phase(collected(name, p)).meminfo_kib for p in ("before", "peak"))
+    caches = slab.parse(texts(name, "before")["slabinfo"])
+    aliases = slab.parse_aliases(texts(name, "before")["slab_aliases"])
+    both = [
+        share(kernel_bytes=objects.endpoint_bytes(parts, name, caches, aliases))
+        for parts in (objects.parts(server=True, watched=True), objects.parts(server=False))
+    ]
+    said = capacity.forecast("server1", before, kernel(*both), HELD[name])
+    taken = before["MemFree"] - peak["MemFree"]
+    assert said.mem_free_kib - said.mem_free_expected_kib == pytest.approx(taken, rel=0.1)
+
+
+def test_forecast_of_a_shared_kernel_counts_both_ends() -> None:
+    apart, shared = (predict(underlay).forecast for underlay in (False, True))
+    assert (shared.host, shared.connections) == ("server1", CONNECTIONS)
+    assert shared.slab_kib == pytest.approx(2 * apart.slab_kib, rel=0.02)
+    assert shared.descriptors_kib == pytest.approx(2 * apart.descriptors_kib, abs=1)
+    assert shared.agents_kib == pytest.approx(2 * apart.agents_kib, abs=1)
+
+
+def test_forecast_of_more_than_fits_is_negative_and_splits_over_servers() -> None:
+    memory = {"MemFree": 1_000_000, "MemAvailable": 900_000}
+    half = kernel(share(part=Fraction(1, 2)))
+    said = capacity.forecast("server2", memory, half, 1_000_001, Fraction(1, 2))
+    assert said.connections == 500_001
+    assert said.slab_kib == pytest.approx(500_000 * 3_900 / 1024, rel=1e-5)
+    assert said.mem_free_expected_kib < 0
+
+
+def test_nothing_is_forecast_of_a_server_that_told_no_memory() -> None:
+    hosts = {"server1": record("6.1", "servers"), "client1": record("6.1", "clients")}
+    hosts["server1"].phases["before"].meminfo_kib = {}
+    wanted = Scenario(name="test", title="test")
+    assert capacity.predict(wanted, lab(False), hosts, {}, 5).forecast is None
+    hosts["server1"].phases = {}
+    assert capacity.predict(wanted, lab(False), hosts, {}, 5).forecast is None
 
 
 def test_conntrack_counts_where_it_is_active() -> None:

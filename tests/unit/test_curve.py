@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from bench import wire
-from bench.curve import Progress, Recorder, latency, merge
+from bench.curve import Descent, Progress, Recorder, latency, merge
 
 
 class Clock:
@@ -103,3 +103,48 @@ def test_percentiles_of_merged_histograms() -> None:
     assert (found.p50, found.p99) == (1, 1)
     assert found.max == wire.bucket_top(200)
     assert latency({}).max == 0
+
+
+def test_a_note_is_said_once_and_is_no_point() -> None:
+    shown = list[Progress]()
+    recorder = Recorder(1_000, io.StringIO(), shown.append, Clock())
+    recorder.note("forecast", "enough", 9_000)
+    assert (shown[0].phase, shown[0].note, shown[0].mem_available_kib) == (
+        "forecast",
+        "enough",
+        9_000,
+    )
+    assert not recorder.points
+
+
+def descent(*looks: tuple[float, int], floor: int = 1_000) -> Descent:
+    made = Descent(floor)
+    for seconds, free in looks:
+        made.tick("server1 server", seconds, free)
+    return made
+
+
+def test_a_descent_is_near_when_two_seconds_of_its_pace_reach_the_floor() -> None:
+    assert not descent().near()
+    assert not descent((1, 5_000)).near()
+    assert not descent((1, 5_000), (2, 4_000)).near()
+    assert not descent((1, 5_000), (2, 4_000), (3, 3_001)).near()
+    assert descent((1, 5_000), (2, 4_000), (3, 3_000)).near()
+    assert descent((1, 1_000)).near()
+
+
+def test_the_steepest_recent_pace_counts_and_older_ones_are_forgotten() -> None:
+    steep = ((1, 9_000), (2, 6_000), (3, 6_000), (4, 6_000))
+    assert descent(*steep).near()
+    assert not descent(*steep, (5, 6_000), (6, 6_100)).near()
+
+
+def test_looks_that_are_too_close_say_nothing_of_the_pace() -> None:
+    assert not descent((1, 5_000), (1.01, 4_900)).near()
+
+
+def test_the_host_that_is_nearest_decides() -> None:
+    made = descent((1, 5_000), (2, 4_000))
+    made.tick("client1 client", 1, 3_000)
+    made.tick("client1 client", 2, 2_000)
+    assert made.near()

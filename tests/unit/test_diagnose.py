@@ -154,3 +154,42 @@ def test_verdict_fails_with_its_reason(changes: dict[str, Any], said: str) -> No
 
 def test_verdict_without_echoes_or_drain() -> None:
     assert judged(liveness=Liveness(mode="none"), left_after=None)[0] == "pass"
+
+
+def floored(held: int = 983_120, stopped_by: str = "memory", **changes: Any) -> tuple[str, str]:
+    wanted = SCENARIO.model_copy(update={"expect": "floor", "memory_floor_mib": 64})
+    seen = measured(held, **changes)
+    return verdict(wanted, seen, diagnose(wanted, seen, Found(hosts(), stopped_by=stopped_by)))
+
+
+def test_ending_at_the_floor_may_be_what_was_expected() -> None:
+    assert floored() == (
+        "pass",
+        "983,120 connections held by all three counts above the memory floor of 64 MiB, "
+        "1,000 of 1,000 echoes answered",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"held": 1_000_000}, "memory floor not reached, bound by none: all 1,000,000 connections"),
+        ({"stopped_by": "timeout"}, "memory floor not reached, bound by ramp_timeout_seconds"),
+        ({"stopped_by": "complete", "errors": {"ENOMEM": 1}}, "memory floor not reached"),
+        ({"held": 0, "liveness": Liveness(mode="none")}, "0 of 1,000,000 connections held, bound"),
+        ({"established": Established(clients=9, servers=8, ss=9)}, "the three counts disagree"),
+        ({"lost": 1}, "1 connections were lost"),
+        ({"liveness": Liveness(mode="sample", asked=10, answered=9)}, "9 of 10 echoes"),
+        ({"left_after": 3}, "3 sockets were left"),
+    ],
+)
+def test_the_floor_is_met_only_with_everything_alive(changes: dict[str, Any], said: str) -> None:
+    found, reason = floored(**changes)
+    assert found == "fail"
+    assert said in reason
+
+
+def test_the_floor_fails_a_run_that_expects_all() -> None:
+    seen = measured(983_120)
+    diagnosis = diagnose(SCENARIO, seen, Found(hosts(), stopped_by="memory"))
+    assert verdict(SCENARIO, seen, diagnosis)[0] == "fail"

@@ -30,6 +30,29 @@ def test_a_line_of_the_hold() -> None:
     assert progress.line(now) == "hold: 1,000,000 held, MemAvailable 20.0 GiB"
 
 
+FORECAST = Progress("forecast", 0, 1_000, 0.0, 0, 4_096, None, "x: 1 MiB free [then]")
+
+
+def test_a_note_stands_for_itself() -> None:
+    assert progress.line(FORECAST) == "forecast: x: 1 MiB free [then]"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_note_stays_on_the_screen(terminal: bool) -> None:
+    out = io.StringIO()
+    with progress.view("auto", Console(file=out, force_terminal=terminal, width=20)) as update:
+        update(FORECAST)
+        update(RAMP)
+    assert "forecast: x: 1 MiB free [then]\n" in out.getvalue()
+
+
+def test_a_note_is_an_event_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.view("ndjson", Console()) as update:
+        update(FORECAST)
+    event = json.loads(capsys.readouterr().out)
+    assert (event["event"], event["text"]) == ("progress", progress.line(FORECAST))
+
+
 def test_lines_come_every_two_seconds_and_at_once_in_a_new_phase(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

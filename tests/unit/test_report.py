@@ -10,7 +10,7 @@ import pytest
 from runs import aborted, curve, million, stopped
 
 from bench import figures, report
-from bench.results import KernelBytes, Run, Setting
+from bench.results import Established, Forecast, KernelBytes, Run, Setting
 
 ALL = (million, stopped, aborted)
 
@@ -231,3 +231,107 @@ def test_cost_in_words() -> None:
     run.measured.kernel_bytes_per_connection = KernelBytes(both_ends=8_192.0, sockets=1.5)
     assert "with sockets of others" in report.cost(run)["line"]
     assert "The kernel gained 1.5 TCP sockets" in Page(report.render(run)).text
+
+
+FORECAST = Forecast(
+    host="server1",
+    connections=1_000_000,
+    mem_free_kib=3_780_000,
+    mem_available_kib=3_750_000,
+    slab_kib=3_623_000,
+    descriptors_kib=16_113,
+    agents_kib=7_812,
+    mem_free_expected_kib=133_075,
+)
+
+
+def test_a_forecast_in_one_line() -> None:
+    made = million().predicted.model_copy(update={"forecast": FORECAST})
+    assert report.forecast(made, 16) == (
+        "server1 has MemFree 3.60 GiB, MemAvailable 3.58 GiB; 1,000,000 connections x (3,710 B "
+        "slab + 24 B tables and agents) = 3.48 GiB, which leaves 129.96 MiB free; 2,870,114 fit "
+        "above the floor of 16 MiB"
+    )
+    short = FORECAST.model_copy(update={"mem_free_expected_kib": -44_000})
+    assert "= 3.65 GiB, 42.97 MiB more than is free; " in report.forecast(
+        made.model_copy(update={"forecast": short}), 16
+    )
+    alone = made.model_copy(update={"limits": {}})
+    assert report.forecast(alone, 16).endswith("which leaves 129.96 MiB free")
+    assert report.forecast(million().predicted, 16) == ""
+
+
+def test_a_forecast_stands_beside_what_was_found() -> None:
+    run = stopped()
+    run.predicted.forecast = FORECAST
+    said = "MemFree on server1: 129.96 MiB expected with 1,000,000 connections, 787.06 MiB found"
+    assert said in Page(report.render(run)).text
+    run.hosts["server1"].phases.pop("peak")
+    assert "MemFree on server1" not in Page(report.render(run)).text
+
+
+def in_virtual_machines(held: int = 1_000_000, **meminfo: int) -> Run:
+    """A run on kernels apart that came as far as the classic experiment."""
+    run = stopped()
+    run.measured.established = Established(clients=held, servers=held, ss=held)
+    peak = run.hosts["server1"].phases["peak"]
+    peak.held = held
+    peak.meminfo_kib |= {
+        "Slab": 3_702_212,
+        "MemFree": 106_284,
+        "MemAvailable": 1_146_196,
+        **meminfo,
+    }
+    return run
+
+
+def test_a_million_on_a_machine_of_its_own_stands_beside_the_classic_experiment() -> None:
+    run = in_virtual_machines()
+    text = Page(report.render(run)).text
+    for said in (
+        "kernel 6.1.0-56-cloud-amd64 3.10",
+        "ESTAB, counted by ss 1,000,000 1,000,024",
+        "Slab 3,702,212 kB 3,241,244 kB",
+        "MemFree 106,284 kB 96,652 kB",
+        "MemAvailable 1,146,196 kB 6,448 kB",
+        "Slab / ESTAB 3.70 KiB 3.24 KiB",
+        "gained with the connections 3.83 KiB not known",
+        "A connection takes 3.83 KiB of this kernel: TCP 2.28 KiB, sock_inode_cache 861 B, filp",
+        "security modules' blobs (lsm_*) 56 B.",
+        # 3,319 B in all less 861 + 256 + 195 + 56.
+        "would leave the socket itself at most 1.91 KiB; here it takes 2.28 KiB",
+        # (861 + 195) B a socket.
+        "MemAvailable, 1,006.70 MiB are the live sockets' own inodes",
+    ):
+        assert said in text, said
+
+
+def test_only_what_is_like_the_classic_experiment_is_set_beside_it() -> None:
+    assert report.classic(in_virtual_machines(900_000))
+    assert report.classic(in_virtual_machines(899_999)) is None
+    assert not any(report.classic(made()) for made in ALL)
+    for substrate in ("local", "remote"):
+        assert (
+            report.classic(in_virtual_machines().model_copy(update={"substrate": substrate}))
+            is None
+        )
+    two = in_virtual_machines()
+    two.hosts["server2"] = two.hosts["server1"]
+    assert report.classic(two) is None
+    early = in_virtual_machines()
+    early.hosts["server1"].phases.pop("peak")
+    assert report.classic(early) is None
+
+
+def test_the_comparison_claims_nothing_that_was_not_measured() -> None:
+    run = in_virtual_machines(MemAvailable=6_448)
+    run.hosts["server1"].phases["peak"].meminfo_kib.pop("MemFree")
+    run.measured.kernel_bytes_per_connection = KernelBytes(server=4_000.0, by_cache={"Slab": 4e3})
+    made = report.classic(run)
+    assert made is not None
+    assert made.why == []
+    assert "MemFree not measured 96,652 kB" in Page(report.render(run)).text
+    run.measured.kernel_bytes_per_connection = KernelBytes(server=3_000.0, by_cache={"TCP": 2e3})
+    cheaper = report.classic(run)
+    assert cheaper is not None
+    assert cheaper.why == []

@@ -44,6 +44,9 @@ def test_settings_without_a_key_or_value(text: str) -> None:
         ("hold_seconds", 1e6, "hold_seconds: got 1000000.0, expected less than or equal"),
         ("hold_seconds", float("nan"), "hold_seconds: got nan, expected"),
         ("watch", "poll", "watch: got 'poll', expected 'epoll' or 'none'"),
+        ("expect", "some", "expect: got 'some', expected 'all' or 'floor'"),
+        ("echo_timeout_ms", 9, "echo_timeout_ms: got 9, expected greater than or equal to 10"),
+        ("echo_timeout_ms", 120_001, "echo_timeout_ms: got 120001, expected less than or equal"),
         ("server_ports", [], "server_ports: got \\[\\], expected"),
         ("server_ports", [70000], "server_ports.0: got 70000, expected less than or equal"),
         ("server_ports", [80, 80], "server_ports: got \\[80, 80\\], expected no port twice"),
@@ -61,3 +64,21 @@ def test_bad_fields_get_one_line(field: str, value: object, line: str) -> None:
 def test_unknown_scenario_names_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"scenario: got 'milion', expected one of .*million"):
         scenario.load("milion")
+
+
+def test_a_scenario_expects_all_connections_unless_it_says_otherwise() -> None:
+    assert {name: scenario.load(name).expect for name in scenario.names()} == {
+        "epoll-3.9g": "floor",
+        "million": "all",
+        "million-3.9g": "all",
+    }
+
+
+@pytest.mark.parametrize(("name", "watch"), [("million-3.9g", "none"), ("epoll-3.9g", "epoll")])
+def test_a_million_on_a_small_machine_fits_its_bounds(name: str, watch: str) -> None:
+    one = scenario.load(name)
+    assert (one.connections, one.watch, one.liveness) == (1_000_000, watch, "sample")
+    assert scenario.load(name, {}, 20_000).connections == 20_000  # the lab's size, as in million
+    assert one.connections / one.drain_rate < 180
+    assert one.connections / 4_700 < one.ramp_timeout_seconds
+    assert one.memory_floor_mib < 100  # MiB: about what is free at the peak

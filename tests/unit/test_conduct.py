@@ -1,0 +1,199 @@
+"""The phases in order, over a session that plays the agents."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captured import collected
+
+from bench import conduct
+from bench.conduct import Conduct
+from bench.curve import Progress, Recorder
+from bench.inventory import Host, Inventory
+from bench.results import Store
+from bench.scenario import Scenario
+
+MIB = 1024
+FACTS = {
+    "event": "facts",
+    "kernel": "6.1.0-56-cloud-amd64",
+    "python": "3.11.2",
+    "cpu": 2,
+    "mem_total_kib": 995_612,
+    "nofile_soft": 20_000,
+    "nofile_hard": 20_000,
+    "cap_sys_resource": False,
+    "ehash_entries": 65_536,
+    "sysctl": {"fs.file-max": "400000", "fs.nr_open": "1048576"},
+}
+
+
+def host(name: str, group: str, address: str) -> Host:
+    return Host(name, (group,), name, 22, "lab", None, None, (address,))
+
+
+HOSTS = {
+    "server1": host("server1", "servers", "198.18.0.1"),
+    "client1": host("client1", "clients", "198.18.1.1"),
+}
+
+
+class FakeAgent:
+    def __init__(self, name: str, role: str) -> None:
+        self.name, self.role, self.host = name, role, HOSTS[name]
+
+    def tell(self, message: Any) -> None:
+        return None
+
+
+class FakeSession:
+    """Agents that answer at once; what takes time calls ``idle`` as often as ``during`` says."""
+
+    def __init__(self) -> None:
+        self.agents = [FakeAgent("server1", "server"), FakeAgent("client1", "client")]
+        self.on_unasked: Callable[[Any, Any], None] = lambda agent, message: None
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.told: list[tuple[list[str], str]] = []
+        self.during: dict[str, Callable[[Callable[[], None]], None]] = {}
+
+    def tell(self, agents: Sequence[Any], op: str, **fields: Any) -> None:
+        self.told.append(([one.name for one in agents], op))
+
+    def ask(
+        self,
+        agents: Sequence[Any],
+        op: str,
+        event: str,
+        seconds: float,
+        idle: Callable[[], None] = lambda: None,
+        **fields: Any,
+    ) -> dict[Any, dict[str, Any]]:
+        self.asked.append((op, fields))
+        self.during.get(op, lambda idle: None)(idle)
+        return {one: self.answer(one, op) for one in agents}
+
+    def gather(
+        self, agents: Sequence[Any], event: str, seconds: float, idle: Any = None
+    ) -> dict[Any, dict[str, Any]]:
+        if event != "collected":
+            return {}
+        return {one: collected("6.1", "before", held=0) for one in agents}
+
+    def wait(self, seconds: float, idle: Any = None) -> None:
+        return None
+
+    def answer(self, one: Any, op: str) -> dict[str, Any]:
+        answers: dict[str, dict[str, Any]] = {
+            "facts": {**FACTS, "addresses": list(one.host.data_addresses)},
+            "ramp": {"held": 0, "lost": 0, "latency": {}, "reason": "halted"},
+            "echo": {"asked": 5, "answered": 5, "wrong": 0},
+        }
+        return answers.get(op, {"held": 0, "wrong": 0})
+
+
+class Bed:
+    def __init__(self, folder: Path, **fields: Any) -> None:
+        self.session = FakeSession()
+        self.shown: list[Progress] = []
+        wanted = Scenario(name="test", title="test", connections=50_000, **fields)
+        inventory = Inventory("test", "vm", HOSTS, False, None, None)
+        session: Any = self.session
+        self.conduct = Conduct(
+            wanted,
+            inventory,
+            session,
+            Recorder(50_000, io.StringIO(), self.shown.append),
+            Store(folder),
+            "run",
+            "00" * 16,
+        )
+
+    def tick(self, seconds: float, free_mib: int) -> None:
+        self.session.on_unasked(
+            self.session.agents[0],
+            {
+                "event": "tick",
+                "t": seconds,
+                "held": 0,
+                "retried": 0,
+                "errors": {},
+                "latency": {},
+                "mem_available_kib": 2 * free_mib * MIB,
+                "mem_free_kib": free_mib * MIB,
+                "slab_kib": 1,
+            },
+        )
+
+
+def test_the_forecast_is_said_and_kept_before_the_first_connection(tmp_path: Path) -> None:
+    bed = Bed(tmp_path)
+    bed.conduct.prepare()
+    made = bed.conduct.found.predicted
+    assert made is not None and made.forecast is not None
+    assert made.forecast.mem_free_kib == 947_864
+    notes = [now for now in bed.shown if now.note]
+    assert [now.phase for now in notes] == ["forecast"]
+    assert notes[0].note.startswith("server1 has MemFree 925.65 MiB")
+    assert notes[0].mem_available_kib == made.forecast.mem_available_kib
+    assert "ramp" not in [op for op, _ in bed.session.asked]
+
+
+def falling(bed: Bed, *free_mib: int) -> None:
+    """A ramp in which the server's free memory goes this way, a look a second."""
+
+    def ramp(idle: Callable[[], None]) -> None:
+        for second, free in enumerate(free_mib):
+            bed.tick(float(second), free)
+            idle()
+
+    bed.session.during["ramp"] = ramp
+    bed.conduct.ramp()
+
+
+def test_clients_stop_short_of_a_floor_that_is_the_aim(tmp_path: Path) -> None:
+    far = Bed(tmp_path, expect="floor", memory_floor_mib=64)
+    falling(far, 200, 180, 160, 140, 120)
+    assert (far.session.told, far.conduct.found.stopped_by) == ([], "complete")
+    near = Bed(tmp_path, expect="floor", memory_floor_mib=64)
+    falling(near, 200, 180, 160, 140, 120, 104)
+    assert near.session.told == [(["client1"], "halt")]
+    assert near.conduct.found.stopped_by == "memory"
+
+
+def test_a_floor_that_is_not_the_aim_is_the_agents_to_keep(tmp_path: Path) -> None:
+    bed = Bed(tmp_path, memory_floor_mib=64)
+    falling(bed, 200, 180, 160, 140, 120, 104, 65, 64)
+    assert bed.session.told == []
+    bed.session.on_unasked(bed.session.agents[0], {"event": "floor"})
+    falling(bed, 63)
+    assert bed.session.told == [(["client1"], "halt")]
+
+
+def test_echoes_are_given_the_time_that_the_scenario_says(tmp_path: Path) -> None:
+    bed = Bed(tmp_path, echo_timeout_ms=90_000, liveness_sample=5)
+    assert bed.conduct._echo().answered == 5
+    assert ("echo", {"mode": "sample", "sample": 5, "patience_ms": 90_000}) in bed.session.asked
+
+
+@pytest.mark.parametrize(("watch", "sweeps"), [("none", 3), ("epoll", 0)])
+def test_a_server_that_does_not_watch_closes_while_its_clients_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any, sweeps: int
+) -> None:
+    bed = Bed(tmp_path, watch=watch)
+    bed.conduct.prepare()
+    moment = [0.0]
+    monkeypatch.setattr(conduct.time, "monotonic", lambda: moment[0])
+
+    def drain(idle: Callable[[], None]) -> None:
+        for second in range(65):
+            moment[0] = float(second)
+            idle()
+
+    bed.session.during["drain"] = drain
+    bed.conduct.drain()
+    assert bed.session.told == [(["server1"], "status")] * sweeps
+    assert bed.conduct.found.drain_seconds == 64.0
