@@ -65,6 +65,7 @@ def new_session(variables: Variables) -> Callable[..., subprocess.CompletedProce
                 *options,
                 *shlex.split(variables["ansible_ssh_common_args"]),
                 *("-i", variables["ansible_ssh_private_key_file"]),
+                *("-p", str(variables.get("ansible_port", 22))),
                 f"{user or variables['ansible_user']}@{variables['ansible_host']}",
                 command,
             ],

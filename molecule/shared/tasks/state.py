@@ -18,6 +18,7 @@ MOVING = {
     r"fs\.(dentry-state|file-nr|inode-nr|inode-state|aio-nr)": "counts what is open and cached",
     r"fs\.quota\..*": "counts file system events",
     r"kernel\.(ns_last_pid|pty\.nr|random\.uuid|random\.entropy_avail)": "moves with every process",
+    r"kernel\.random\.boot_id": "says that a host has booted since, not how it is set up",
     r"kernel\.perf_(event_max_sample_rate|cpu_time_max_percent)": "lowered by the kernel on load",
     r"net\.netfilter\.nf_conntrack_count": "counts tracked connections",
     r"net\.ipv[46]\.(conf|neigh)\.(?!all\.|default\.|lo\.|data0\.).*": "comes with an interface, "

@@ -41,7 +41,8 @@ class Site:
         """:raises LabError: if the name is none, or is a lab of the other kind of hosts."""
         check_name(name)
         self.state = directory / name
-        if (self.state / "lab.json").exists():
+        self.note = self.state / "lab.json"
+        if self.note.exists() and '"kind": "vm"' not in read(self.note):
             raise LabError(
                 f"lab_name: {name} is a lab of nspawn hosts already: choose another name, or "
                 "remove it first (make down)"
@@ -144,6 +145,9 @@ class Maker:
         for name in plan.wipe:
             shutil.rmtree(site.directory(name))
         starting = [vm for vm in self.fleet.vms if vm.name in plan.start]
+        # By its image a run knows which packages it was made with.
+        about = {"name": self.fleet.name, "kind": "vm", "image": str(self.image)}
+        write(self.site.note, json.dumps(about) + "\n")
         with qemu.orphans_ended([site.directory(vm.name) for vm in starting]):
             for vm in starting:
                 self._start(vm)
