@@ -102,6 +102,7 @@ class Evidence:
     liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
     drain_seconds: float | None = None
     left_after: int | None = None
+    resets_lost: int | None = None
 
 
 class Conduct:
@@ -351,19 +352,35 @@ class Conduct:
             how=self.scenario.drain,
             rate=self.scenario.drain_rate // len(self.clients),
         )
-        while True:
-            status = self.session.ask(
-                self.servers, "status", "status", DRAIN_SECONDS, self.recorder.sample
-            )
-            if not any(int(message["held"]) for message in status.values()):
-                break
-            if time.monotonic() - began > DRAIN_SECONDS:
-                raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
-            self.session.wait(POLL_SECONDS)
+        self.found.resets_lost = self._close_rest(began)
         self.found.drain_seconds = round(time.monotonic() - began, 3)
         self.recorder.sample(force=True)
         self.collect("after", state="connected")
         self.found.left_after = self._counts("after").ss
+
+    def _close_rest(self, began: float) -> int:
+        """Wait until the servers hold nothing; returns how many they had to close themselves.
+
+        A RST is sent once and never answered (RFC 9293, 3.5.2): where a link drops it, the server
+        does not hear of the end. What it still holds when nothing moves any more is of that kind.
+        """
+        closed, least, moved = 0, -1, time.monotonic()
+        while True:
+            status = self.session.ask(
+                self.servers, "status", "status", DRAIN_SECONDS, self.recorder.sample
+            )
+            left = sum(int(message["held"]) for message in status.values())
+            now = time.monotonic()
+            if not left:
+                return closed
+            if now - began > DRAIN_SECONDS:
+                raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
+            if least < 0 or left < least:
+                least, moved = left, now
+            elif now - moved > SETTLE_SECONDS:
+                closed += left
+                self.session.ask(self.servers, "drain", "drained", DRAIN_SECONDS, how="rst", rate=0)
+            self.session.wait(POLL_SECONDS)
 
     def collect(self, phase: str, state: str = "established") -> dict[str, Mapping[str, str]]:
         """Every host's evidence of a phase, kept raw and parsed. Returns the texts by host.

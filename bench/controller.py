@@ -118,6 +118,7 @@ def _assemble(
         liveness=found.liveness,
         drain_seconds=found.drain_seconds,
         left_after=found.left_after,
+        resets_lost=found.resets_lost,
     )
     diagnosis = diagnose.diagnose(scenario, measured, found)
     verdict, reason = ended or diagnose.verdict(scenario, measured, diagnosis)

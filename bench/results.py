@@ -120,6 +120,10 @@ class Measured(Model):
     left_after: int | None = Field(
         None, description="sockets on the servers' endpoints, in any state, after the drain"
     )
+    resets_lost: int | None = Field(
+        None,
+        description="connections whose RST was lost: closed by the servers",
+    )
 
 
 class Forecast(Model):

@@ -197,3 +197,30 @@ def test_a_server_that_does_not_watch_closes_while_its_clients_do(
     bed.conduct.drain()
     assert bed.session.told == [(["server1"], "status")] * sweeps
     assert bed.conduct.found.drain_seconds == 64.0
+
+
+def test_what_a_lost_reset_left_open_is_closed_by_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed = Bed(tmp_path)
+    bed.conduct.prepare()
+    moment, left = [0.0], [9, 8, 7]
+    usual = bed.session.answer
+
+    def monotonic() -> float:
+        moment[0] += 0.5
+        return moment[0]
+
+    def answer(one: Any, op: str) -> dict[str, Any]:
+        if op == "drain" and one.role == "server":
+            left[:] = [0]
+        found = usual(one, op)
+        return {**found, "held": left.pop(0) if len(left) > 1 else left[0]}
+
+    monkeypatch.setattr(conduct.time, "monotonic", monotonic)
+    monkeypatch.setattr(bed.session, "answer", answer)
+    bed.conduct.drain()
+    assert bed.conduct.found.resets_lost == 7
+    assert [fields for op, fields in bed.session.asked if op == "drain"][1:] == [
+        {"how": "rst", "rate": 0}
+    ]
