@@ -246,6 +246,8 @@ def test_killed_agent_leaves_no_worker(lab):
 def test_killed_worker_is_reported(lab):
     server, client = lab.serve(nofile=300), lab.prepare(nofile=300)
     client.ask("ramp", "ramped")
+    # What is still in the accept queue would be counted after the worker's death.
+    assert until(lambda: server.ask("status", "status")["held"] == 2000)
     victim = server.workers()[0]
     os.kill(victim, signal.SIGKILL)
     fault = server.hear("error")
