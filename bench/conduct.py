@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, facts, report
+from bench import capacity, drain, facts, report
 from bench.curve import Descent, Recorder, merge
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
@@ -27,18 +27,11 @@ COLLECT_SECONDS = 300.0
 """For one host's evidence, or one look at all its sockets: with a million of them that takes
 seconds, under emulation minutes."""
 
-DRAIN_SECONDS = 600.0
-"""For all connections to close."""
-
 SETTLE_SECONDS = 10.0
 """For the servers to accept what the clients already see as established."""
 
 POLL_SECONDS = 0.05
 """Between two questions to the servers how many they hold."""
-
-SWEEP_SECONDS = 20.0
-"""Between two sweeps of a server that does not watch while its clients close: what they have
-closed so far is closed there too, so that not all of it is left for the end."""
 
 SYSCTLS = (
     "fs.epoll.max_user_watches",
@@ -334,53 +327,13 @@ class Conduct:
     def drain(self) -> None:
         """Close everything from the client side and prove that nothing is left."""
         self.recorder.enter("drain")
-        began = swept = time.monotonic()
-
-        def watch() -> None:
-            nonlocal swept
-            self.recorder.sample()
-            if self.scenario.watch == "none" and time.monotonic() - swept > SWEEP_SECONDS:
-                swept = time.monotonic()
-                self.session.tell(self.servers, "status")
-
-        self.session.ask(
-            self.clients,
-            "drain",
-            "drained",
-            DRAIN_SECONDS,
-            watch,
-            how=self.scenario.drain,
-            rate=self.scenario.drain_rate // len(self.clients),
+        ended = drain.everything(
+            self.session, self.scenario, self.clients, self.servers, self.recorder.sample
         )
-        self.found.resets_lost = self._close_rest(began)
-        self.found.drain_seconds = round(time.monotonic() - began, 3)
+        self.found.resets_lost, self.found.drain_seconds = ended
         self.recorder.sample(force=True)
         self.collect("after", state="connected")
         self.found.left_after = self._counts("after").ss
-
-    def _close_rest(self, began: float) -> int:
-        """Wait until the servers hold nothing; returns how many they had to close themselves.
-
-        A RST is sent once and never answered (RFC 9293, 3.5.2): where a link drops it, the server
-        does not hear of the end. What it still holds when nothing moves any more is of that kind.
-        """
-        closed, least, moved = 0, -1, time.monotonic()
-        while True:
-            status = self.session.ask(
-                self.servers, "status", "status", DRAIN_SECONDS, self.recorder.sample
-            )
-            left = sum(int(message["held"]) for message in status.values())
-            now = time.monotonic()
-            if not left:
-                return closed
-            if now - began > DRAIN_SECONDS:
-                raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
-            if least < 0 or left < least:
-                least, moved = left, now
-            elif now - moved > SETTLE_SECONDS:
-                closed += left
-                self.session.ask(self.servers, "drain", "drained", DRAIN_SECONDS, how="rst", rate=0)
-            self.session.wait(POLL_SECONDS)
 
     def collect(self, phase: str, state: str = "established") -> dict[str, Mapping[str, str]]:
         """Every host's evidence of a phase, kept raw and parsed. Returns the texts by host.

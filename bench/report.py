@@ -6,7 +6,6 @@ import errno
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bench import classic
 from bench.collect.cost import disturbed
-from bench.results import HostRecord, Phase, Predicted, Run, Setting
+from bench.results import HostRecord, Predicted, Run, Setting
+from bench.units import count, latency, pair, size
 
 COLUMNS = 100
 """Longest line of the summary."""
 
-COMPARED_FROM = 900_000
-"""Connections from which a run is set beside the classic experiment."""
-
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of the comparison with the classic experiment. Sizes in KiB, as meminfo gives."""
-
-    kernel: str
-    established: int
-    meminfo_kib: Mapping[str, int]
-
-    @property
-    def slab_each(self) -> float | None:
-        """All slab of the machine per connection, in bytes."""
-        slab = self.meminfo_kib.get("Slab")
-        return None if slab is None else slab * 1024 / self.established
-
-
-ARTICLE = Side("3.10", 1_000_024, {"Slab": 3_241_244, "MemFree": 96_652, "MemAvailable": 6_448})
-"""The classic experiment: a CentOS host with 3.9 GB of memory, as the article about it prints
-``ss`` and ``/proc/meminfo`` at the peak. Its slab is not known by cache."""
 
 
 def render(run: Run) -> str:
@@ -73,8 +51,8 @@ def render(run: Run) -> str:
         disturbed=disturbed(run.measured.kernel_bytes_per_connection),
         predicted=predicted(run),
         forecast=_found_of_forecast(run),
-        classic=classic(run),
-        article=ARTICLE,
+        classic=classic.compare(run),
+        article=classic.ARTICLE,
         tuning=list(_tuning(run.hosts)),
         reported=[(host, *item) for host, r in run.hosts.items() for item in r.reported.items()],
         missing=[
@@ -124,40 +102,9 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
 
 
-def count(number: int) -> str:
-    """A count with thousands separated."""
-    return f"{number:,}"
-
-
-def size(number: float | None) -> str:
-    """Bytes for a reader: B below 1 KiB, then KiB, MiB, GiB."""
-    if number is None:
-        return "not measured"
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if abs(number) >= unit:
-            return f"{number / unit:,.2f} {name}"
-    return f"{number:,.0f} B"
-
-
-def latency(microseconds: int) -> str:
-    """A latency for a reader: µs below 1 ms, then ms, then s."""
-    if microseconds < 1_000:
-        return f"{microseconds} µs"
-    if microseconds < 1_000_000:
-        return f"{microseconds / 1_000:.3g} ms"
-    return f"{microseconds / 1_000_000:.3g} s"
-
-
 def reached(run: Run) -> int:
     """Connections held at the most: as counted, else as the clients told while the run went on."""
     return run.measured.established.clients or max((p.held for p in run.curve), default=0)
-
-
-def pair(one: str, two: str) -> Markup:
-    """Two figures as one; a unit that both have is written once."""
-    first, unit = one.rpartition(" ")[::2]
-    shown = first if unit == two.rpartition(" ")[2] and first else one
-    return Markup("<span>{}</span> <small>/</small> <span>{}</span>").format(shown, two)
 
 
 def cost(run: Run) -> dict[str, str]:
@@ -217,7 +164,11 @@ def forecast(made: Predicted, floor_mib: int) -> str:
         else f"{size(-left * 1024)} more than is free"
     )
     memory = made.limits.get("memory")
-    most = "" if memory is None else f"; {count(memory)} fit above the floor of {floor_mib:,} MiB"
+    most = (
+        ""
+        if memory is None
+        else f"; all hosts together have memory for {count(memory)} above {floor_mib:,} MiB"
+    )
     return (
         f"{one.host} has MemFree {size(one.mem_free_kib * 1024)}, "
         f"MemAvailable {size(one.mem_available_kib * 1024)}; {count(one.connections)} connections "
@@ -236,75 +187,6 @@ def _found_of_forecast(run: Run) -> str:
         f"{count(one.connections)} connections, {size(peak.meminfo_kib['MemFree'] * 1024)} found "
         f"with {count(peak.held)}."
     )
-
-
-@dataclass(frozen=True)
-class Classic:
-    """A run set beside the classic experiment."""
-
-    run: Side
-    mem_total_kib: int
-    grown: float | None
-    """Slab growth per connection, in bytes."""
-    why: list[str]
-
-
-def classic(run: Run) -> Classic | None:
-    """The run beside :data:`ARTICLE`, if it is of that kind.
-
-    That is: one server in a virtual machine of its own, and :data:`COMPARED_FROM` connections
-    by all three counts.
-    """
-    servers = [host for host in run.hosts.values() if "servers" in host.groups]
-    peak = servers[0].phases.get("peak") if len(servers) == 1 else None
-    counts = run.measured.established
-    held = min(counts.clients, counts.servers, counts.ss)
-    if run.substrate != "vm" or peak is None or held < COMPARED_FROM:
-        return None
-    side = Side(servers[0].kernel, counts.ss, peak.meminfo_kib)
-    kernel = run.measured.kernel_bytes_per_connection
-    return Classic(
-        run=side,
-        mem_total_kib=servers[0].mem_total_kib,
-        grown=kernel.server,
-        why=[*_why_more(kernel.server, kernel.by_cache), *_why_available(peak, kernel.by_cache)],
-    )
-
-
-def _why_more(grown: float | None, by_cache: Mapping[str, float]) -> list[str]:
-    """Why a connection takes more slab than in the article, as far as the figures tell."""
-    then = ARTICLE.slab_each
-    tcp = sum(by_cache.get(name, 0.0) for name in ("TCP", "TCPv6"))
-    if grown is None or then is None or not tcp or grown <= then:
-        return []
-    blobs = sum(each for name, each in by_cache.items() if name.startswith("lsm_"))
-    rest = blobs + sum(by_cache.get(name, 0.0) for name in ("sock_inode_cache", "dentry", "filp"))
-    parts = [
-        f"{name} {size(each)}"
-        for name, each in by_cache.items()
-        if each >= 0.01 * grown and not name.startswith("lsm_")
-    ]
-    if blobs > 0:
-        parts.append(f"security modules' blobs (lsm_*) {size(blobs)}")
-    return [
-        f"A connection takes {size(grown)} of this kernel: {', '.join(parts)}.",
-        "The article's slab is not known by cache. Had inode, dentry, file and blobs been as "
-        f"large then as they are now, its {size(then)} would leave the socket itself at most "
-        f"{size(then - rest)}; here it takes {size(tcp)} (cache TCP) and so is the likeliest to "
-        "have grown.",
-    ]
-
-
-def _why_available(peak: Phase, by_cache: Mapping[str, float]) -> list[str]:
-    """Why MemAvailable cannot be compared, where sockets' inodes are counted into it."""
-    pinned = sum(by_cache.get(name, 0.0) for name in ("sock_inode_cache", "dentry")) * peak.held
-    available = peak.meminfo_kib.get("MemAvailable", 0) * 1024
-    if not 0 < pinned <= available:
-        return []
-    return [
-        f"Of this kernel's MemAvailable, {size(pinned)} are the live sockets' own inodes and "
-        "dentries, which no reclaim gives back: MemFree is the figure to compare."
-    ]
 
 
 def _charts(run: Run) -> dict[str, Markup]:

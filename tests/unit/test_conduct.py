@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from captured import collected
 
-from bench import conduct
+from bench import drain
 from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
 from bench.inventory import Host, Inventory
@@ -186,14 +186,14 @@ def test_a_server_that_does_not_watch_closes_while_its_clients_do(
     bed = Bed(tmp_path, watch=watch)
     bed.conduct.prepare()
     moment = [0.0]
-    monkeypatch.setattr(conduct.time, "monotonic", lambda: moment[0])
+    monkeypatch.setattr(drain.time, "monotonic", lambda: moment[0])
 
-    def drain(idle: Callable[[], None]) -> None:
+    def draining(idle: Callable[[], None]) -> None:
         for second in range(65):
             moment[0] = float(second)
             idle()
 
-    bed.session.during["drain"] = drain
+    bed.session.during["drain"] = draining
     bed.conduct.drain()
     assert bed.session.told == [(["server1"], "status")] * sweeps
     assert bed.conduct.found.drain_seconds == 64.0
@@ -217,7 +217,7 @@ def test_what_a_lost_reset_left_open_is_closed_by_the_server(
         found = usual(one, op)
         return {**found, "held": left.pop(0) if len(left) > 1 else left[0]}
 
-    monkeypatch.setattr(conduct.time, "monotonic", monotonic)
+    monkeypatch.setattr(drain.time, "monotonic", monotonic)
     monkeypatch.setattr(bed.session, "answer", answer)
     bed.conduct.drain()
     assert bed.conduct.found.resets_lost == 7

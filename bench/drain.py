@@ -1,0 +1,83 @@
+"""The end of a run: every connection is closed, and what did not hear of it as well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from bench.errors import LabError
+from bench.scenario import Scenario
+from bench.session import Agent, Session
+
+DRAIN_SECONDS = 600.0
+"""For all connections to close."""
+
+SWEEP_SECONDS = 20.0
+"""Between two sweeps of a server that does not watch while its clients close: what they have
+closed so far is closed there too, so that not all of it is left for the end."""
+
+STILL_SECONDS = 10.0
+"""Without a change in what the servers hold, no more of their clients' RSTs are on the way."""
+
+POLL_SECONDS = 0.05
+"""Between two questions to the servers how many they hold."""
+
+
+def everything(
+    session: Session,
+    scenario: Scenario,
+    clients: Sequence[Agent],
+    servers: Sequence[Agent],
+    sample: Callable[[], None],
+) -> tuple[int, float]:
+    """Close every connection from the client side, and what is left after that on the servers.
+
+    :param sample: called while there is nothing else to do
+    :return: connections that the servers had to close, and the seconds that all of it took
+    :raises LabError: if connections are open after :data:`DRAIN_SECONDS`.
+    """
+    began = swept = time.monotonic()
+
+    def watch() -> None:
+        nonlocal swept
+        sample()
+        if scenario.watch == "none" and time.monotonic() - swept > SWEEP_SECONDS:
+            swept = time.monotonic()
+            session.tell(servers, "status")
+
+    session.ask(
+        clients,
+        "drain",
+        "drained",
+        DRAIN_SECONDS,
+        watch,
+        how=scenario.drain,
+        rate=scenario.drain_rate // len(clients),
+    )
+    lost = _close_rest(session, servers, sample, began)
+    return lost, round(time.monotonic() - began, 3)
+
+
+def _close_rest(
+    session: Session, servers: Sequence[Agent], sample: Callable[[], None], began: float
+) -> int:
+    """Wait until the servers hold nothing; returns how many they had to close themselves.
+
+    A RST is sent once and never answered (RFC 9293, 3.5.2): where a link drops it, the server
+    does not hear of the end. What it still holds when nothing moves any more is of that kind.
+    """
+    closed, least, moved = 0, -1, time.monotonic()
+    while True:
+        status = session.ask(servers, "status", "status", DRAIN_SECONDS, sample)
+        left = sum(int(message["held"]) for message in status.values())
+        now = time.monotonic()
+        if not left:
+            return closed
+        if now - began > DRAIN_SECONDS:
+            raise LabError(f"connections are still open {DRAIN_SECONDS:.0f} s after the drain")
+        if least < 0 or left < least:
+            least, moved = left, now
+        elif now - moved > STILL_SECONDS:
+            closed += left
+            session.ask(servers, "drain", "drained", DRAIN_SECONDS, how="rst", rate=0)
+        session.wait(POLL_SECONDS)
