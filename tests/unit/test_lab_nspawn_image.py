@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,6 +205,27 @@ def test_without_mke2fs_it_is_named(
     with pytest.raises(recipe.RecipeError) as failed:
         pack()
     assert str(failed.value) == "mke2fs: not installed"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "free", "needed"), [(False, 499, 500), (True, 999, 1000), (True, 500, 1000)]
+)
+def test_a_disk_too_small_is_refused_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool, free: int, needed: int
+) -> None:
+    made = image.Image({"lab_dir": str(tmp_path), "kernel": kernel}, check_mode=False)
+    left = {"MiB": free}
+    monkeypatch.setattr(
+        image.shutil, "disk_usage", lambda _: SimpleNamespace(free=left["MiB"] << 20)
+    )
+    with pytest.raises(recipe.RecipeError) as failed:
+        made._check_space()
+    assert str(failed.value) == (
+        f"{tmp_path}/image: {free} MiB free, expected {needed} MiB to build the image in: free "
+        "some, or choose another lab_dir"
+    )
+    left["MiB"] = needed
+    made._check_space()
 
 
 @pytest.mark.parametrize("user", [0, 1000])

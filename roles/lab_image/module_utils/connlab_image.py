@@ -38,6 +38,9 @@ DPKG_OPTIONS = (
 DISK_MIB = 3072
 """Size of a VM's disk, MiB; sparse. The tree takes about 400."""
 
+BUILD_MIB = {False: 500, True: 1000}
+"""Disk that a build takes at its peak, without and with a kernel, MiB: found were 393 and 778."""
+
 BUILD_LIMIT = 1800
 """Seconds for a build, and for another one that is under way: slow mirrors are still mirrors."""
 
@@ -162,6 +165,7 @@ class Image:
                 shutil.rmtree(stale)
             if path.exists():
                 shutil.rmtree(path)
+            self._check_space()
             started = time.monotonic()
             work = self.images / f".build-{path.name}"
             work.mkdir(mode=0o755)
@@ -176,6 +180,15 @@ class Image:
                 if work.exists():
                     shutil.rmtree(work)
             return round(time.monotonic() - started, 1)
+
+    def _check_space(self) -> None:
+        """:raises RecipeError: if the disk is too small; of a full one mmdebstrap says nothing."""
+        free, needed = shutil.disk_usage(self.images).free >> 20, BUILD_MIB[self.params["kernel"]]
+        if free < needed:
+            raise RecipeError(
+                f"{self.images}: {free} MiB free, expected {needed} MiB to build the image in: "
+                "free some, or choose another lab_dir"
+            )
 
     def _wait_for(self, lock: int) -> None:
         deadline = time.monotonic() + BUILD_LIMIT
