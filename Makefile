@@ -74,7 +74,7 @@ vm-setup: root $(VENV)/.runtime
 
 # Their disks are thrown away: there is nothing to revert first.
 vm-down: $(VENV)/.runtime
-	@[ ! -d .lab/$(VM_NAME) ] || ansible-playbook -i inventory/vm playbooks/destroy.yml $(EXTRA)
+	@[ ! -d .lab/$(VM_NAME).vm ] || ansible-playbook -i inventory/vm playbooks/destroy.yml $(EXTRA)
 
 # With no lab of this name on the machine there is no host to revert, only the machine itself:
 # without the lab's own link, its management addresses would be looked for outside.

@@ -123,13 +123,15 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
     }
     _check_addresses(source, hosts.values())
     first = variables.get(next(iter(hosts)), {})
+    substrate = str(first.get("lab_substrate", "remote"))
+    kind = ".vm" if substrate == "vm" else ""
     lab_dir, lab_name = str(first.get("lab_dir", "{{")), str(first.get("lab_name", "{{"))
     return Inventory(
         source=source,
-        substrate=str(first.get("lab_substrate", "remote")),
+        substrate=substrate,
         hosts=hosts,
         underlay=bool(list(_members(listing, "underlay"))),
-        state=None if "{{" in lab_dir + lab_name else Path(lab_dir) / lab_name,
+        state=None if "{{" in lab_dir + lab_name else Path(lab_dir) / (lab_name + kind),
         connections=first.get("connections"),
     )
 

@@ -37,6 +37,24 @@ def test_hosts_and_groups() -> None:
     assert found.substrate == "remote"
 
 
+@pytest.mark.parametrize(("kind", "end"), [("local", ""), ("vm", ".vm")])
+def test_labs_of_one_name_and_of_two_kinds_have_a_state_directory_each(kind: str, end: str) -> None:
+    lab = {"lab_substrate": kind, "lab_dir": "/checkout/.lab", "lab_name": "x"}
+    found = inventory.from_listing("x", listing(server1=lab))
+    assert found.state == Path(f"/checkout/.lab/x{end}")
+    shipped = inventory.load([inventory.DEFAULT.with_name(kind)], ["lab_name=x"])
+    assert shipped.state == inventory.DEFAULT.parents[1] / ".lab" / f"x{end}"
+
+
+@pytest.mark.parametrize("missing", ["lab_dir", "lab_name"])
+def test_where_the_lab_made_no_hosts_there_is_no_state_directory(missing: str) -> None:
+    lab = {"lab_dir": "/checkout/.lab", "lab_name": "x"}
+    del lab[missing]
+    assert inventory.from_listing("x", listing(server1=lab)).state is None
+    lab[missing] = "{{ x }}"
+    assert inventory.from_listing("x", listing(server1=lab)).state is None
+
+
 def test_aliases_by_count_list_and_prefix() -> None:
     counted = {"alias_ips_first": "198.18.1.1", "alias_ips_count": 3}
     found = inventory.from_listing("x", listing(client1=counted))

@@ -52,10 +52,16 @@ def test_a_bad_layout_is_refused_by_name(hosts: list[dict[str, Any]], said: str)
         lay_out(*hosts)
 
 
-@pytest.mark.parametrize("name", ["", "Lab", "1lab", "a/b", "x" * 25])
+@pytest.mark.parametrize(
+    "name", ["", "..", "Lab", "1lab", "a/b", "lab.vm", "x" * 25, "cp", "image", "ssh"]
+)
 def test_a_bad_lab_name_is_refused(name: str) -> None:
-    with pytest.raises(layout.LabError, match="lab_name"):
+    with pytest.raises(layout.LabError) as failed:
         lay_out(SERVER, name=name)
+    assert str(failed.value) == (
+        f"lab_name: got {name!r}, expected up to 24 lower-case letters, digits and dashes, and "
+        "none of cp, image, ssh"
+    )
 
 
 @pytest.mark.parametrize("prefix", ["192.0.2.0/25", "192.0.2.1/24", "fd00::/64", "lab"])

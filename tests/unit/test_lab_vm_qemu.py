@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_parts import FakeQemu, arguments, end, idle_process, layout, listening, qemu
-
-NOT_INSTALLED = "qemu-system-x86_64: not installed: apt install qemu-system-x86 qemu-utils"
+from vm_parts import (
+    NOT_INSTALLED,
+    FakeQemu,
+    OnPath,
+    arguments,
+    end,
+    idle_process,
+    layout,
+    listening,
+    qemu,
+    refusal,
+)
 
 Start = Callable[..., FakeQemu]
 
@@ -193,10 +202,10 @@ def test_one_that_does_not_die_is_named(
     directory: Path, begin: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = begin(directory)
-    with monkeypatch.context() as patch, pytest.raises(layout.LabError) as failed:
+    with monkeypatch.context() as patch:
         patch.setattr(qemu.os, "kill", lambda *_: None)
-        qemu.stop([directory], 0)
-    assert str(failed.value) == f"host server1: its QEMU, pid {fake.process.pid}, does not die"
+        said = refusal(qemu.stop, [directory], 0)
+    assert said == f"host server1: its QEMU, pid {fake.process.pid}, does not die"
     # Still known, so that the next attempt finds it.
     assert qemu.pid(directory) == fake.process.pid
 
@@ -283,93 +292,10 @@ def test_a_port_whose_last_login_is_in_time_wait_is_free() -> None:
     assert qemu.port_is_free(port)
 
 
-@pytest.fixture
-def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put a script into PATH as qemu-system-x86_64, with /dev/kvm to be opened."""
-    monkeypatch.setattr(qemu.os, "access", lambda *_: True)
-
-    def put(script: str) -> Path:
-        fake = tmp_path / "bin" / qemu.QEMU
-        fake.parent.mkdir()
-        fake.write_text(f"#!/bin/sh\n{script}\n")
-        fake.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-        return fake
-
-    return put
-
-
-LINUX = "echo '[    0.000000] Linux version 6.1.0-44-cloud-amd64'"
-
-
-@pytest.mark.parametrize(
-    ("script", "why"),
-    [
-        (LINUX, ""),
-        (f"echo 'qemu: warning: host does not support x' >&2; {LINUX}", ""),
-        ("echo SeaBIOS", "QEMU ended with 0"),
-        ("exit 3", "QEMU ended with 3"),
-        (f"{LINUX}; exit 3", "QEMU ended with 3"),
-        ("kill -ABRT $$", "QEMU ended with -6"),
-        (
-            "printf '\\nqemu: error: failed to set MSR 0x10a to 0x69\\nAssertion\\n' >&2; "
-            "kill -ABRT $$",
-            "qemu: error: failed to set MSR 0x10a to 0x69",
-        ),
-        ("printf 'qemu: \\377\\n' >&2; exit 1", "qemu: \N{REPLACEMENT CHARACTER}"),
-    ],
-)
-def test_kvm_is_used_only_where_the_guests_kernel_gets_through_its_boot(
-    tmp_path: Path, on_path: Callable[[str], Path], script: str, why: str
-) -> None:
-    on_path(script)
-    assert qemu.why_not_kvm(tmp_path) == why
-
-
-def test_a_guest_that_hangs_under_kvm_is_ended(
-    tmp_path: Path, on_path: Callable[[str], Path]
-) -> None:
-    on_path(f"echo $$ > {tmp_path}/pid; exec sleep 60")
-    why = qemu.why_not_kvm(tmp_path, 0.5)
-    assert why.startswith("the guest's kernel did not get through its boot within ")
-    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
-
-
-def test_the_trial_boots_the_images_kernel_under_kvm_and_ends_by_itself(
-    tmp_path: Path, on_path: Callable[[str], Path]
-) -> None:
-    on_path(f'for word; do echo "$word"; done > {tmp_path}/words; {LINUX}')
-    assert qemu.why_not_kvm(Path("/lab/image/1")) == ""
-    words = (tmp_path / "words").read_text().splitlines()
-    assert words[words.index("-kernel") + 1] == "/lab/image/1/vmlinuz"
-    assert words[words.index("-accel") + 1] == "kvm"
-    assert "panic=-1" in words[words.index("-append") + 1].split()
-    assert {"-no-reboot", "-nodefaults"} <= set(words)
-
-
-def test_without_dev_kvm_nothing_is_tried(
-    tmp_path: Path, on_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_path(f": > {tmp_path}/tried")
-    monkeypatch.setattr(qemu.os, "access", lambda path, _: path != "/dev/kvm")
-    assert qemu.why_not_kvm(tmp_path) == "/dev/kvm cannot be opened"
-    assert not (tmp_path / "tried").exists()
-
-
-def test_without_qemu_the_packages_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(qemu.os, "access", lambda *_: True)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(layout.LabError) as failed:
-        qemu.why_not_kvm(tmp_path)
-    assert str(failed.value) == NOT_INSTALLED
-
-
 def test_a_machine_starts_in_its_directory_with_nothing_of_the_callers_environment(
-    directory: Path, on_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    directory: Path, qemu_on_path: OnPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = on_path('pwd > where; env > with; echo "$*" > words; echo said >&2')
+    fake = qemu_on_path('pwd > where; env > with; echo "$*" > words; echo said >&2')
     monkeypatch.setattr(qemu, "QEMU", str(fake))
     monkeypatch.setenv("https_proxy", "http://user:secret@192.0.2.1")
     qemu.start(directory, ["-m", "256"])
@@ -387,13 +313,18 @@ def test_a_machine_starts_in_its_directory_with_nothing_of_the_callers_environme
 )
 def test_a_machine_that_does_not_start_is_named_with_what_qemu_says(
     directory: Path,
-    on_path: Callable[[str], Path],
+    qemu_on_path: OnPath,
     monkeypatch: pytest.MonkeyPatch,
     script: str,
     said: str,
 ) -> None:
-    fake = str(on_path(script))
+    fake = str(qemu_on_path(script))
     monkeypatch.setattr(qemu, "QEMU", fake)
-    with pytest.raises(layout.LabError) as failed:
-        qemu.start(directory, [])
-    assert str(failed.value) == f"host server1: {fake}: {said}"
+    assert refusal(qemu.start, directory, []) == f"host server1: {fake}: {said}"
+
+
+def test_without_qemu_no_machine_starts_and_the_packages_are_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu, "QEMU", str(directory / "none"))
+    assert refusal(qemu.start, directory, []) == NOT_INSTALLED

@@ -1,4 +1,4 @@
-"""The Python inside of the role lab_vm, and what its tests share: parameters, a fake QEMU."""
+"""The Python inside of the role lab_vm, and what its tests share: parameters, fake machines."""
 
 from __future__ import annotations
 
@@ -8,20 +8,33 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tune_loader import load
 
 layout = load("lab_nspawn", "module_utils", "connlab_layout")
 base = load("lab_nspawn", "module_utils", "connlab_base")
 files = load("lab_nspawn", "module_utils", "connlab_files")
+lab_plan = load("lab_nspawn", "module_utils", "connlab_plan")
+vm_layout = load("lab_vm", "module_utils", "connlab_vm_layout")
+vm_arguments = load("lab_vm", "module_utils", "connlab_vm_arguments")
 plan = load("lab_vm", "module_utils", "connlab_vm_plan")
 qemu = load("lab_vm", "module_utils", "connlab_vm_qemu")
+kvm = load("lab_vm", "module_utils", "connlab_vm_kvm")
 site = load("lab_vm", "module_utils", "connlab_vm_site")
 
+NAME = "connlab-vm"
 IMAGE = "/lab/image/1"
+NOT_INSTALLED = "qemu-system-x86_64: not installed: apt install qemu-system-x86 qemu-utils"
+
+Module = Callable[..., dict[str, Any]]
+"""Calls the module lab_vm, and returns what it says."""
+
+OnPath = Callable[[str], Path]
+"""Puts a script into PATH as QEMU."""
 
 
 def host(name: str, **other: Any) -> dict[str, Any]:
@@ -34,7 +47,7 @@ def host(name: str, **other: Any) -> dict[str, Any]:
 def parameters(*hosts: dict[str, Any], **other: Any) -> dict[str, Any]:
     """Parameters of the module."""
     usual = {
-        "name": "connlab-vm",
+        "name": NAME,
         "data_prefixes": ["198.18.0.0/15", "fd63:6f6e:6e6c::/48"],
         "data_interface": "data0",
         "management_interface": "mgmt0",
@@ -46,14 +59,23 @@ def parameters(*hosts: dict[str, Any], **other: Any) -> dict[str, Any]:
 def fleet(machines: int = 2, **other: Any) -> Any:
     """A server and clients."""
     names = ["server1", *(f"client{number}" for number in range(1, machines))]
-    return plan.lay_out(parameters(*map(host, names), **other))
+    return vm_layout.lay_out(parameters(*map(host, names), **other))
 
 
-def arguments(directory: Path) -> list[str]:
-    """The command line of a machine."""
-    lab = fleet()
-    words: list[str] = plan.qemu_arguments(lab, lab.vms[0], "tcg", IMAGE, str(directory))
+def arguments(
+    directory: Path | str = "/lab/hosts/server1", kind: str = "tcg", **other: Any
+) -> list[str]:
+    """The command line of the first machine of a fleet."""
+    lab = fleet(**other)
+    words: list[str] = vm_arguments.qemu_arguments(lab, lab.vms[0], kind, IMAGE, str(directory))
     return words
+
+
+def refusal(act: Callable[..., Any], *those: Any) -> str:
+    """What a call that is refused says."""
+    with pytest.raises(layout.LabError) as refused:
+        act(*those)
+    return str(refused.value)
 
 
 class FakeQemu:
@@ -112,6 +134,49 @@ class FakeQemu:
         self.thread.join()
         self.listener.close()
         end(self.process)
+
+
+class Machine:
+    """The machine underneath: what runs on it, and what was done to it, in order."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, int] = {}
+        self.done: list[tuple[str, Any]] = []
+        self.available = 1 << 20
+        self.resident: dict[int, int] = {}
+        self.silent: set[int] = set()
+        self.fails: dict[str, BaseException] = {}
+        self.why_not_kvm = "no"
+
+    def start(self, directory: Path, words: list[str]) -> None:
+        self.done.append(("start", directory.name))
+        (directory / "words").write_text(json.dumps(words))
+        if directory.name in self.fails:
+            raise self.fails[directory.name]
+        self.running[directory.name] = 1000 + len(self.running)
+
+    def stop(self, directories: list[Path], limit: float) -> None:
+        self.done.append(("stop", ([directory.name for directory in directories], limit)))
+        for directory in directories:
+            self.running.pop(directory.name, None)
+
+    def pid(self, directory: Path) -> int | None:
+        return self.running.get(directory.name)
+
+    def answers(self, port: int, _: float) -> bool:
+        return port not in self.silent
+
+    def probe(self, image: Path) -> str:
+        self.done.append(("probe", image.name))
+        return self.why_not_kvm
+
+    def run(self, *words: str | Path) -> str:
+        self.done.append(("run", [str(word) for word in words]))
+        Path(words[-1]).write_text("disk")
+        return ""
+
+    def did(self, kind: str) -> list[Any]:
+        return [what for how, what in self.done if how == kind]
 
 
 def idle_process(*words: str | bytes) -> subprocess.Popen[bytes]:

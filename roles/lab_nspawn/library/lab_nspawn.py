@@ -159,9 +159,9 @@ def main() -> None:
     if os.geteuid() != 0:
         module.fail_json(msg="lab_nspawn: needs root: namespaces, mounts and cgroups are made")
     params = module.params
-    site = Site(Path(params["lab_dir"]).resolve(), params["name"])
     act = present if params["state"] == "present" else absent
     try:
+        site = Site(Path(params["lab_dir"]).resolve(), params["name"])
         with locked(params["boot_timeout"] + params["stop_timeout"]):
             result = act(module, site)
     except LabError as failure:

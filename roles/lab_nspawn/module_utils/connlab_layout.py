@@ -19,6 +19,10 @@ NAME_MAX = 15
 """Bytes of an interface name: IFNAMSIZ - 1 (include/uapi/linux/if.h)."""
 
 LAB_NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
+
+NOT_LABS = ("cp", "image", "ssh")
+"""Directories beside the labs' own in the state directory."""
+
 HOST_NAME = re.compile(r"[a-z][a-z0-9]{0,30}")
 """Without a dash, so that <lab>-<host> is split in one way only: a lab named connlab must not
 take the hosts of one named connlab-test for its own."""
@@ -87,6 +91,18 @@ def ehash_entries(connections: int) -> int:
     return max(EHASH_MIN, min(size, EHASH_MAX))
 
 
+def check_name(name: str) -> None:
+    """Refuse what is no name of a lab: a directory of that name is made, and removed.
+
+    :raises LabError: naming the field, the value and what was expected.
+    """
+    if not LAB_NAME.fullmatch(name) or name in NOT_LABS:
+        raise LabError(
+            f"lab_name: got {name!r}, expected up to 24 lower-case letters, digits and dashes, "
+            f"and none of {', '.join(NOT_LABS)}"
+        )
+
+
 def lay_out(
     name: str,
     hosts: list[dict[str, object]],
@@ -101,10 +117,7 @@ def lay_out(
     :param hosts: each with name, management (address) and data (addresses).
     :raises LabError: if a name or an address is not as expected.
     """
-    if not LAB_NAME.fullmatch(name):
-        raise LabError(
-            f"lab_name: got {name!r}, expected up to 24 lower-case letters, digits and dashes"
-        )
+    check_name(name)
     management = _network("lab_mgmt_prefix", management_prefix)
     if management.version != 4 or management.prefixlen != 24:
         raise LabError(f"lab_mgmt_prefix: got {management_prefix}, expected an IPv4 /24")

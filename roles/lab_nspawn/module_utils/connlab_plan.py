@@ -33,13 +33,13 @@ class Plan:
     """What must be done, by host name, in this order."""
 
     remove: list[str] = field(default_factory=list)
-    """Stop, and remove namespace and overlay: not wanted any more."""
+    """Stop, and remove all that is of it: not wanted any more."""
     stop: list[str] = field(default_factory=list)
     """Stop: it has to be started anew."""
     wipe: list[str] = field(default_factory=list)
-    """Remove the overlay: it belongs to another image."""
+    """Remove its disk: it stands on another image."""
     network: list[str] = field(default_factory=list)
-    """Make the namespace anew, with its links."""
+    """Make the namespace anew, with its links; hosts that are VMs have none."""
     start: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ from ansible.module_utils import connlab_processes as processes
 from ansible.module_utils.connlab_layout import (
     LabError,
     cgroup_name,
+    check_name,
     host_of,
     interface_name,
     machine_name,
@@ -28,6 +29,8 @@ class Site:
     """Where a lab keeps its state, and what is on the machine under its name."""
 
     def __init__(self, directory: Path, name: str) -> None:
+        """:raises LabError: if the name is none."""
+        check_name(name)
         self.directory = directory
         self.name = name
         self.state = directory / name

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_layout import LabError
-from ansible.module_utils.connlab_vm_plan import lay_out
+from ansible.module_utils.connlab_vm_layout import lay_out
 from ansible.module_utils.connlab_vm_site import Maker, Site, locked
 
 DOCUMENTATION = r"""

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from ansible.module_utils.connlab_base import read
 from ansible.module_utils.connlab_layout import LabError
-from ansible.module_utils.connlab_vm_plan import accelerator
+from ansible.module_utils.connlab_vm_arguments import disk
 
 QEMU = "qemu-system-x86_64"
 
-PROBE_SECONDS = 10.0
-"""A guest kernel needs 1.5 s under TCG to find that it has no root; KVM is faster or broken."""
+NOT_INSTALLED = f"{QEMU}: not installed: apt install qemu-system-x86 qemu-utils"
 
 
 def pid(directory: Path) -> int | None:
@@ -31,7 +30,7 @@ def pid(directory: Path) -> int | None:
     if not text.isdigit():
         return None
     words = read(Path(f"/proc/{text}/cmdline")).split("\0")
-    mark = f"file={str(directory).replace(',', ',,')}/disk.qcow2,"
+    mark = disk(str(directory)) + ","
     return int(text) if any(word.startswith(mark) for word in words) else None
 
 
@@ -52,7 +51,7 @@ def start(directory: Path, arguments: Sequence[str]) -> None:
             check=False,
         )
     except FileNotFoundError:
-        raise LabError(f"{QEMU}: not installed: apt install qemu-system-x86 qemu-utils") from None
+        raise LabError(NOT_INSTALLED) from None
     except subprocess.TimeoutExpired:
         raise LabError(f"host {directory.name}: {QEMU} did not start within 60 s") from None
     if done.returncode:
@@ -138,42 +137,6 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def kvm_opens() -> bool:
-    """Whether this user may use /dev/kvm at all."""
-    return os.access("/dev/kvm", os.R_OK | os.W_OK)
-
-
-def why_not_kvm(image: Path, limit: float = PROBE_SECONDS) -> str:
-    """Boot the guest's kernel under KVM; empty if it ran, otherwise the reason why not.
-
-    Without a root file system the kernel panics and restarts at once, which ends QEMU: status 0
-    within the limit. /dev/kvm alone proves nothing, on some machines a guest hangs on it.
-    """
-    if not kvm_opens():
-        return "/dev/kvm cannot be opened"
-    words = [QEMU, "-machine", "q35", *accelerator("kvm"), "-m", "256", "-nodefaults"]
-    words += ["-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]
-    words += ["-kernel", str(image / "vmlinuz"), "-append", "console=ttyS0 panic=-1"]
-    try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise LabError(f"{QEMU}: not installed: apt install qemu-system-x86 qemu-utils") from None
-    except subprocess.TimeoutExpired:
-        return f"the guest's kernel did not get through its boot within {limit:.0f} s"
-    if done.returncode or "Linux version" not in done.stdout:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        return said[0] if said else f"QEMU ended with {done.returncode}"
-    return ""
 
 
 @contextlib.contextmanager

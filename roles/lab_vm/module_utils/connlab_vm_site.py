@@ -17,19 +17,12 @@ from typing import Any
 from ansible.module_utils import connlab_vm_qemu as qemu
 from ansible.module_utils.connlab_base import read, run, write
 from ansible.module_utils.connlab_files import last_words
-from ansible.module_utils.connlab_layout import LabError
-from ansible.module_utils.connlab_vm_plan import (
-    Fleet,
-    Found,
-    Plan,
-    Vm,
-    check_memory,
-    check_name,
-    configuration,
-    decide,
-    guest_files,
-    qemu_arguments,
-)
+from ansible.module_utils.connlab_layout import LabError, check_name
+from ansible.module_utils.connlab_plan import Plan
+from ansible.module_utils.connlab_vm_arguments import configuration, guest_files, qemu_arguments
+from ansible.module_utils.connlab_vm_kvm import choose
+from ansible.module_utils.connlab_vm_layout import Fleet, Vm
+from ansible.module_utils.connlab_vm_plan import Found, check_memory, decide
 
 IMAGE_FILES = ("vmlinuz", "initrd.img", "disk.raw")
 
@@ -38,15 +31,10 @@ class Site:
     """Where a lab keeps its state."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """:raises LabError: if the name is none, or is a lab of the other kind of hosts."""
+        """:raises LabError: if the name is none."""
         check_name(name)
-        self.state = directory / name
-        self.note = self.state / "lab.json"
-        if self.note.exists() and '"kind": "vm"' not in read(self.note):
-            raise LabError(
-                f"lab_name: {name} is a lab of nspawn hosts already: choose another name, or "
-                "remove it first (make down)"
-            )
+        # No name has a dot: a lab of nspawn hosts of the same name is another directory.
+        self.state = directory / f"{name}.vm"
 
     def directory(self, host: str) -> Path:
         """The directory of a machine's disk, sockets, pid file and console log."""
@@ -115,7 +103,7 @@ class Maker:
                 f"image {image}: no {', '.join(missing)}: build it with lab_image_kernel=true"
             )
         self.site, self.fleet, self.image = site, fleet, image
-        self.kind, self.why = _accelerator(wanted, image, lab_dir)
+        self.kind, self.why = choose(wanted, image, lab_dir)
         self.found = site.look()
         self.plan: Plan = decide(fleet, self.kind, str(image), self.found)
 
@@ -146,8 +134,8 @@ class Maker:
             shutil.rmtree(site.directory(name))
         starting = [vm for vm in self.fleet.vms if vm.name in plan.start]
         # By its image a run knows which packages it was made with.
-        about = {"name": self.fleet.name, "kind": "vm", "image": str(self.image)}
-        write(self.site.note, json.dumps(about) + "\n")
+        about = {"name": self.fleet.name, "image": str(self.image)}
+        write(self.site.state / "lab.json", json.dumps(about) + "\n")
         with qemu.orphans_ended([site.directory(vm.name) for vm in starting]):
             for vm in starting:
                 self._start(vm)
@@ -223,26 +211,6 @@ def _tar(files: Mapping[str, str]) -> bytes:
             entry.size, entry.mode = len(text.encode()), 0o644
             archive.addfile(entry, io.BytesIO(text.encode()))
     return buffer.getvalue()
-
-
-def _accelerator(wanted: str, image: Path, lab_dir: Path) -> tuple[str, str]:
-    """The accelerator and why KVM is not it; a trial boot's outcome is kept until the next boot."""
-    if wanted != "auto":
-        return wanted, ""
-    note = lab_dir / "kvm.json"
-    boot = read(Path("/proc/sys/kernel/random/boot_id")).strip()
-    key = [boot, str(image), os.geteuid()]
-    with contextlib.suppress(ValueError):
-        kept = json.loads(read(note) or "{}")
-        if kept.get("key") == key:
-            return kept["kind"], kept["why"]
-    why = qemu.why_not_kvm(image)
-    kind = "tcg" if why else "kvm"
-    if not qemu.kvm_opens():
-        return kind, why  # rights change without a boot
-    with contextlib.suppress(OSError):
-        write(note, json.dumps({"key": key, "kind": kind, "why": why}) + "\n")
-    return kind, why
 
 
 def _available_mib() -> int:
