@@ -1,63 +1,34 @@
-"""``python -m bench``: run scenarios, list what there is, render reports."""
+"""Runs: run a scenario, list what there is, render a report again."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import signal
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from bench import conduct, controller, inventory, progress, report, results, scenario, transport
-from bench.errors import ConnlabError
-
-app = typer.Typer(
-    name="bench",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="How many TCP connections can a server hold, what stops it, what does each cost?",
+from bench.cli.common import (
+    RESULTS,
+    ExtraVarsOption,
+    InventoryOption,
+    JsonOption,
+    ResultsOption,
+    SettingsOption,
+    Show,
+    exit_status,
 )
 
-RESULTS = Path("results")
 
-
-class Show(StrEnum):
-    """How a run shows where it stands."""
-
-    auto = "auto"
-    plain = "plain"
-    ndjson = "ndjson"
-
-
-ResultsOption = Annotated[Path, typer.Option("--results", help="Directory that runs are kept in.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-
-
-@app.command()
 def run(
     name: Annotated[str, typer.Argument(metavar="SCENARIO", help="Name of the scenario.")],
-    sources: Annotated[
-        list[Path] | None,
-        typer.Option("--inventory", "-i", help="Ansible inventory [default: inventory/local]."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the scenario."),
-    ] = None,
-    extra_vars: Annotated[
-        list[str] | None,
-        typer.Option("--extra-vars", "-e", help="Passed to ansible-inventory."),
-    ] = None,
+    sources: InventoryOption = None,
+    settings: SettingsOption = None,
+    extra_vars: ExtraVarsOption = None,
     store: ResultsOption = RESULTS,
     as_json: JsonOption = False,
     show: Annotated[
@@ -70,7 +41,7 @@ def run(
     """Run a scenario on the hosts of an inventory and keep the results."""
     if show is Show.ndjson:
         _end_with_parent()
-    with _exit_status(show):
+    with exit_status(show):
         overrides = scenario.parse_settings(settings or [])
         scenario.load(name, overrides)
         hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
@@ -101,10 +72,9 @@ def run(
             raise typer.Exit(1)
 
 
-@app.command("list")
 def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
     """List the scenarios and the runs so far."""
-    with _exit_status():
+    with exit_status():
         known = [scenario.load(name) for name in scenario.names()]
         past = list(results.Store(store).runs())
         if as_json:
@@ -145,14 +115,13 @@ def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
         console.print(table)
 
 
-@app.command("report")
 def report_(
     run_id: Annotated[str, typer.Argument(help="Id of a run, or latest.")] = "latest",
     store: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
     """Render a run's report.html again and print its summary."""
-    with _exit_status():
+    with exit_status():
         found = results.Store(store).load(run_id)
         (store / found.run_id / "report.html").write_text(report.render(found))
         if as_json:
@@ -162,37 +131,6 @@ def report_(
                 typer.echo(line)
 
 
-@contextmanager
-def _exit_status(show: Show = Show.auto) -> Iterator[None]:
-    """Turn what went wrong into one line and the exit status."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    except ConnlabError as error:
-        _fail(str(error), error.exit_status, show)
-    except typer.Exit:
-        raise
-    except Exception as error:
-        traceback.print_exc()
-        _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
-    except KeyboardInterrupt:
-        _fail("interrupted; everything that the run opened is closed", 130, show)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _fail(line: str, status: int, show: Show) -> NoReturn:
-    if show is Show.ndjson:
-        progress.emit({"event": "error", "exit": status, "message": line})
-    else:
-        print(f"connlab: {line}", file=sys.stderr)
-    raise typer.Exit(status)
-
-
 def _end_with_parent() -> None:
     """Be interrupted when the program that reads the events dies: prctl(2), PR_SET_PDEATHSIG."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

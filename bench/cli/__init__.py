@@ -1,0 +1,18 @@
+"""``python -m bench``: the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from bench.cli import runs
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How many TCP connections can a server hold, what stops it, what does each cost?",
+)
+app.command("run")(runs.run)
+app.command("list")(runs.list_)
+app.command("report")(runs.report_)

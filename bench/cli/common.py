@@ -1,0 +1,73 @@
+"""What all commands share: options, and what went wrong as one line and the exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from bench import progress
+from bench.errors import ConnlabError
+
+RESULTS = Path("results")
+
+
+class Show(StrEnum):
+    """How a run shows where it stands."""
+
+    auto = "auto"
+    plain = "plain"
+    ndjson = "ndjson"
+
+
+ResultsOption = Annotated[Path, typer.Option("--results", help="Directory that runs are kept in.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+InventoryOption = Annotated[
+    list[Path] | None,
+    typer.Option("--inventory", "-i", help="Ansible inventory (default: inventory/local)."),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the scenario."),
+]
+ExtraVarsOption = Annotated[
+    list[str] | None, typer.Option("--extra-vars", "-e", help="Passed to ansible-inventory.")
+]
+
+
+@contextmanager
+def exit_status(show: Show = Show.auto) -> Iterator[None]:
+    """Turn what went wrong into one line and the exit status."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except ConnlabError as error:
+        _fail(str(error), error.exit_status, show)
+    except typer.Exit:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
+    except KeyboardInterrupt:
+        _fail("interrupted; everything that the run opened is closed", 130, show)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _fail(line: str, status: int, show: Show) -> NoReturn:
+    if show is Show.ndjson:
+        progress.emit({"event": "error", "exit": status, "message": line})
+    else:
+        print(f"connlab: {line}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
