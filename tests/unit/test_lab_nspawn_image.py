@@ -228,6 +228,16 @@ def test_a_disk_too_small_is_refused_before_the_build(
     made._check_space()
 
 
+def test_who_is_not_root_is_told_what_builds_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image.os, "geteuid", lambda: 1000)
+    made = image.Image({"lab_dir": str(tmp_path / ".lab"), "kernel": True}, check_mode=False)
+    with pytest.raises(recipe.RecipeError, match="needs root: run sudo make vm-setup once"):
+        made._build({}, tmp_path / ".lab" / "image" / "0123456789abcdef")
+    assert not (tmp_path / ".lab").exists()
+
+
 @pytest.mark.parametrize("user", [0, 1000])
 def test_root_hands_what_a_lab_runs_on_to_the_owner_of_the_checkout(
     work: Path, monkeypatch: pytest.MonkeyPatch, user: int

@@ -155,6 +155,11 @@ class Image:
             return debian_sources(self._run(list_indexes), codename, self.params["keyring"])
 
     def _build(self, recipe: dict[str, object], path: Path) -> float:
+        if os.geteuid() != 0:
+            raise RecipeError(
+                "building the image needs root: run sudo make vm-setup once, or as root "
+                "ansible-playbook playbooks/create.yml -e lab_vm_state=prepared"
+            )
         self.images.mkdir(parents=True, exist_ok=True)
         with (self.images / ".lock").open("w") as lock:
             self._wait_for(lock.fileno())
