@@ -228,6 +228,15 @@ def test_an_agent_that_is_killed_aborts_the_run(bed: Bed) -> None:
     assert not running(bed.agent_pid("server"))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler, also where a shell started the tests with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_cleans_up_and_keeps_what_there_is(bed: Bed) -> None:
     def interrupt_later() -> None:
         bed.await_hold()
