@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.collect import limits, meminfo, nstat, slab, sockstat, ss
+from bench.collect import (
+    cgroups,
+    conntrack,
+    kernellog,
+    limits,
+    meminfo,
+    nstat,
+    slab,
+    sockstat,
+    ss,
+)
 from bench.results import HostRecord, Phase, Setting
 
 PAGE_BYTES = 4096
@@ -38,6 +48,10 @@ def phase(
             missing[name] = f"not understood: {error}"
             return {}
 
+    def extra(name: str, parser: Callable[[str], Any]) -> Any:
+        """A source that not every host has."""
+        return parsed(name, parser) if name in texts else parser("")
+
     now = parsed("limits", limits.parse)
     caches = parsed("slabinfo", lambda text: slab.parse(text, page_bytes))
     # Names alone: an agent that cannot read the links costs a label, not evidence.
@@ -50,6 +64,9 @@ def phase(
         slab_bytes={name: c.slab_bytes for name, c in caches.items() if c.slab_bytes},
         slab_objects={name: c.active for name, c in caches.items() if c.active},
         slab_shared=slab.shared(caches, aliases),
+        cgroups=extra("cgroup", cgroups.parse),
+        conntrack=extra("conntrack_stat", conntrack.parse),
+        kernel_log=kernellog.telling(texts.get("kernel_log", "")),
         sockstat=parsed("sockstat", sockstat.parse)
         | parsed("sockstat6", lambda text: sockstat.parse(text, "sockstat6")),
         ss_summary=parsed("ss_s", ss.parse),
@@ -81,6 +98,8 @@ def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
         limits={
             "nofile_soft": event["nofile_soft"],
             "nofile_hard": event["nofile_hard"],
+            "own_tasks": event["own_tasks"],
+            "tracking": event["tracking"],
             "cap_sys_resource": event["cap_sys_resource"],
             "ehash_entries": event["ehash_entries"],
         },

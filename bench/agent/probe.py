@@ -6,11 +6,13 @@ socket and so change what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
 import socket
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -29,10 +31,24 @@ LIMITS = (
     "/proc/sys/fs/epoll/max_user_watches",
     "/proc/sys/kernel/pid_max",
     "/proc/sys/kernel/threads-max",
+    "/proc/loadavg",
     "/proc/sys/net/netfilter/nf_conntrack_count",
     "/proc/sys/net/netfilter/nf_conntrack_max",
 )
 SLABS = Path("/sys/kernel/slab")
+CGROUP_FILES = (
+    "pids.max",
+    "pids.current",
+    "pids.events",
+    "memory.max",
+    "memory.current",
+    "memory.events",
+)
+TRACKED = 8
+"""Connections over loopback that show whether there is connection tracking."""
+
+LOG_LINES = 400
+"""Kernel messages that a phase keeps, the newest: a limit says so once or a few times a second."""
 
 _children: Set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()
@@ -100,6 +116,31 @@ def _slabinfo() -> str:
         return output([tool("sudo"), "-n", "cat", "/proc/slabinfo"])
 
 
+def _cgroup() -> str:
+    """The agent's cgroups up to the root that it sees (cgroup-v2.rst), a figure a line."""
+    for row in text("/proc/self/cgroup").splitlines():
+        if row.startswith("0::"):
+            place = Path(row[3:])
+            break
+    else:
+        raise Unreadable("/proc/self/cgroup: no cgroup of version 2")
+    lines = []
+    for group in (place, *place.parents):
+        for name in CGROUP_FILES:
+            try:
+                rows = text(f"/sys/fs/cgroup{group}/{name}").splitlines()
+            except Unreadable:
+                continue  # the root has none, and no group has those of a controller that is off
+            lines += [f"{group} {name} {row}\n" for row in rows]
+    return "".join(lines)
+
+
+def _kernel_log() -> str:
+    """The end of the kernel's messages; root's to read where kernel.dmesg_restrict is set."""
+    rows = output([tool("sudo"), "-n", tool("dmesg")]).splitlines(True)
+    return "".join(rows[-LOG_LINES:])
+
+
 def _limits() -> str:
     parts = []
     for path in LIMITS:
@@ -129,6 +170,14 @@ SOURCES: Dict[str, Callable[[], str]] = {
     "nstat": lambda: output([tool("nstat"), "-az"]),
     "limits": _limits,
 }
+
+EXTRAS: Dict[str, Callable[[], str]] = {
+    "cgroup": _cgroup,
+    "conntrack_stat": lambda: text("/proc/net/stat/nf_conntrack"),
+    "kernel_log": _kernel_log,
+}
+"""Sources that not every host has: conntrack may not be loaded, a container may not read the
+kernel's messages. That one is absent is no gap in the evidence."""
 
 
 def sockets(endpoints: Iterable[wire.Endpoint], side: str, state: str) -> int:
@@ -187,6 +236,9 @@ def collect(
             texts[name] = read()
         except (Unreadable, OSError) as reason:
             missing[name] = str(reason)
+    for name, read in EXTRAS.items():
+        with contextlib.suppress(Unreadable, OSError):
+            texts[name] = read()
     lines: Optional[int] = None
     if count:
         try:
@@ -224,6 +276,8 @@ def facts(sysctls: Iterable[str], nofile: Sequence[int]) -> wire.Facts:
         "mem_total_kib": total,
         "nofile_soft": nofile[0],
         "nofile_hard": nofile[1],
+        "own_tasks": _own_tasks(),
+        "tracking": _tracking(),
         "cap_sys_resource": _may_raise(),
         "sysctl": found,
         "addresses": _addresses(),
@@ -242,6 +296,39 @@ def _or(other: str, path: str) -> str:
         return text(path).strip()
     except Unreadable:
         return other
+
+
+def _own_tasks() -> int:
+    """Tasks of this user, which RLIMIT_NPROC counts (getrlimit(2))."""
+    own, total = os.getuid(), 0
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if path.stat().st_uid == own:
+                total += sum(1 for _ in (path / "task").iterdir())
+    return total
+
+
+def _tracking() -> bool:
+    """Whether connections are tracked in this network namespace.
+
+    Its hooks come and go with the rules that want them, and entries outlive both
+    (net/netfilter/nf_conntrack_proto.c ``nf_ct_netns_get``): so a few connections over loopback
+    are tried, and whether the count goes up is what tells.
+    """
+    path = "/proc/sys/net/netfilter/nf_conntrack_count"
+    ends: List[socket.socket] = []
+    try:
+        before = int(text(path))
+        ends.append(socket.create_server(("127.0.0.1", 0), backlog=TRACKED))
+        for _ in range(TRACKED):
+            ends.append(socket.create_connection(ends[0].getsockname(), timeout=5))
+            ends[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return int(text(path)) - before > TRACKED // 2  # others may end meanwhile
+    except (Unreadable, OSError):
+        return False  # no such module, or no loopback: the data plane has none either
+    finally:
+        for end in reversed(ends):
+            end.close()
 
 
 def _may_raise() -> bool:

@@ -1,6 +1,7 @@
 """The estimate of free memory, on texts that real kernels printed."""
 
 import re
+import resource
 
 import pytest
 from captured import DATA, KERNELS
@@ -73,3 +74,17 @@ def test_the_gauge_reads_this_machine():
         total = memory.fields(file.read())["MemTotal"]
     assert 0 < found.free < total
     assert 0 < found.slab < total
+
+
+def test_the_gauge_reads_anew_without_a_descriptor_to_spare():
+    gauge = memory.Gauge()
+    before = gauge.read()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        eaten = bytearray(b"x") * (64 << 20)
+        after = gauge.read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        gauge.close()
+    assert len(eaten) and before.free != after.free

@@ -53,6 +53,8 @@ def test_host_record() -> None:
         "mem_total_kib": 3_922_952,
         "nofile_soft": 1_024,
         "nofile_hard": 1_048_576,
+        "own_tasks": 7,
+        "tracking": False,
         "cap_sys_resource": False,
         "sysctl": {"net.ipv4.tcp_mem": "1 2 3"},
         "addresses": ["198.18.0.1"],
@@ -70,6 +72,7 @@ def test_host_record() -> None:
     record = facts.host_record(event, {"servers", "all"})
     assert record.groups == ["all", "servers"]
     assert record.limits["nofile_hard"] == 1_048_576
+    assert record.limits["own_tasks"] == 7
     assert record.tuning["tune_sysctl"]["fs.nr_open"].found == "1048576"
     assert record.tuning["alias_ips"]["x"].found == "absent"
     assert record.reported["net.core.netdev_max_backlog"] == "read-only"

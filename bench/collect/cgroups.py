@@ -1,0 +1,40 @@
+"""``cgroup``: limits, use and events of the agent's cgroups (cgroup-v2.rst), innermost first.
+
+Each line is ``/<cgroup> <file> [<key>] <value>``, as the files ``pids.max``, ``pids.current``,
+``pids.events``, ``memory.max``, ``memory.current`` and ``memory.events`` have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+UNLIMITED = "max"
+
+
+def parse(text: str) -> dict[str, dict[str, int]]:
+    """Cgroup to figure to value; events as ``pids.events:max``. No limit (``max``) is left out.
+
+    :raises ValueError: if a line cannot be understood
+    """
+    found: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) not in (3, 4) or not words[0].startswith("/"):
+            raise ValueError(f"cgroup line {number}: {line!r} is not `/cgroup file [key] value`")
+        group = found.setdefault(words[0], {})
+        name, value = ":".join(words[1:-1]), words[-1]
+        if value == UNLIMITED:
+            continue
+        if not value.isdigit():
+            raise ValueError(f"cgroup line {number}: {value!r} is not a number")
+        group[name] = int(value)
+    return found
+
+
+def rooms(groups: Mapping[str, Mapping[str, int]], limit: str, used: str) -> list[tuple[int, int]]:
+    """(limit, used) of every cgroup that has both."""
+    return [
+        (group[limit], group[used]) for group in groups.values() if limit in group and used in group
+    ]
