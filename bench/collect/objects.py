@@ -68,11 +68,16 @@ def release(kernel: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def row(kernel: str) -> dict[str, float]:
-    """The table's row for ``uname -r``; the oldest for kernels older than all."""
+def row_release(kernel: str) -> tuple[int, int]:
+    """The release whose row of the table stands for ``uname -r``: the oldest for all before it."""
     wanted = release(kernel)
     known = [key for key in TABLE if key <= wanted]
-    return TABLE[max(known) if known else min(TABLE)]
+    return max(known) if known else min(TABLE)
+
+
+def row(kernel: str) -> dict[str, float]:
+    """The table's row for ``uname -r``."""
+    return TABLE[row_release(kernel)]
 
 
 def parts(

@@ -1,0 +1,247 @@
+"""A fleet as an inventory directory: its hosts with their addresses, and every variable explained.
+
+What all hosts share is taken from ``inventory/example-remote``, where the variables are explained,
+with this fleet's values in it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import indent, wrap
+from typing import Any
+
+from bench import layout
+from bench.errors import InputError
+from bench.fleet import End, Fleet
+from bench.layout import Block
+from bench.units import count, size
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "inventory" / "example-remote"
+
+REACHED = {
+    "server": ipaddress.IPv4Address("10.1.0.0"),
+    "client": ipaddress.IPv4Address("10.2.0.0"),
+}
+"""Where ansible_host begins, for a person to replace: private addresses (RFC 1918)."""
+
+WIDTH = 100
+
+
+def texts(
+    fleet: Fleet, settings: Mapping[str, Any], sysctl: Mapping[str, int], command: Sequence[str]
+) -> dict[str, str]:
+    """The files of the inventory, by their paths in it.
+
+    :param settings: fields of the scenario to override
+    :param sysctl: kernel parameters besides those that the roles compute
+    :param command: what the fleet was planned with: words, each option one with its value
+    """
+    shared = (EXAMPLE / "group_vars" / "all.yml").read_text()
+    shared = _with(shared, "connections", fleet.connections)
+    shared = _with(shared, "tune_limits_nofile", fleet.nofile)
+    if sysctl:
+        shared = _with(shared, "tune_sysctl_extra", dict(sysctl))
+    if settings:
+        shared = _after(shared, "scenario", _SET + _yaml("set", dict(settings)))
+    return {
+        "hosts.yml": "\n".join(_hosts(fleet, settings, command)) + "\n",
+        "group_vars/all.yml": shared,
+        "group_vars/clients.yml": (EXAMPLE / "group_vars" / "clients.yml").read_text(),
+    }
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the files into a directory that is new or empty; all of them or none.
+
+    :raises InputError: if that is not possible, naming the directory
+    """
+    _check(folder)
+    made: list[Path] = []
+    try:
+        for name, text in files.items():
+            path = folder / name
+            for parent in reversed(path.parents):
+                if not parent.exists():
+                    parent.mkdir()
+                    made.append(parent)
+            with path.open("x", encoding="utf-8") as file:
+                made.append(path)
+                file.write(text)
+    except OSError as error:
+        for path in reversed(made):
+            path.rmdir() if path.is_dir() else path.unlink()
+        raise InputError(f"--write: {folder}: {error.strerror}") from error
+
+
+def _check(folder: Path) -> None:
+    if "," in str(folder):
+        raise InputError(
+            f"--write: got {folder}, expected a path without a comma: Ansible takes such a one for "
+            "a list of hosts"
+        )
+    expected = "expected a directory that is new or empty"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--write: got {folder}, which is no directory, {expected}")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"--write: got {folder}, which is not empty, {expected}")
+    except OSError as error:
+        raise InputError(f"--write: {folder}: {error.strerror}") from error
+
+
+def _hosts(fleet: Fleet, settings: Mapping[str, Any], command: Sequence[str]) -> Iterator[str]:
+    """hosts.yml, line by line."""
+    servers, clients = fleet.servers, fleet.clients
+    yield "---"
+    yield f"# {count(fleet.connections)} connections. Written by"
+    yield from _command(command)
+    yield "#"
+    yield from _comment(
+        "What to put in: ansible_host of every host below (the addresses here stand for yours), "
+        "and in group_vars/all.yml the login, its key, known_hosts and lab_data_interface. Every "
+        f"lab_data_address has to be on that interface already, as a /{layout.PREFIX.prefixlen}, "
+        "so that all hosts reach each other; the tuning adds the alias addresses.",
+    )
+    for name, end in (("Servers", servers), ("Clients", clients)):
+        if end.ehash_entries > end.ehash_default:
+            yield from _comment(
+                f"{name} need thash_entries={end.ehash_entries} on the kernel command line."
+            )
+    yield "#"
+    yield from _comment("Then, with this directory for DIR:")
+    yield "#   ansible-playbook -i DIR playbooks/tune.yml"
+    yield "#   ansible-playbook -i DIR playbooks/bench.yml"
+    yield "#   ansible-playbook -i DIR playbooks/revert.yml"
+    yield from _comment("The run without Ansible:")
+    yield from _command(["python -m bench run million -i DIR", *map(_as_option, settings.items())])
+    yield "#"
+    yield from _comment(
+        "`python -m bench` reads the inventory without templating: give values, not "
+        "{{ expressions }}."
+    )
+    yield "all:"
+    yield "  children:"
+    start = layout.end(0, servers.hosts, servers.addresses)
+    yield from _comment(_what("Hosts that hold the server ends", servers), 4)
+    yield "    servers:"
+    yield "      hosts:"
+    yield from _group("server", servers, 0)
+    yield ""
+    yield from _comment(_what("Hosts that open the connections", clients), 4)
+    yield "    clients:"
+    yield "      hosts:"
+    yield from _group("client", clients, start)
+
+
+def _as_option(field: tuple[str, Any]) -> str:
+    """A field of the scenario as an option; ports follow each other, so that seq(1) lists them."""
+    key, value = field
+    if isinstance(value, list):
+        return f'--set "{key}=[$(seq -s, {value[0]} {value[-1]})]"'
+    return f"--set {key}={value}"
+
+
+def _command(words: Sequence[str]) -> Iterator[str]:
+    """A command as comment lines that a shell takes once the # are gone."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < WIDTH - 10:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}")
+    yield from (f"#   {line} \\" for line in lines[:-1])
+    yield f"#   {lines[-1]}"
+
+
+def _what(role: str, end: End) -> str:
+    addresses = "an address" if end.addresses == 1 else f"{count(end.addresses)} addresses"
+    return (
+        f"{role}: each up to {count(end.largest)} in {count(end.workers)} workers. It needs "
+        f"{size(end.ram.needed)} of memory and {addresses}."
+    )
+
+
+def _group(name: str, end: End, start: int) -> Iterator[str]:
+    """The hosts of one end, what their variables are explained at the first."""
+    reached = layout.offsets(0, end.hosts)
+    blocks = layout.blocks(start, end.hosts, end.addresses)
+    for number, (offset, block) in enumerate(zip(reached, blocks, strict=True), 1):
+        lines = dict(_variables(REACHED[name] + offset, block))
+        yield f"        {name}{number}:"
+        for key, value in lines.items():
+            if number == 1:
+                yield from _comment(_EXPLAINED[key], 10)
+            yield f"          {key}: {value}"
+
+
+def _variables(reached: ipaddress.IPv4Address, block: Block) -> Iterator[tuple[str, object]]:
+    yield "ansible_host", reached
+    yield "lab_data_address", block.first
+    if block.prefix is not None:
+        yield "alias_ips_prefix", block.prefix
+        yield "alias_ips_method", "anyip"
+    elif block.count > 1:
+        yield "alias_ips_first", block.first
+        yield "alias_ips_count", block.count
+
+
+_EXPLAINED = {
+    "ansible_host": "Where SSH reaches the host, by name or address. Put yours in.",
+    "lab_data_address": "Its own address on the data plane, on lab_data_interface already.",
+    "alias_ips_first": "All its addresses there, its own one the first of them: consecutive ones "
+    "from this one on.",
+    "alias_ips_count": "So many.",
+    "alias_ips_prefix": "All its addresses there, its own one the first of them: those of this "
+    "prefix.",
+    "alias_ips_method": "One local route for all of them instead of an address each.",
+}
+
+
+def _comment(text: str, indent: int = 0) -> Iterator[str]:
+    lead = " " * indent + "# "
+    yield from wrap(
+        text,
+        WIDTH,
+        initial_indent=lead,
+        subsequent_indent=lead,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+_SET = """
+# Fields of the scenario that this fleet needs different; `python -m bench run` takes them as --set.
+# -e '{"set": {...}}' takes the place of all of them.
+"""
+
+
+def _with(text: str, key: str, value: object) -> str:
+    """The text of a YAML file with one of its top-level values, a line long, replaced."""
+    return _line(text, key, lambda _: _yaml(key, value))
+
+
+def _after(text: str, key: str, added: str) -> str:
+    """The text of a YAML file with lines added behind one of its top-level values."""
+    return _line(text, key, lambda line: f"{line}\n{added}")
+
+
+def _line(text: str, key: str, change: Callable[[str], str]) -> str:
+    changed, times = re.subn(rf"^{key}: .*$", lambda found: change(found[0]), text, flags=re.M)
+    if times != 1:
+        raise ValueError(f"{EXAMPLE}: {key} is there {times} times, expected once")
+    return changed
+
+
+def _yaml(key: str, value: object) -> str:
+    """A variable as YAML: a list on as few lines as hold it, all else a line each."""
+    if isinstance(value, Mapping):
+        return "\n".join([f"{key}:", *(indent(_yaml(*item), "  ") for item in value.items())])
+    if isinstance(value, list):
+        lead = f"{key}: ["
+        under = " " * len(lead)
+        return "\n".join(wrap(f"{lead}{', '.join(map(str, value))}]", 80, subsequent_indent=under))
+    return f"{key}: {json.dumps(value)}"

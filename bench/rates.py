@@ -1,0 +1,84 @@
+"""How fast one core opens connections at one end: as told, as past runs showed, or as built in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from bench.errors import InputError
+from bench.results import Run, Store
+
+RUNS = 5
+"""Newest runs that count; their median is taken."""
+
+LEAST_CONNECTIONS = 100_000
+"""A run of fewer is over in a second or two: start and end decide its figure."""
+
+
+class Rate(NamedTuple):
+    """A rate and where it comes from."""
+
+    per_core: float
+    """Connections a second that one core opens at one end."""
+    source: str
+
+
+BUILT_IN = Rate(
+    50_000.0,
+    "built in: 20 µs of CPU per connection and end, half of the 40 µs measured for both ends "
+    "on one machine of 2 cores with Linux 6.18",
+)
+
+
+def of_runs(store: Store) -> Rate | None:
+    """The median rate of the newest runs that passed; None where there are none to go by."""
+    newest: list[tuple[float, Run]] = []
+    for run in _newest(store):
+        rate = per_core(run)
+        if rate is not None:
+            newest.append((rate, run))
+        if len(newest) == RUNS:
+            break
+    if not newest:
+        return None
+    runs = "the newest run that passed" if len(newest) == 1 else f"{len(newest)} runs that passed"
+    middle = statistics.median(rate for rate, _ in newest)
+    return Rate(middle, f"measured: median of {runs}, the last of them {newest[0][1].run_id}")
+
+
+def per_core(run: Run) -> float | None:
+    """What one core opened at one end, per second; None where the run cannot tell.
+
+    Runs that were paced say nothing of what was possible, and neither do virtual machines, whose
+    processors may be emulated. On one kernel (``local``) the same cores worked for both ends. On
+    machines of their own the end with fewer cores is taken to have set the pace.
+    """
+    paced = run.config.get("connect_rate") is not None
+    if run.verdict != "pass" or run.substrate == "vm" or paced:
+        return None
+    if run.requested.connections < LEAST_CONNECTIONS:
+        return None
+    cores = {
+        group: [host.cpu for host in run.hosts.values() if group in host.groups]
+        for group in ("servers", "clients")
+    }
+    if not all(cores.values()):
+        return None
+    pace = run.measured.connections_per_second
+    if run.substrate == "local":
+        return 2 * pace / max(cores["servers"])
+    return pace / min(map(sum, cores.values()))
+
+
+def _newest(store: Store) -> Iterator[Run]:
+    """Runs, newest first; a directory that holds none is passed over."""
+    if not store.root.is_dir():
+        return
+    for folder in sorted(store.root.iterdir(), reverse=True):
+        if folder.is_symlink() or not (folder / "run.json").is_file():
+            continue
+        try:
+            yield store.load(folder.name)
+        except InputError:
+            continue
