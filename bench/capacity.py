@@ -1,92 +1,100 @@
 """The capacity model: how many connections these hosts can hold, and which limit binds first.
 
 Everything comes from evidence that the hosts gave before the ramp: limits as found, and the sizes
-of kernel objects from their own ``/proc/slabinfo``. Each limit gives a maximum of its own for the
-whole run; the least of them is the prediction.
+of kernel objects from their own ``/proc/slabinfo``. Each limit (:mod:`bench.catalogue`) gives a
+maximum of its own for the whole run, at each end that has it; the least is the prediction.
 
-=========================== =====================================================================
-limit                       maximum, per host or kernel that is asked to hold a share of the run
-=========================== =====================================================================
-tuples                      addresses x ports planned (a connection is its four-tuple, RFC 9293)
-nofile                      descriptors per worker less the reserve, times the workers that the
-                            parent has descriptors to talk to
-fs.nr_open                  the same, where it is below nofile (fs/file.c ``alloc_fd``)
-fs.file-max                 open files of the kernel (fs/file_table.c ``alloc_empty_file``), less
-                            those open before; CAP_SYS_ADMIN is spared, the agents lack it
-memory                      what is free or reclaimable above the floor / bytes per connection
-fs.epoll.max_user_watches   watched connections of one user, kernel-wide (fs/eventpoll.c
-                            ``ep_insert``)
-nf_conntrack_max            tracked connections of a network namespace, where tracking is active
-                            (net/netfilter/nf_conntrack_core.c ``__nf_conntrack_alloc``)
-ip_local_port_range         only where source ports are left to the kernel
-=========================== =====================================================================
-
-Left out on purpose: ``tcp_mem`` (pages are charged for queued data; an idle socket has none:
-``sockstat`` says ``mem 0`` beside 40,000 sockets on Linux 6.1), ``tcp_max_orphans`` (counts
-sockets that no process holds), ``tcp_max_tw_buckets`` (closed connections), ``somaxconn`` and
-``tcp_max_syn_backlog`` (a rate, not a number held).
+Left out on purpose, because they bound a rate, data or closed connections and not what is held
+(:mod:`bench.remarks` tells what they do bound): ``somaxconn``, ``tcp_max_syn_backlog``,
+``tcp_mem`` (pages are charged for queued data; an idle socket has none: ``sockstat`` says ``mem
+0`` beside 40,000 sockets on Linux 6.1), ``tcp_max_orphans``, ``tcp_max_tw_buckets`` and the size
+of the established-hash table.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, NamedTuple
 
 from bench.agent.memory import PINNED_BYTES
-from bench.agent.workers import RESERVE
-from bench.collect import objects, slab
+from bench.agent.workers import RESERVE, SPARE
+from bench.catalogue import CATALOGUE
+from bench.collect import cgroups, objects, slab
+from bench.footprint import FD_BYTES, HELD_BYTES
 from bench.inventory import Host, Inventory
-from bench.results import Forecast, HostRecord, Phase, Predicted
+from bench.results import Bound, Forecast, HostRecord, Phase, Predicted
 from bench.scenario import Scenario
 
-FD_BYTES = 2 * (8 + 0.25)
-"""Kernel's descriptor table per open file: a pointer and two bits (fs/file.c ``alloc_fdtable``),
-twice because the table grows by doubling."""
+OWN_FDS = {"server": 11, "client": 10}
+"""Descriptors that a worker really has open beside its connections and listeners: its streams,
+its orders, the bell, epoll, the memory gauge and what else it inherits. Where a limit is looked
+for, or the number of workers is given, nothing is kept in reserve, and this is what counts."""
 
-USERLAND_BYTES = 8
-"""Agents' own memory per connection and end: a flag or a descriptor number in an array that
-grows by doubling."""
+Side = Literal["server", "client"]
+SIDES: dict[str, Side] = {"servers": "server", "clients": "client"}
+
+
+class Room(NamedTuple):
+    """A limit and how much of it is taken."""
+
+    limit: int
+    used: int
 
 
 @dataclass(frozen=True)
 class Share:
-    """One host's part of the run and its own limits."""
+    """One host's part of the run on one side, and its own limits. None: does not apply."""
 
+    host: str
+    end: Side
     part: Fraction
     """Share of all connections that this host holds one end of."""
     nofile: int
-    """Hard limit on open files of a process."""
+    """Limit on open files of a process."""
     nr_open: int
     reserve: int
     """Descriptors of a process that are not connections."""
     kernel_bytes: float
     """Slab bytes of one connection's end on this host."""
+    workers: int | None = None
+    """Processes, where their number is given; None: as many as there are descriptors for."""
     watches: int = 0
     """Epoll watches per connection: 1 or 0."""
-    conntrack_free: int | None = None
-    """Connections that can still be tracked; None where tracking is not active."""
-    local_ports: int | None = None
-    """Tuples that ``ip_local_port_range`` allows; None where ports are explicit."""
+    tracked: Room | None = None
+    """Connection tracking, where it is active."""
+    ports: Room | None = None
+    """Ports that the kernel may choose from for all addresses and endpoints together."""
+    tasks: Room | None = None
+    memory_max: Room | None = None
+    """The cgroup's memory, bytes."""
 
     @property
     def descriptors(self) -> int:
         """Open files of one process: alloc_fd() stops at the lower of the two."""
         return min(self.nofile, self.nr_open)
 
+    @property
+    def room(self) -> int:
+        """Connections that one process can hold."""
+        return max(0, self.descriptors - self.reserve)
+
 
 @dataclass(frozen=True)
 class Kernel:
     """One running kernel with the hosts that share it. None: not known, so it bounds nothing."""
 
+    host: str
+    """The host that told of it."""
     shares: tuple[Share, ...]
-    free_bytes: int | None
-    """Memory that is free or reclaimable, above the floor that the run must leave."""
-    files_free: int | None
-    """fs.file-max less what is open."""
-    max_user_watches: int | None
+    memory: Room | None
+    """Memory that is free or reclaimable, and the floor that the run must leave, bytes."""
+    files: Room | None
+    """fs.file-max and what is open."""
+    watches: Room | None
 
 
 def watches_default(mem_total_kib: int, watch_bytes: int = 120 + 64) -> int:
@@ -99,38 +107,71 @@ def watches_default(mem_total_kib: int, watch_bytes: int = 120 + 64) -> int:
     return mem_total_kib * 1024 // 25 // watch_bytes
 
 
-def maxima(kernels: tuple[Kernel, ...], tuples: int) -> dict[str, int]:
-    """Each limit's own maximum of connections for the whole run, by name.
+def bounds(kernels: Iterable[Kernel], tuples: int) -> list[Bound]:
+    """Every limit at every end that has it, the least maximum first.
 
-    Only limits that apply are named; a kernel or host without a part in the run bounds nothing.
+    Where several hosts of an end have a limit, the one that binds first stands for all. A kernel
+    or host without a part in the run bounds nothing.
     """
-    found = {"tuples": tuples}
+    found: dict[tuple[str, str], Bound] = {}
 
-    def bound(name: str, allowed: int | None, load: float | Fraction) -> None:
-        if allowed is not None and load > 0:
-            most = max(0, int(Fraction(allowed) / Fraction(load)))
-            found[name] = min(most, found.get(name, most))
+    def bound(name: str, end: str, host: str, room: Room | None, per: float | Fraction) -> None:
+        if room is None or per <= 0:
+            return
+        most = max(0, math.floor(Fraction(room.limit - room.used) / Fraction(per)))
+        before = found.get((name, end))
+        if before is None or most < before.max_connections:
+            found[name, end] = Bound.model_validate(
+                {
+                    "name": name,
+                    "end": end,
+                    "host": host,
+                    "max_connections": most,
+                    "limit": room.limit,
+                    "used": room.used,
+                    "per_connection": float(per),
+                    "unit": CATALOGUE[name].unit,
+                }
+            )
 
+    bound("tuples", "path", "", Room(tuples, 0), 1)
     for kernel in kernels:
         parts = [share for share in kernel.shares if share.part > 0]
-        for share in parts:
-            room = max(0, share.descriptors - share.reserve)
-            name = "nofile" if share.nofile <= share.nr_open else "fs.nr_open"
-            bound(name, room * room, share.part)
-            if share.conntrack_free is not None:
-                bound("nf_conntrack_max", share.conntrack_free, share.part)
-            if share.local_ports is not None:
-                bound("ip_local_port_range", share.local_ports, share.part)
-        bound("fs.file-max", kernel.files_free, sum((s.part for s in parts), Fraction(0)))
+        for one in parts:
+            name = "nofile" if one.nofile <= one.nr_open else "fs.nr_open"
+            # Of as many workers as it likes, the parent must be able to talk to each.
+            workers = one.workers or max(1, one.room)
+            bound(name, one.end, one.host, Room(one.descriptors, one.reserve), one.part / workers)
+            if one.workers is None and one.room:
+                bound("pids", one.end, one.host, one.tasks, one.part / one.room)
+            bound("nf_conntrack_max", one.end, one.host, one.tracked, one.part)
+            bound("ip_local_port_range", one.end, one.host, one.ports, one.part)
+            each = float(one.part) * (one.kernel_bytes + FD_BYTES + HELD_BYTES)
+            bound("memory.max", one.end, one.host, one.memory_max, each)
+        ends = {share.end for share in parts}
+        end = ends.pop() if len(ends) == 1 else "both"
+        bound("fs.file-max", end, kernel.host, kernel.files, _ends(kernel))
         watched = sum((s.part * s.watches for s in parts), Fraction(0))
-        bound("fs.epoll.max_user_watches", kernel.max_user_watches, watched)
-        bound("memory", kernel.free_bytes, connection_bytes(kernel))
-    return found
+        bound("fs.epoll.max_user_watches", end, kernel.host, kernel.watches, watched)
+        bound("memory", end, kernel.host, kernel.memory, connection_bytes(kernel))
+    return sorted(found.values(), key=lambda one: (one.max_connections, one.name, one.end))
+
+
+def binding(found: Iterable[Bound]) -> dict[str, Bound]:
+    """The limit that binds first at each end that has one: ``server``, ``client``, ``path``.
+
+    A limit of a kernel with both ends binds either of them.
+    """
+    first: dict[str, Bound] = {}
+    for one in sorted(found, key=lambda one: one.max_connections):
+        for end in ("server", "client") if one.end == "both" else (one.end,):
+            first.setdefault(end, one)
+    return first
 
 
 def connection_bytes(kernel: Kernel) -> float:
     """Memory that one more connection of the run takes from a kernel, in bytes."""
-    return slab_bytes(kernel) + ends(kernel) * (FD_BYTES + USERLAND_BYTES)
+    return slab_bytes(kernel) + float(_ends(kernel)) * (FD_BYTES + HELD_BYTES)
 
 
 def slab_bytes(kernel: Kernel) -> float:
@@ -138,15 +179,9 @@ def slab_bytes(kernel: Kernel) -> float:
     return sum(float(share.part) * share.kernel_bytes for share in kernel.shares)
 
 
-def ends(kernel: Kernel) -> float:
+def _ends(kernel: Kernel) -> Fraction:
     """Sockets that a kernel gains with one more connection of the run."""
-    return float(sum((share.part for share in kernel.shares), Fraction(0)))
-
-
-def least(found: Mapping[str, int]) -> tuple[str, int]:
-    """The limit that binds first and its maximum."""
-    name = min(found, key=lambda key: found[key])
-    return name, found[name]
+    return sum((share.part for share in kernel.shares), Fraction(0))
 
 
 def predict(
@@ -167,16 +202,31 @@ def predict(
     """
     part = {
         group: Fraction(1, max(1, sum(group in host.groups for host in hosts.values())))
-        for group in ("servers", "clients")
+        for group in SIDES
     }
+    notes = _disagreement(hosts)
     shares = {
         (name, group): _share(
-            scenario, inventory.hosts[name], host, texts.get(name, {}), group, part[group]
+            scenario,
+            inventory,
+            name,
+            host,
+            texts.get(name, {}),
+            group,
+            part[group],
         )
         for name, host in sorted(hosts.items())
-        for group in ("servers", "clients")
+        for group in SIDES
         if group in host.groups
     }
+    for name, host in sorted(hosts.items()):
+        if not texts.get(name, {}).get("slabinfo"):
+            before = host.phases.get("before")
+            why = before.missing.get("slabinfo", "not sent") if before else "not sent"
+            notes.append(
+                f"{name}: slabinfo could not be read ({why}): built-in object sizes of Linux "
+                f"{'.'.join(map(str, objects.row_release(host.kernel)))} stand in"
+            )
     covered = sum(
         float(share.part) * share.kernel_bytes
         for (_, group), share in shares.items()
@@ -185,16 +235,18 @@ def predict(
     servers = [name for name, host in hosts.items() if "servers" in host.groups]
     if inventory.underlay:  # one kernel, and any host sees it: a server speaks for all
         told = (servers or list(hosts))[0]
-        kernels = {told: _kernel(scenario, hosts[told], tuple(shares.values()))}
+        kernels = {told: _kernel(scenario, told, hosts[told], tuple(shares.values()))}
     else:
         kernels = {
             name: _kernel(
-                scenario, host, tuple(s for (owner, _), s in shares.items() if owner == name)
+                scenario, name, host, tuple(s for (owner, _), s in shares.items() if owner == name)
             )
             for name, host in hosts.items()
         }
-    found = maxima(tuple(kernels.values()), tuples)
-    name, most = least(found)
+    found = bounds(kernels.values(), tuples)
+    limits: dict[str, int] = {}
+    for one in found:  # the least comes first
+        limits.setdefault(one.name, one.max_connections)
     held = Fraction(1) if inventory.underlay else part["servers"]
     forecasts = [
         forecast(server, before.meminfo_kib, kernels[server], scenario.connections, held)
@@ -204,10 +256,12 @@ def predict(
         and {"MemFree", "MemAvailable"} <= before.meminfo_kib.keys()
     ]
     return Predicted(
-        max_connections=most,
-        bound_by=name,
+        max_connections=found[0].max_connections,
+        bound_by=found[0].name,
         kernel_bytes_per_connection=round(covered, 1),
-        limits=dict(sorted(found.items(), key=lambda item: item[1])),
+        limits=limits,
+        bounds=found,
+        notes=notes,
         forecast=min(forecasts, key=lambda one: one.mem_free_expected_kib, default=None),
     )
 
@@ -228,37 +282,64 @@ def forecast(
     :param connections: of the whole run
     :param held: the part of them that this kernel's servers hold
     """
-    slab = connections * slab_bytes(kernel)
-    tables = connections * ends(kernel) * FD_BYTES
-    agents = connections * ends(kernel) * USERLAND_BYTES
+    sockets = connections * float(_ends(kernel))
+    slab_taken = connections * slab_bytes(kernel)
+    tables = sockets * FD_BYTES
+    agents = sockets * HELD_BYTES
     free = meminfo_kib["MemFree"]
     return Forecast(
         host=server,
         connections=math.ceil(connections * held),
         mem_free_kib=free,
         mem_available_kib=meminfo_kib["MemAvailable"],
-        slab_kib=round(slab / 1024),
+        slab_kib=round(slab_taken / 1024),
         descriptors_kib=round(tables / 1024),
         agents_kib=round(agents / 1024),
-        mem_free_expected_kib=round(free - (slab + tables + agents) / 1024),
+        mem_free_expected_kib=round(free - (slab_taken + tables + agents) / 1024),
     )
+
+
+def local_ports(scenario: Scenario, inventory: Inventory, host: Host, record: HostRecord) -> int:
+    """Connections of a client whose source ports the kernel chooses.
+
+    From one address to one endpoint, as many as ``ip_local_port_range`` has, less
+    ``ip_local_reserved_ports`` (ip-sysctl.rst). A host that told of no range has the default.
+    """
+    words = record.sysctl.get("net.ipv4.ip_local_port_range", "32768 60999").split()
+    first, last = int(words[0]), int(words[1])
+    reserved = set(_ports(record.sysctl.get("net.ipv4.ip_local_reserved_ports", "")))
+    each = len(set(range(first, last + 1)) - reserved)
+    pairs = sum(
+        ipaddress.ip_address(source).version == ipaddress.ip_address(target).version
+        for source in host.data_addresses
+        for server in inventory.of("servers")
+        for target in server.data_addresses
+    )
+    return each * pairs * len(scenario.server_ports)
+
+
+def _ports(text: str) -> Iterable[int]:
+    """Ports of a list such as ``8080,9000-9010``."""
+    for item in text.replace(",", " ").split():
+        first, _, last = item.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def _share(
     scenario: Scenario,
-    host: Host,
+    inventory: Inventory,
+    name: str,
     record: HostRecord,
     texts: Mapping[str, str],
     group: str,
     part: Fraction,
 ) -> Share:
     """A host's share of the run on one side, from what it said before the ramp."""
+    host = inventory.hosts[name]
     server = group == "servers"
     watched = server and scenario.watch == "epoll"
     most, now = (_number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
-    # The hooks are registered per namespace, on demand; where they are, the management
-    # connection that asked for this number is itself tracked.
-    tracked = bool(most is not None and now)
+    tracked = most is not None and bool(record.limits.get("tracking"))
     parts = objects.parts(
         server=server,
         watched=watched,
@@ -271,19 +352,62 @@ def _share(
         aliases = slab.parse_aliases(texts.get("slab_aliases", ""))
     except ValueError:  # the phase names it in ``missing``; the table stands in
         caches, aliases = {}, {}
-    nofile = int(record.limits["nofile_hard"])
+    nofile = int(record.limits[f"nofile_{scenario.nofile}"])
+    listeners = len(scenario.server_ports) * len(host.data_addresses) if server else 0
+    chosen = not server and scenario.source_ports == "kernel"
+    to_the_end = scenario.workers is not None or scenario.expect == "limit"
+    before = record.phases.get("before")
     return Share(
+        host=name,
+        end=SIDES[group],
         part=part,
         nofile=nofile,
         nr_open=_number(record, "fs.nr_open") or nofile,
-        reserve=RESERVE + (len(scenario.server_ports) * len(host.data_addresses) if server else 0),
+        reserve=(OWN_FDS[SIDES[group]] if to_the_end else RESERVE) + listeners,
         kernel_bytes=objects.endpoint_bytes(parts, record.kernel, caches, aliases),
+        workers=scenario.workers,
         watches=int(watched),
-        conntrack_free=(most or 0) - (now or 0) if tracked else None,
+        tracked=Room(most or 0, now or 0) if tracked else None,
+        ports=Room(local_ports(scenario, inventory, host, record), 0) if chosen else None,
+        tasks=_tasks(record, before),
+        memory_max=_least_room(before, "memory.max", "memory.current"),
     )
 
 
-def _kernel(scenario: Scenario, host: HostRecord, shares: tuple[Share, ...]) -> Kernel:
+def _tasks(record: HostRecord, before: Phase | None) -> Room | None:
+    """The limit on tasks that leaves the least room for workers.
+
+    What the agent keeps for itself is :data:`SPARE`. Among the tasks found are those of this run:
+    the thread that gathered the evidence, a server's doorkeeper, and the workers.
+    """
+    if before is None:
+        return None
+    rooms = []
+    doorkeeper = int("servers" in record.groups and before.workers > 0)
+    others = SPARE - before.workers - doorkeeper - 1
+    grouped = _least_room(before, "pids.max", "pids.current")
+    if grouped:
+        rooms.append(Room(grouped.limit, grouped.used + others))
+    own, allowed = record.limits.get("own_tasks"), before.limits.get("max_processes_soft")
+    if isinstance(own, int) and isinstance(allowed, int):
+        rooms.append(Room(allowed, own + SPARE))
+    running = str(before.limits.get("/proc/loadavg", "")).partition("/")[2].split(" ")[0]
+    if running.isdigit():
+        for key in ("kernel.pid_max", "kernel.threads-max"):
+            most = before.limits.get(key)
+            if isinstance(most, int):
+                rooms.append(Room(most, int(running) + others))
+    return min(rooms, key=lambda room: room.limit - room.used, default=None)
+
+
+def _least_room(before: Phase | None, limit: str, used: str) -> Room | None:
+    """Of the agent's cgroups, the one with the least room left under a limit."""
+    groups = before.cgroups if before else {}
+    found = cgroups.rooms(groups, limit, used)
+    return Room(*min(found, key=lambda room: room[0] - room[1])) if found else None
+
+
+def _kernel(scenario: Scenario, name: str, host: HostRecord, shares: tuple[Share, ...]) -> Kernel:
     """The kernel that a host runs on, as the host saw it before the ramp.
 
     :param shares: of all hosts on that kernel
@@ -294,11 +418,23 @@ def _kernel(scenario: Scenario, host: HostRecord, shares: tuple[Share, ...]) -> 
     free = _free_kib(before, used)
     watches = _number(host, "fs.epoll.max_user_watches")
     return Kernel(
+        host=name,
         shares=shares,
-        free_bytes=None if free is None else (free - scenario.memory_floor_mib * 1024) * 1024,
-        files_free=None if most is None else most - used,
-        max_user_watches=watches_default(host.mem_total_kib) if watches is None else watches,
+        memory=None if free is None else Room(free * 1024, scenario.memory_floor_mib << 20),
+        files=None if most is None else Room(most, used),
+        watches=Room(watches_default(host.mem_total_kib) if watches is None else watches, 0),
     )
+
+
+def _disagreement(hosts: Mapping[str, HostRecord]) -> list[str]:
+    """A note where hosts run different kernels: each is then judged by its own sizes."""
+    kernels: dict[str, list[str]] = {}
+    for name, host in sorted(hosts.items()):
+        kernels.setdefault(host.kernel, []).append(name)
+    if len(kernels) < 2:
+        return []
+    listed = "; ".join(f"{kernel} on {', '.join(names)}" for kernel, names in kernels.items())
+    return [f"the hosts run different kernels, each is judged by its own sizes: {listed}"]
 
 
 def _number(host: HostRecord, key: str) -> int | None:

@@ -16,9 +16,10 @@ from typing import Any
 from bench import curve, diagnose, report
 from bench.agent import bundle
 from bench.collect import cost
-from bench.conduct import Conduct, Evidence, plan_for
+from bench.conduct import Conduct, Evidence
 from bench.errors import InputError
 from bench.inventory import Inventory
+from bench.planning import plan_for
 from bench.results import (
     CurvePoint,
     HostRecord,
@@ -32,6 +33,7 @@ from bench.results import (
 )
 from bench.scenario import Scenario
 from bench.session import Connect, Session, uninterrupted
+from bench.verdict import verdict as judge
 
 Progress = Callable[[curve.Progress], None]
 
@@ -119,9 +121,10 @@ def _assemble(
         drain_seconds=found.drain_seconds,
         left_after=found.left_after,
         resets_lost=found.resets_lost,
+        steps=found.steps,
     )
     diagnosis = diagnose.diagnose(scenario, measured, found)
-    verdict, reason = ended or diagnose.verdict(scenario, measured, diagnosis)
+    verdict, reason = ended or judge(scenario, measured, diagnosis, found.stopped_by)
     return Run(
         schema_=1,
         run_id=run_id,
@@ -137,6 +140,7 @@ def _assemble(
         predicted=found.predicted
         or Predicted(max_connections=0, bound_by="unknown", kernel_bytes_per_connection=0.0),
         bound_by=diagnosis.bound_by,
+        diagnosis=diagnosis,
         curve=points,
         hosts=found.hosts,
         packages=packages(),

@@ -1,13 +1,23 @@
-"""From evidence to the limit that bound the run, with a sentence of proof and one of cure."""
+"""From evidence to the limit that bound: on which host, how sure, what shows it, what cures it.
+
+Every source is asked for what it shows (:class:`Finding`); the most direct finding names the
+limit, and all others that name the same one stand beside it. Direct is what the kernel itself
+answered or wrote; a counter that fits a time-out is not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from bench.results import HostRecord, Measured, Verdict
+from bench.catalogue import CATALOGUE
+from bench.collect import kernellog
+from bench.results import Diagnosis, HostRecord, Measured, Predicted
 from bench.scenario import Scenario
+
+Errors = Mapping[tuple[str, str], Mapping[str, int]]
+"""(``server`` or ``client``, host) to errno name to count."""
 
 
 class Evidence(Protocol):
@@ -18,91 +28,107 @@ class Evidence(Protocol):
         """Host name to its record with phases."""
 
     @property
-    def errors(self) -> Mapping[str, Mapping[str, int]]:
-        """``server`` or ``client`` to errno name to count."""
+    def errors(self) -> Errors:
+        """What system calls of the agents answered."""
+
+    @property
+    def predicted(self) -> Predicted | None:
+        """What the model expected."""
 
     @property
     def stopped_by(self) -> str:
-        """Why the ramp ended: complete, lost, memory or timeout."""
+        """Why the ramp ended: complete, lost, limit, memory or timeout."""
+
+
+FLOOR, ANSWER, SAID, COUNTED, VAGUE = range(5)
+"""How direct a finding is: the floor that ended the ramp; what a system call answered that only
+one limit can make it answer; what the kernel wrote or shows as full; what a counter suggests; what
+only says that something failed."""
+
+End = Literal["server", "client", "both", "path", ""]
+SIDES: tuple[End, End] = ("server", "client")
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """The limit that bound, how one sees it, and what to do."""
+class Finding:
+    """What one source shows."""
 
+    rank: int
     bound_by: str
     evidence: str
     cure: str
-    floor: bool = False
-    """Whether it is the memory floor that ended the ramp."""
+    end: End = ""
+    host: str = ""
 
 
 def diagnose(scenario: Scenario, measured: Measured, found: Evidence) -> Diagnosis:
-    """The limit that stopped the run; ``none`` where it reached what was asked.
+    """The limit that stopped the run; ``none`` where it reached what was asked."""
+    if reached(scenario, measured) or (
+        scenario.expect == "limit" and found.stopped_by == "complete"
+    ):
+        return _all_held(scenario, found)
+    findings = sorted(_findings(scenario, measured, found), key=lambda one: one.rank)
+    first = findings[0]
+    agreeing = [one for one in findings if one.bound_by == first.bound_by]
+    if first.rank <= ANSWER or (len(agreeing) > 1 and first.rank <= SAID):
+        sure: Literal["certain", "likely", "unsure"] = "certain"
+    else:
+        sure = "likely" if first.rank < VAGUE else "unsure"
+    return Diagnosis(
+        bound_by=first.bound_by,
+        end=first.end,
+        host=first.host,
+        sure=sure,
+        evidence=list(dict.fromkeys(one.evidence for one in agreeing)),
+        cure=first.cure,
+    )
 
-    The stop reason comes first, then errnos from the most to the least telling, then counters.
-    """
-    if _reached(scenario, measured):
+
+def _all_held(scenario: Scenario, found: Evidence) -> Diagnosis:
+    """All that was asked for: no limit bound, unless there was nothing more to ask for."""
+    planned = found.predicted.limits.get("tuples") if found.predicted else None
+    # Who looks for a limit is given as many as there are.
+    if scenario.expect == "limit" and planned is not None and scenario.connections >= planned:
         return Diagnosis(
-            "none",
-            f"all {scenario.connections:,} connections were held",
-            "ask for more connections to find the limit",
+            bound_by="tuples",
+            end="path",
+            sure="certain",
+            evidence=[f"all {planned:,} four-tuples that addresses and ports allow were used"],
+            cure=f"add {CATALOGUE['tuples'].raise_by}",
         )
-    if found.stopped_by == "memory":
-        return _memory(scenario, found)
-    for candidate in (*_by_errno(found), *_by_counter(scenario, found)):
-        return candidate
-    if found.stopped_by == "timeout":
-        return Diagnosis(
-            "ramp_timeout_seconds",
-            f"the ramp was stopped after {scenario.ramp_timeout_seconds:g} s without an error",
-            "raise ramp_timeout_seconds, or max_in_flight and connect_rate",
-        )
-    return _unnamed(measured, found)
+    return Diagnosis(
+        bound_by="none",
+        sure="certain",
+        evidence=[f"all {scenario.connections:,} connections were held"],
+        cure="ask for more connections to find the limit",
+    )
 
 
-def verdict(scenario: Scenario, measured: Measured, diagnosis: Diagnosis) -> tuple[Verdict, str]:
-    """Whether the run met its scenario's expectation, and why, in one sentence."""
-    counts = measured.established
-    held = min(counts.clients, counts.servers, counts.ss)
-    floor = scenario.expect == "floor"
-    met = (diagnosis.floor and held > 0) if floor else _reached(scenario, measured)
-    if not met:
-        unmet = ", memory floor not reached" if floor and not diagnosis.floor else ""
-        return "fail", (
-            f"{held:,} of {scenario.connections:,} connections held{unmet}, bound by "
-            f"{diagnosis.bound_by}: {diagnosis.evidence}; {diagnosis.cure}"
-        )
-    if not counts.clients == counts.servers == counts.ss:
-        return "fail", f"the three counts disagree: {_counts(measured)}"
-    if measured.lost > scenario.expect_lost:
-        return "fail", (
-            f"{measured.lost:,} connections were lost, at most {scenario.expect_lost:,} expected"
-        )
-    live = measured.liveness
-    if live.wrong or live.answered < live.asked or (live.mode != "none" and not live.asked):
-        return "fail", (
-            f"{live.answered:,} of {live.asked:,} echoes were answered, {live.wrong:,} wrongly"
-        )
-    if measured.left_after:
-        return "fail", f"{measured.left_after:,} sockets were left after the drain"
-    echoes = f", {live.answered:,} of {live.asked:,} echoes answered" if live.asked else ""
-    where = f" above the memory floor of {scenario.memory_floor_mib:,} MiB" if floor else ""
-    return "pass", f"{held:,} connections held by all three counts{where}{echoes}"
-
-
-def _counts(measured: Measured) -> str:
-    counts = measured.established
-    return f"clients {counts.clients:,}, servers {counts.servers:,}, ss {counts.ss:,}"
-
-
-def _reached(scenario: Scenario, measured: Measured) -> bool:
+def reached(scenario: Scenario, measured: Measured) -> bool:
+    """Whether all that was asked for was held, by all three counts."""
     counts = measured.established
     held = min(counts.clients, counts.servers, counts.ss)
     return held >= scenario.connections - scenario.expect_lost
 
 
-def _memory(scenario: Scenario, found: Evidence) -> Diagnosis:
+def _findings(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator[Finding]:
+    if found.stopped_by == "memory":
+        yield _floor(scenario, found)
+    yield from _answers(scenario, found)
+    for name, host in sorted(found.hosts.items()):
+        yield from _said(name, host)
+    yield from _counted(scenario, found)
+    if found.stopped_by == "timeout":
+        yield Finding(
+            VAGUE,
+            "ramp_timeout_seconds",
+            f"the ramp was stopped after {scenario.ramp_timeout_seconds:g} s",
+            "raise ramp_timeout_seconds, or max_in_flight and connect_rate",
+        )
+    yield _unnamed(measured, found)
+
+
+def _floor(scenario: Scenario, found: Evidence) -> Finding:
     least = min(
         (
             (phase.meminfo_kib["MemAvailable"], name)
@@ -112,27 +138,27 @@ def _memory(scenario: Scenario, found: Evidence) -> Diagnosis:
         default=None,
     )
     seen = f" ({least[1]}: MemAvailable {least[0] // 1024:,} MiB)" if least else ""
-    return Diagnosis(
+    return Finding(
+        FLOOR,
         "memory",
         f"really free memory fell to the floor of {scenario.memory_floor_mib:,} MiB{seen}",
         "add memory or hosts, or lower memory_floor_mib",
-        floor=True,
+        _end(found, least[1]) if least else "",
+        least[1] if least else "",
     )
 
 
-# Errno name: (bound_by, what it says, cure), from the most to the least telling.
-_ERRNO: dict[str, tuple[str, str, str]] = {
-    "EMFILE": (
-        "nofile",
-        "a process had no descriptor left",
-        "raise nofile (and fs.nr_open) for the agents' user",
-    ),
-    "ENFILE": ("fs.file-max", "the kernel had no open file left", "raise fs.file-max"),
-    "ENOSPC": (
-        "fs.epoll.max_user_watches",
-        "epoll_ctl(2) refused another watch",
-        "raise fs.epoll.max_user_watches",
-    ),
+# Errno name: (bound_by, what it says), where the answer leaves no doubt.
+_ANSWERS = {
+    # First: those workers that there are run out of descriptors because there are no more.
+    "EAGAIN": ("pids", "fork(2) was refused another worker"),
+    "EMFILE": ("nofile", "a process had no descriptor left"),
+    "ENFILE": ("fs.file-max", "the kernel had no open file left"),
+    "ENOSPC": ("fs.epoll.max_user_watches", "epoll_ctl(2) refused another watch"),
+}
+
+# The same where the limit is not one of the model's: with the cure.
+_OTHERS = {
     # bind(2): not an address of this host; connect(2): the four-tuple is taken
     # (net/ipv4/af_inet.c __inet_bind, net/ipv4/inet_hashtables.c __inet_hash_connect).
     "EADDRNOTAVAIL": (
@@ -161,101 +187,191 @@ _ERRNO: dict[str, tuple[str, str, str]] = {
 }
 
 
-def _by_errno(found: Evidence) -> Iterator[Diagnosis]:
-    for name, (bound, meaning, cure) in _ERRNO.items():
-        for side in ("server", "client"):
-            count = found.errors.get(side, {}).get(name, 0)
-            if not count:
-                continue
-            seen = f"{side}: {name} {count:,} times, {meaning}"
-            pressed = _tcp_pressure(found) if name in ("ENOMEM", "ENOBUFS") else ""
-            if pressed:
-                yield Diagnosis("tcp_mem", f"{seen}; {pressed}", "raise net.ipv4.tcp_mem")
-            else:
-                yield Diagnosis(bound, seen, cure)
+def _answers(scenario: Scenario, found: Evidence) -> Iterator[Finding]:
+    """What system calls answered, the server's first: a client that waits for it only echoes it."""
+    for name, (bound, meaning) in _ANSWERS.items():
+        for side in SIDES:
+            for host, count in _hosts_with(found.errors, side, name):
+                limit = bound
+                if bound == "nofile" and _nr_open_binds(scenario, found.hosts.get(host)):
+                    limit = "fs.nr_open"
+                yield Finding(
+                    ANSWER,
+                    limit,
+                    f"{host}, {side}: {name} {count:,} times, {meaning}",
+                    f"raise {CATALOGUE[limit].raise_by}",
+                    side,
+                    host,
+                )
+    for name in _OTHERS:
+        for side in SIDES:
+            for host, count in _hosts_with(found.errors, side, name):
+                bound, meaning, cure = _other(name, scenario, found)
+                seen = f"{host}, {side}: {name} {count:,} times, {meaning}"
+                yield Finding(ANSWER, bound, seen, cure, side, host)
 
 
-def _by_counter(scenario: Scenario, found: Evidence) -> Iterator[Diagnosis]:
-    late = found.errors.get("client", {}).get("ETIMEDOUT", 0)
-    waited = f"client: ETIMEDOUT {late:,} times"
-    for name, host in sorted(found.hosts.items()):
-        full = _conntrack(host)
-        if full:
-            yield Diagnosis(
-                "nf_conntrack_max",
-                f"{name}: {full}" + (f"; {waited}" if late else ""),
-                "raise net.netfilter.nf_conntrack_max, or do not track the data plane",
-            )
+def _other(name: str, scenario: Scenario, found: Evidence) -> tuple[str, str, str]:
+    """What an errno of :data:`_OTHERS` means in this run: bound_by, what it says, cure."""
+    bound, meaning, cure = _OTHERS[name]
+    pressed = _tcp_pressure(found) if name in ("ENOMEM", "ENOBUFS") else ""
+    if pressed:
+        return "tcp_mem", f"{meaning}; {pressed}", "raise net.ipv4.tcp_mem"
+    if name == "EADDRNOTAVAIL" and scenario.source_ports == "kernel":
+        limit = "ip_local_port_range"
+        return limit, "connect(2) found no port left", f"raise {CATALOGUE[limit].raise_by}"
+    return bound, meaning, cure
+
+
+def _hosts_with(errors: Errors, side: str, name: str) -> Iterator[tuple[str, int]]:
+    """Hosts whose agent of that side met an errno, those that met it most often first."""
+    met = [(of[name], host) for (end, host), of in errors.items() if end == side and of.get(name)]
+    for count, host in sorted(met, key=lambda one: (-one[0], one[1])):
+        yield host, count
+
+
+def _nr_open_binds(scenario: Scenario, host: HostRecord | None) -> bool:
+    """Whether fs.nr_open is below the agents' nofile on a host."""
+    if host is None:
+        return False
+    most, nofile = host.sysctl.get("fs.nr_open", ""), host.limits.get(f"nofile_{scenario.nofile}")
+    return most.isdigit() and isinstance(nofile, int) and int(most) < nofile
+
+
+def _said(name: str, host: HostRecord) -> Iterator[Finding]:
+    """What the host's kernel wrote, or shows as full."""
+    before, peak = host.phases.get("before"), host.phases.get("peak")
+    end = _end_of(host)
+    if before is None or peak is None:
+        return
+    for bound, lines in kernellog.fresh(before.kernel_log, peak.kernel_log).items():
+        raising = CATALOGUE[bound].raise_by if bound in CATALOGUE else _BY_MESSAGE.get(bound, bound)
+        times = f" ({len(lines)} such messages)" if len(lines) > 1 else ""
+        # SYN flooding is a warning that comes long before anything is lost.
+        rank = COUNTED if bound == "backlog" else SAID
+        yield Finding(
+            rank,
+            bound,
+            f"{name}, kernel: {lines[-1].strip()!r}{times}",
+            f"raise {raising}" if bound != "link" else "look at the link",
+            end,
+            name,
+        )
+    full = _conntrack(host)
+    if full:
+        yield Finding(
+            SAID,
+            "nf_conntrack_max",
+            f"{name}: {full}",
+            f"raise {CATALOGUE['nf_conntrack_max'].raise_by}",
+            end,
+            name,
+        )
+    for group, figures in peak.cgroups.items():
+        was = before.cgroups.get(group, {})
+        for event, bound in (("pids.events:max", "pids"), ("memory.events:max", "memory.max")):
+            gained = figures.get(event, 0) - was.get(event, 0)
+            if gained > 0:
+                yield Finding(
+                    SAID,
+                    bound,
+                    f"{name}: cgroup {group} met its limit {gained:,} times ({event})",
+                    f"raise {CATALOGUE[bound].raise_by}",
+                    end,
+                    name,
+                )
+
+
+_BY_MESSAGE = {
+    "tcp_mem": "net.ipv4.tcp_mem",
+    "tcp_max_orphans": "net.ipv4.tcp_max_orphans",
+    "backlog": "backlog and net.core.somaxconn",
+    "gc_thresh3": "net.ipv4.neigh.default.gc_thresh3",
+}
+
+
+def _counted(scenario: Scenario, found: Evidence) -> Iterator[Finding]:
+    """What counters suggest of connects that ran out of time."""
+    late = sum(count for _, count in _hosts_with(found.errors, "client", "ETIMEDOUT"))
     if not late:
         return
+    waited = f"clients: ETIMEDOUT {late:,} times"
     # SNMP counters, net/ipv4/proc.c; each network namespace has its own.
-    overflows = grown(found.hosts, "servers", "TcpExtListenOverflows")
-    if overflows:
-        yield Diagnosis(
+    drops = {
+        "TcpExtListenOverflows": (
             "backlog",
-            f"{waited}, and servers' accept queues overflowed {overflows:,} times "
-            "(TcpExtListenOverflows)",
+            "accept queues overflowed",
             f"raise backlog ({scenario.backlog:,}) and net.core.somaxconn, or lower the rate",
-        )
-    syns = grown(found.hosts, "servers", "TcpExtTCPReqQFullDrop")
-    if syns:
-        yield Diagnosis(
+        ),
+        "TcpExtTCPReqQFullDrop": (
             "tcp_max_syn_backlog",
-            f"{waited}, and servers dropped {syns:,} SYNs (TcpExtTCPReqQFullDrop)",
+            "SYNs were dropped",
             "raise net.ipv4.tcp_max_syn_backlog, or lower the rate",
-        )
-    drops = grown(found.hosts, "servers", "TcpExtListenDrops")
-    if drops:
-        yield Diagnosis(
+        ),
+        "TcpExtListenDrops": (
             "backlog",
-            f"{waited}, and servers' listeners dropped {drops:,} SYNs (TcpExtListenDrops)",
+            "listeners dropped SYNs",
             "raise backlog, net.core.somaxconn and tcp_max_syn_backlog, or lower the rate",
-        )
+        ),
+    }
+    told = False
+    for counter, (bound, what, cure) in drops.items():
+        for name, host in sorted(found.hosts.items()):
+            gained = grown({name: host}, "servers", counter)
+            if gained:
+                told = True
+                yield Finding(
+                    COUNTED,
+                    bound,
+                    f"{waited}; {name}, server: {what} {gained:,} times ({counter})",
+                    cure,
+                    "server",
+                    name,
+                )
     pressed = _tcp_pressure(found)
     if pressed:
-        yield Diagnosis("tcp_mem", f"{waited}; {pressed}", "raise net.ipv4.tcp_mem")
-    sent = grown(found.hosts, "clients", "TcpRetransSegs")
-    yield Diagnosis(
-        "network",
-        f"{waited}, {sent:,} segments were sent again and no server counted a drop",
-        "look at the links between the hosts and at net.core.netdev_max_backlog",
-    )
+        told = True
+        yield Finding(COUNTED, "tcp_mem", f"{waited}; {pressed}", "raise net.ipv4.tcp_mem")
+    if not told:
+        sent = grown(found.hosts, "clients", "TcpRetransSegs")
+        yield Finding(
+            VAGUE,
+            "network",
+            f"{waited}, {sent:,} segments were sent again and no server counted a drop",
+            "look at the links between the hosts and at net.core.netdev_max_backlog",
+            "path",
+        )
 
 
-def _unnamed(measured: Measured, found: Evidence) -> Diagnosis:
+def _unnamed(measured: Measured, found: Evidence) -> Finding:
     """No limit left a trace that is known here: say what there is."""
+    cure = "see raw/ and the hosts' kernel messages"
     counts = {
-        f"{side} {name}": count
-        for side, errors in sorted(found.errors.items())
+        f"{host}, {side}: {name}": count
+        for (side, host), errors in sorted(found.errors.items())
         for name, count in sorted(errors.items())
         if count
     }
     if counts:
         said = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        return Diagnosis("errors", f"errors: {said}", "see raw/ and the hosts' kernel messages")
+        return Finding(VAGUE, "errors", said, cure)
     unseen = [
         f"{name}: {host.phases['peak'].missing['ss']}"
         for name, host in sorted(found.hosts.items())
         if "peak" in host.phases and "ss" in host.phases["peak"].missing
     ]
     if unseen:
-        return Diagnosis("unknown", f"ss did not count ({unseen[0]})", "make ss work there")
+        return Finding(VAGUE, "unknown", f"ss did not count ({unseen[0]})", "make ss work there")
     seen = measured.established
     if len({seen.clients, seen.servers, seen.ss}) > 1:
-        return Diagnosis(
-            "unknown",
-            f"the three counts disagree ({_counts(measured)}) and no error tells why",
-            "see raw/ and the hosts' kernel messages",
+        said = f"clients {seen.clients:,}, servers {seen.servers:,}, ss {seen.ss:,}"
+        return Finding(
+            VAGUE, "unknown", f"the three counts disagree ({said}) and no error tells why", cure
         )
     if measured.lost:
-        return Diagnosis(
-            "lost",
-            f"{measured.lost:,} connections were lost without an error",
-            "see raw/ and the hosts' kernel messages",
-        )
-    return Diagnosis(
-        "unknown", "no error and no counter tells why", "see raw/ and the hosts' kernel messages"
-    )
+        lost = f"{measured.lost:,} connections were lost without an error"
+        return Finding(VAGUE, "lost", lost, cure)
+    return Finding(VAGUE, "unknown", "no error and no counter tells why", cure)
 
 
 def grown(hosts: Mapping[str, HostRecord], group: str, counter: str) -> int:
@@ -268,6 +384,17 @@ def grown(hosts: Mapping[str, HostRecord], group: str, counter: str) -> int:
                 0, last.nstat.get(counter, 0) - host.phases["before"].nstat.get(counter, 0)
             )
     return total
+
+
+def _end_of(host: HostRecord) -> End:
+    sides = [side for side in SIDES if f"{side}s" in host.groups]
+    if len(sides) != 1:
+        return "both" if sides else ""
+    return sides[0]
+
+
+def _end(found: Evidence, host: str) -> End:
+    return _end_of(found.hosts[host]) if host in found.hosts else ""
 
 
 def _tcp_pressure(found: Evidence) -> str:
@@ -287,12 +414,16 @@ def _tcp_pressure(found: Evidence) -> str:
 
 def _conntrack(host: HostRecord) -> str:
     """Whether the host's connection tracking was full at the peak, in words; empty if not."""
-    peak = host.phases.get("peak")
-    if peak is None:
+    before, peak = host.phases.get("before"), host.phases.get("peak")
+    if before is None or peak is None:
         return ""
+    dropped = peak.conntrack.get("drop", 0) - before.conntrack.get("drop", 0)
     most = peak.limits.get("net.netfilter.nf_conntrack_max")
     now = peak.limits.get("net.netfilter.nf_conntrack_count")
+    if not (isinstance(most, int) and isinstance(now, int) and most > 0):
+        return ""
     # The table is full within what is freed and taken while one looks.
-    if isinstance(most, int) and isinstance(now, int) and most > 0 and now >= 0.99 * most:
-        return f"{now:,} tracked connections of at most {most:,}"
-    return ""
+    if dropped <= 0 and now < 0.99 * most:
+        return ""
+    drops = f", {dropped:,} packets dropped for that" if dropped > 0 else ""
+    return f"{now:,} tracked connections of at most {most:,}{drops}"

@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from bench import classic
 from bench.collect.cost import disturbed
-from bench.results import HostRecord, Predicted, Run, Setting
-from bench.units import count, latency, pair, size
+from bench.results import Bound, HostRecord, Predicted, Run, Setting
+from bench.units import count, latency, pair, short, size
 
 COLUMNS = 100
 """Longest line of the summary."""
@@ -39,6 +39,7 @@ def render(run: Run) -> str:
         "kib": lambda kib: size(kib * 1024),
         "latency": latency,
         "pair": pair,
+        "short": short,
         "words": lambda text: " ".join(str(text).split()),
     }
     page: str = environment.get_template("report.html.j2").render(
@@ -50,6 +51,7 @@ def render(run: Run) -> str:
         cost=cost(run),
         disturbed=disturbed(run.measured.kernel_bytes_per_connection),
         predicted=predicted(run),
+        limits=_limits(run.predicted),
         forecast=_found_of_forecast(run),
         classic=classic.compare(run),
         article=classic.ARTICLE,
@@ -83,12 +85,16 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
             f"lost {count(m.lost)}"
         )
         late = m.connect_latency_us
-        lines += _wrap(
-            f"opened in {m.ramp_seconds:,.1f} s, {m.connections_per_second:,.0f} connections a "
-            f"second, connect p50 {latency(late.p50)}, p99 {latency(late.p99)}"
+        # Steps that failed took their time as well: no rate comes of that.
+        how = (
+            f"found in {m.ramp_seconds:,.1f} s and {len(m.steps):,} steps"
+            if m.steps
+            else f"opened in {m.ramp_seconds:,.1f} s, {m.connections_per_second:,.0f} connections "
+            "a second"
         )
+        lines += _wrap(f"{how}, connect p50 {latency(late.p50)}, p99 {latency(late.p99)}")
         lines += _wrap(f"cost per connection: {cost(run)['line']}")
-        lines += _wrap(f"bound by: {run.bound_by}; {predicted(run)}")
+        lines += _wrap(f"bound by: {_bound(run)}; {predicted(run)}")
     elif reached(run):
         lines += _wrap(
             f"got as far as {count(reached(run))} of {count(run.requested.connections)} "
@@ -134,6 +140,24 @@ def cost(run: Run) -> dict[str, str]:
         "userland": userland,
         "line": f"{line}; agents {userland}",
     }
+
+
+def _bound(run: Run) -> str:
+    """The limit that bound, and on which host."""
+    where = f" on {run.diagnosis.host}" if run.diagnosis and run.diagnosis.host else ""
+    return f"{run.bound_by}{where}"
+
+
+def _limits(made: Predicted) -> list[tuple[str, str, int]]:
+    """(limit, whose, maximum), the least first."""
+    if not made.bounds:  # a run from before they were kept
+        return [(name, "", most) for name, most in made.limits.items()]
+    return [(one.name, whose(one), one.max_connections) for one in made.bounds]
+
+
+def whose(one: Bound) -> str:
+    """The host that has a limit, or what else it belongs to."""
+    return "both ends" if one.end == "both" else one.host or one.end
 
 
 def predicted(run: Run) -> str:

@@ -102,13 +102,28 @@ class Liveness(Model):
     wrong: int = 0
 
 
+class Step(Model):
+    """One step of a run that looks for its limit."""
+
+    goal: int = Field(description="connections tried by its end, since the ramp began")
+    held: int = Field(description="by the servers once they had settled: alive on both ends")
+    lost: int = Field(description="tried in this step and not held after it")
+    seconds: float
+    errors: dict[str, int] = Field(
+        default_factory=dict, description="errno name to count in this step, both sides"
+    )
+
+
 class Measured(Model):
     """What was reached."""
 
     established: Established
     ramp_seconds: float
     connections_per_second: float
-    lost: int = Field(description="given up after the last retry, or found dead while held")
+    lost: int = Field(
+        description="given up after the last retry, or found dead while held; of a run that "
+        "looks for its limit only the latter"
+    )
     retried: int = 0
     errors: dict[str, int] = Field(default_factory=dict, description="errno name to count")
     connect_latency_us: Latency
@@ -123,6 +138,9 @@ class Measured(Model):
     resets_lost: int | None = Field(
         None,
         description="connections whose RST was lost: closed by the servers",
+    )
+    steps: list[Step] = Field(
+        default_factory=list, description="of a run that looks for its limit, in order"
     )
 
 
@@ -144,6 +162,21 @@ class Forecast(Model):
     )
 
 
+class Bound(Model):
+    """One limit and the connections of the run that it allows: (limit - used) / per connection."""
+
+    name: str
+    end: Literal["path", "server", "client", "both"] = Field(
+        description="whose limit: of one end, of a kernel with both, or of the path between them"
+    )
+    host: str = Field(description="the host that binds first among those with this limit")
+    max_connections: int
+    limit: int = Field(description="as found, in unit")
+    used: int = Field(description="in use before the run, or not for connections")
+    per_connection: float = Field(description="what one connection of the run takes")
+    unit: str
+
+
 class Predicted(Model):
     """What the capacity model expects of these hosts."""
 
@@ -152,6 +185,12 @@ class Predicted(Model):
     kernel_bytes_per_connection: float
     limits: dict[str, int] = Field(
         default_factory=dict, description="each limit's own maximum, by name"
+    )
+    bounds: list[Bound] = Field(
+        default_factory=list, description="the same, each end's with what it comes from"
+    )
+    notes: list[str] = Field(
+        default_factory=list, description="what was not known, and what stood in for it"
     )
     forecast: Forecast | None = Field(
         None, description="what will be left of the servers' memory, where they told it"
@@ -183,6 +222,16 @@ class Phase(Model):
     slab_shared: dict[str, str] = Field(
         default_factory=dict,
         description="slab cache to the sockets' caches that the kernel merged into it",
+    )
+    cgroups: dict[str, dict[str, int]] = Field(
+        default_factory=dict,
+        description="the agent's cgroups, innermost first: limits, use and events",
+    )
+    conntrack: dict[str, int] = Field(
+        default_factory=dict, description="connection tracking's own counters, where it is loaded"
+    )
+    kernel_log: list[str] = Field(
+        default_factory=list, description="kernel messages that tell of a limit, as printed"
     )
     sockstat: dict[str, dict[str, int]] = Field(default_factory=dict)
     ss_summary: dict[str, int] = Field(default_factory=dict)
@@ -225,6 +274,19 @@ class HostRecord(Model):
     phases: dict[str, Phase] = Field(default_factory=dict)
 
 
+class Diagnosis(Model):
+    """The limit that bound the run."""
+
+    bound_by: str = Field(description="its name, or none")
+    end: Literal["server", "client", "both", "path", ""] = ""
+    host: str = ""
+    sure: Literal["certain", "likely", "unsure"] = Field(
+        description="certain: the kernel said so; likely: a counter fits; unsure: nothing tells"
+    )
+    evidence: list[str] = Field(default_factory=list, description="what shows it, quoted")
+    cure: str = Field("", description="the one change that raises it")
+
+
 class Run(Model):
     """One run, whole."""
 
@@ -241,6 +303,7 @@ class Run(Model):
     measured: Measured
     predicted: Predicted
     bound_by: str = Field(description="the limit that stopped the ramp, or none")
+    diagnosis: Diagnosis | None = Field(None, description="how that is known, and what raises it")
     curve: list[CurvePoint] = Field(default_factory=list)
     hosts: dict[str, HostRecord] = Field(default_factory=dict)
     packages: dict[str, str] = Field(

@@ -57,6 +57,17 @@ def fair(total: int, capacities: Sequence[int]) -> list[int]:
     return shares
 
 
+def limit(
+    clients: Mapping[str, Sequence[str]],
+    targets: Sequence[Endpoint],
+    first_port: int,
+    last_port: int,
+) -> int:
+    """Tuples that the addresses and ports allow in all; parameters as for :func:`plan`."""
+    ports = last_port - first_port + 1
+    return ports * sum(len(_pairs(sources, targets)) for sources in clients.values())
+
+
 def plan(
     connections: int,
     clients: Mapping[str, Sequence[str]],

@@ -9,8 +9,9 @@ from captured import HELD, KERNELS, collected, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import capacity, facts
-from bench.capacity import Kernel, Share
+from bench import capacity, facts, footprint
+from bench.capacity import Kernel, Room, Share
+from bench.catalogue import CATALOGUE
 from bench.collect import cost, objects, slab
 from bench.inventory import Host, Inventory
 from bench.results import HostRecord
@@ -21,6 +22,8 @@ WHOLE = Fraction(1)
 
 def share(**changes: Any) -> Share:
     fields: dict[str, Any] = {
+        "host": "server1",
+        "end": "server",
         "part": WHOLE,
         "nofile": 20_000,
         "nr_open": 1_048_576,
@@ -33,95 +36,131 @@ def share(**changes: Any) -> Share:
 
 def kernel(*shares: Share, **changes: Any) -> Kernel:
     fields: dict[str, Any] = {
-        "free_bytes": 20 << 30,
-        "files_free": 2_000_000,
-        "max_user_watches": 5_491_511,
+        "host": "server1",
+        "memory": Room(20 << 30, 0),
+        "files": Room(2_000_000, 0),
+        "watches": Room(5_491_511, 0),
     }
-    return Kernel(shares or (share(),), **(fields | changes))
+    return Kernel(shares=shares or (share(),), **(fields | changes))
+
+
+def maxima(kernels: tuple[Kernel, ...], tuples: int) -> dict[str, int]:
+    """Each limit's least maximum, the least first."""
+    found: dict[str, int] = {}
+    for one in capacity.bounds(kernels, tuples):
+        found.setdefault(one.name, one.max_connections)
+    return found
+
+
+def least(kernels: tuple[Kernel, ...], tuples: int) -> tuple[str, int]:
+    first = capacity.bounds(kernels, tuples)[0]
+    return first.name, first.max_connections
 
 
 limit = st.integers(min_value=0, max_value=1 << 40)
+rooms = st.builds(Room, limit=limit, used=limit)
 shares = st.builds(
     Share,
+    host=st.sampled_from(["server1", "client1"]),
+    end=st.sampled_from(["server", "client"]),
     part=st.fractions(min_value=0, max_value=1, max_denominator=64),
     nofile=st.integers(0, 1 << 30),
     nr_open=st.integers(0, 1 << 30),
     reserve=st.integers(0, 1_000),
     kernel_bytes=st.floats(1_000, 20_000),
+    workers=st.none() | st.integers(1, 1024),
     watches=st.integers(0, 1),
-    conntrack_free=st.none() | limit,
-    local_ports=st.none() | limit,
+    tracked=st.none() | rooms,
+    ports=st.none() | rooms,
+    tasks=st.none() | rooms,
+    memory_max=st.none() | rooms,
 )
 kernels = st.builds(
     Kernel,
+    host=st.just("server1"),
     shares=st.lists(shares, min_size=1, max_size=4).map(tuple),
-    free_bytes=limit,
-    files_free=limit,
-    max_user_watches=limit,
+    memory=rooms,
+    files=rooms,
+    watches=rooms,
 )
 
 
 @settings(deadline=None)
 @given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit)
-def test_bound_by_is_the_argmin(some: tuple[Kernel, ...], tuples: int) -> None:
-    found = capacity.maxima(some, tuples)
-    name, most = capacity.least(found)
-    assert found[name] == most == min(found.values())
-    assert most >= 0
+def test_the_first_bound_is_the_least_and_each_keeps_its_formula(
+    some: tuple[Kernel, ...], tuples: int
+) -> None:
+    found = capacity.bounds(some, tuples)
+    maxima = [one.max_connections for one in found]
+    assert maxima == sorted(maxima) and maxima[0] >= 0
+    for one in found:
+        assert one.name in CATALOGUE and one.unit == CATALOGUE[one.name].unit
+        expected = max(0.0, (one.limit - one.used) / one.per_connection)
+        assert one.max_connections == pytest.approx(expected, rel=1e-6, abs=1.01)
 
 
 @settings(deadline=None)
-@given(
-    kernels,
-    limit,
-    st.sampled_from(["free_bytes", "files_free", "max_user_watches"]),
-    st.integers(0, 1 << 40),
-)
+@given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit)
+def test_each_end_is_bound_by_the_least_of_its_own(some: tuple[Kernel, ...], tuples: int) -> None:
+    found = capacity.bounds(some, tuples)
+    for end, first in capacity.binding(found).items():
+        own = [one.max_connections for one in found if one.end in (end, "both")]
+        if end == "path":
+            own = [one.max_connections for one in found if one.end == "path"]
+        assert first.max_connections == min(own)
+
+
+@settings(deadline=None)
+@given(kernels, limit, st.sampled_from(["memory", "files", "watches"]), st.integers(0, 1 << 40))
 def test_more_of_a_kernel_limit_never_allows_less(
     one: Kernel, tuples: int, name: str, more: int
 ) -> None:
-    raised = replace(one, **{name: getattr(one, name) + more})
-    before = capacity.least(capacity.maxima((one,), tuples))[1]
-    assert capacity.least(capacity.maxima((raised,), tuples))[1] >= before
+    room = getattr(one, name)
+    raised = replace(one, **{name: Room(room.limit + more, room.used)})
+    assert least((raised,), tuples)[1] >= least((one,), tuples)[1]
 
 
 @settings(deadline=None)
 @given(
     shares,
     limit,
-    st.sampled_from(["nofile", "nr_open", "conntrack_free", "local_ports"]),
+    st.sampled_from(["nofile", "nr_open", "tracked", "ports", "tasks", "memory_max"]),
     st.integers(0, 1 << 30),
 )
 def test_more_of_a_host_limit_never_allows_less(
     one: Share, tuples: int, name: str, more: int
 ) -> None:
     found = getattr(one, name)
-    raised = one if found is None else replace(one, **{name: found + more})
-    before = capacity.least(capacity.maxima((kernel(one),), tuples))[1]
-    assert capacity.least(capacity.maxima((kernel(raised),), tuples))[1] >= before
+    raised = one
+    if isinstance(found, Room):
+        raised = replace(one, **{name: Room(found.limit + more, found.used)})
+    elif found is not None:
+        raised = replace(one, **{name: found + more})
+    assert least((kernel(raised),), tuples)[1] >= least((kernel(one),), tuples)[1]
 
 
 @settings(deadline=None)
 @given(shares, limit, st.floats(0, 10_000))
 def test_dearer_connections_never_allow_more(one: Share, tuples: int, more: float) -> None:
     dearer = replace(one, kernel_bytes=one.kernel_bytes + more)
-    before = capacity.maxima((kernel(one),), tuples).get("memory", 0)
-    assert capacity.maxima((kernel(dearer),), tuples).get("memory", 0) <= before
+    before = maxima((kernel(one),), tuples).get("memory", 0)
+    assert maxima((kernel(dearer),), tuples).get("memory", 0) <= before
 
 
 @settings(deadline=None)
 @given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit, limit)
 def test_more_tuples_never_allow_less(some: tuple[Kernel, ...], tuples: int, more: int) -> None:
-    before = capacity.least(capacity.maxima(some, tuples))[1]
-    assert capacity.least(capacity.maxima(some, tuples + more))[1] >= before
+    assert least(some, tuples + more)[1] >= least(some, tuples)[1]
 
 
 def test_a_shared_kernel_counts_both_ends() -> None:
-    client = share(part=Fraction(1, 2), watches=0)
+    client = share(host="client1", end="client", part=Fraction(1, 2), watches=0)
     both = kernel(share(), client, client)
-    assert capacity.maxima((both,), 9_999_999)["fs.file-max"] == 1_000_000
+    assert maxima((both,), 9_999_999)["fs.file-max"] == 1_000_000
+    ends = {one.name: one.end for one in capacity.bounds((both,), 9_999_999)}
+    assert (ends["fs.file-max"], ends["fs.epoll.max_user_watches"]) == ("both", "both")
     apart = (kernel(share()), kernel(client), kernel(client))
-    assert capacity.maxima(apart, 9_999_999)["fs.file-max"] == 2_000_000
+    assert maxima(apart, 9_999_999)["fs.file-max"] == 2_000_000
     assert capacity.connection_bytes(both) == 2 * capacity.connection_bytes(kernel(share()))
 
 
@@ -129,24 +168,46 @@ def test_a_shared_kernel_counts_both_ends() -> None:
     ("made", "bound", "most"),
     [
         (kernel(share(nofile=1_024)), "nofile", 960 * 960),
+        (kernel(share(nofile=1_024, workers=2)), "nofile", 2 * 960),
         (kernel(share(nofile=4_096, nr_open=512)), "fs.nr_open", 448 * 448),
-        (kernel(files_free=7), "fs.file-max", 7),
-        (kernel(files_free=-7), "fs.file-max", 0),
-        (kernel(max_user_watches=800_000), "fs.epoll.max_user_watches", 800_000),
-        (kernel(share(conntrack_free=262_144)), "nf_conntrack_max", 262_144),
-        (kernel(share(local_ports=28_232)), "ip_local_port_range", 28_232),
-        (kernel(share(part=Fraction(1, 2), conntrack_free=5)), "nf_conntrack_max", 10),
+        (kernel(share(nofile=64)), "nofile", 0),
+        (kernel(files=Room(9, 2)), "fs.file-max", 7),
+        (kernel(files=Room(2, 9)), "fs.file-max", 0),
+        (kernel(watches=Room(800_000, 0)), "fs.epoll.max_user_watches", 800_000),
+        (kernel(share(tracked=Room(262_144, 44))), "nf_conntrack_max", 262_100),
+        (kernel(share(ports=Room(28_232, 0))), "ip_local_port_range", 28_232),
+        (kernel(share(part=Fraction(1, 2), tracked=Room(5, 0))), "nf_conntrack_max", 10),
+        # 20,000 - 64 descriptors for each of the 3 tasks left.
+        (kernel(share(tasks=Room(12, 9))), "pids", 3 * 19_936),
+        (kernel(share(memory_max=Room(3_924_500, 0))), "memory.max", 1_000),
         (kernel(), "tuples", 1_000_000),
-        (kernel(free_bytes=0), "memory", 0),
+        (kernel(memory=Room(1 << 30, 1 << 30)), "memory", 0),
     ],
 )
 def test_each_limit_binds(made: Kernel, bound: str, most: int) -> None:
-    assert capacity.least(capacity.maxima((made,), 1_000_000)) == (bound, most)
+    assert least((made,), 1_000_000) == (bound, most)
+
+
+def test_of_several_hosts_the_one_that_binds_first_is_named() -> None:
+    roomy, narrow = (
+        share(host=name, end="client", part=Fraction(1, 2), tracked=Room(most, 0))
+        for name, most in (("client1", 9_000), ("client2", 100))
+    )
+    found = capacity.bounds((kernel(roomy), kernel(narrow)), 1_000_000)
+    assert (found[0].name, found[0].end, found[0].host) == ("nf_conntrack_max", "client", "client2")
+    assert found[0].max_connections == 200
+    first = capacity.binding(found)
+    assert first["path"].name == "tuples"
+    assert "server" not in first
+
+
+def test_a_given_number_of_workers_needs_no_more_tasks() -> None:
+    assert "pids" not in maxima((kernel(share(workers=1, tasks=Room(5, 5))),), 5)
 
 
 def test_what_is_not_known_or_not_used_bounds_nothing() -> None:
-    made = kernel(share(watches=0), free_bytes=None, files_free=None)
-    assert set(capacity.maxima((made,), 5)) == {"tuples", "nofile"}
+    made = kernel(share(watches=0), memory=None, files=None)
+    assert set(maxima((made,), 5)) == {"tuples", "nofile"}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +274,7 @@ def record(name: str, *groups: str, **sysctl: str) -> HostRecord:
         python="3.11.2",
         cpu=2,
         mem_total_kib=990_000,
-        limits={"nofile_hard": 20_000},
+        limits={"nofile_hard": 20_000, "nofile_soft": 1_024},
         sysctl={
             "fs.file-max": "2466177",
             "fs.nr_open": "1048576",
@@ -243,12 +304,13 @@ def lab(underlay: bool) -> Inventory:
     )
 
 
-def predict(underlay: bool, watch: Any = "epoll", **sysctl: str) -> Any:
+def predict(underlay: bool, watch: Any = "epoll", tracking: bool = False, **sysctl: str) -> Any:
     hosts = {
         "server1": record("6.1", "servers", **sysctl),
         "client1": record("6.1", "clients"),
         "client2": record("6.1", "clients"),
     }
+    hosts["server1"].limits["tracking"] = tracking
     evidence = {name: texts("6.1", "before") for name in hosts}
     scenario = Scenario(
         name="test", title="test", memory_floor_mib=100, watch=watch, connections=CONNECTIONS
@@ -260,7 +322,7 @@ def test_prediction_of_a_lab_with_kernels_apart() -> None:
     found = predict(underlay=False)
     before = facts.phase(collected("6.1", "before"))
     free = before.meminfo_kib["MemAvailable"] * 1024 - 449 * 1_100 - (100 << 20)
-    per = found.kernel_bytes_per_connection + capacity.FD_BYTES + capacity.USERLAND_BYTES
+    per = found.kernel_bytes_per_connection + footprint.FD_BYTES + footprint.HELD_BYTES
     assert found.limits["memory"] == pytest.approx(free / per, rel=1e-3)
     assert found.limits["fs.file-max"] == 2_466_177 - 449
     assert found.limits["fs.epoll.max_user_watches"] == 218_824
@@ -334,12 +396,10 @@ def test_nothing_is_forecast_of_a_server_that_told_no_memory() -> None:
 
 
 def test_conntrack_counts_where_it_is_active() -> None:
-    assert (
-        "nf_conntrack_max"
-        not in predict(False, **{"net.netfilter.nf_conntrack_max": "65536"}).limits
-    )
-    active = {"net.netfilter.nf_conntrack_max": "65536", "net.netfilter.nf_conntrack_count": "9"}
-    found = predict(False, **active)
+    """Entries outlive the rules that wanted them: their number alone says nothing."""
+    table = {"net.netfilter.nf_conntrack_max": "65536", "net.netfilter.nf_conntrack_count": "9"}
+    assert "nf_conntrack_max" not in predict(False, **table).limits
+    found = predict(False, tracking=True, **table)
     assert (found.bound_by, found.max_connections) == ("nf_conntrack_max", 65_527)
     more = found.kernel_bytes_per_connection - predict(False).kernel_bytes_per_connection
     assert more == pytest.approx(256, abs=0.1)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench import diagnose, results
+from bench.catalogue import CATALOGUE
+from bench.collect import kernellog
 from bench.errors import InputError
 
 
@@ -28,9 +30,10 @@ def test_every_diagnosis_is_documented() -> None:
     root = Path(__file__).parents[2]
     text = (root / "docs" / "results.md").read_text().partition("## bound_by")[2]
     source = (root / "bench" / "diagnose.py").read_text()
-    named = set(re.findall(r'Diagnosis\(\s*"([\w.]+)"', source))
-    named |= {bound for bound, _, _ in diagnose._ERRNO.values()}
-    assert len(named) > 12
+    named = set(re.findall(r'Finding\(\s*VAGUE,\s*"([\w.]+)"', source))
+    named |= {bound for bound, _, _ in diagnose._OTHERS.values()} | set(kernellog.TELLING)
+    named |= set(CATALOGUE) | {"backlog", "tcp_max_syn_backlog", "tcp_mem", "none"}
+    assert len(named) > 22
     assert {name for name in named if f"`{name}`" not in text} == set()
 
 

@@ -1,0 +1,67 @@
+"""Facts and evidence of hosts on which nothing is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from bench import facts
+from bench.agent import bundle
+from bench.inventory import Inventory
+from bench.results import HostRecord
+from bench.session import Agent, Connect, Session
+
+SECONDS = 60.0
+"""For one host's answer: its evidence takes a fraction of a second while it holds nothing."""
+
+SYSCTLS = (
+    "fs.epoll.max_user_watches",
+    "fs.file-max",
+    "fs.nr_open",
+    "net.core.netdev_max_backlog",
+    "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_ehash_entries",
+    "net.ipv4.tcp_max_orphans",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_max_tw_buckets",
+    "net.ipv4.tcp_mem",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+    "net.netfilter.nf_conntrack_buckets",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
+)
+"""Recorded of every host."""
+
+
+def hosts(session: Session, agents: Sequence[Agent]) -> dict[str, HostRecord]:
+    """What the hosts are, by name, without evidence yet."""
+    told = session.ask(agents, "facts", "facts", SECONDS, sysctls=list(SYSCTLS))
+    return {agent.name: facts.host_record(told[agent], agent.host.groups) for agent in agents}
+
+
+def look(
+    inventory: Inventory, connect: Connect
+) -> tuple[dict[str, HostRecord], dict[str, Mapping[str, str]]]:
+    """Every server and client as it is now: its record with the phase ``before``, and the texts.
+
+    :raises LabError: if a host cannot be reached or does not answer.
+    :raises InputError: if a host has no Python that can run the agent.
+    """
+    wanted = {host.name: (host, "server") for host in inventory.of("servers")}
+    for host in inventory.of("clients"):
+        wanted.setdefault(host.name, (host, "client"))
+    with Session(connect, bundle.build().data) as session:
+        session.start(wanted.values())
+        found = hosts(session, session.agents)
+        told = session.ask(
+            session.agents, "collect", "collected", SECONDS, phase="before", count=None
+        )
+        taken = datetime.now(UTC)
+        for agent, message in told.items():
+            found[agent.name].phases["before"] = facts.phase(message, taken)
+        texts = {agent.name: message["texts"] for agent, message in told.items()}
+        session.close(drained=True)
+    return found, texts

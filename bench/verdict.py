@@ -1,0 +1,68 @@
+"""Whether a run met its scenario's expectation, and why, in one sentence."""
+
+from __future__ import annotations
+
+from bench.diagnose import reached
+from bench.results import Diagnosis, Measured, Verdict
+from bench.scenario import Scenario
+
+NO_LIMIT = ("none", "unknown", "errors", "lost", "ramp_timeout_seconds")
+"""What a diagnosis is called that names no limit."""
+
+
+def verdict(
+    scenario: Scenario, measured: Measured, diagnosis: Diagnosis, stopped_by: str
+) -> tuple[Verdict, str]:
+    """The verdict and its reason.
+
+    :param stopped_by: why the ramp ended: complete, lost, limit, memory or timeout
+    """
+    counts = measured.established
+    held = min(counts.clients, counts.servers, counts.ss)
+    unmet = _unmet(scenario, measured, diagnosis, stopped_by, held)
+    if unmet is not None:
+        return "fail", (
+            f"{held:,} of {scenario.connections:,} connections held{unmet}, bound by "
+            f"{named(diagnosis)}: {'; '.join(diagnosis.evidence)}; {diagnosis.cure}"
+        )
+    if not counts.clients == counts.servers == counts.ss:
+        return "fail", (
+            f"the three counts disagree: clients {counts.clients:,}, servers "
+            f"{counts.servers:,}, ss {counts.ss:,}"
+        )
+    if measured.lost > scenario.expect_lost:
+        return "fail", (
+            f"{measured.lost:,} connections were lost, at most {scenario.expect_lost:,} expected"
+        )
+    live = measured.liveness
+    if live.wrong or live.answered < live.asked or (live.mode != "none" and not live.asked):
+        return "fail", (
+            f"{live.answered:,} of {live.asked:,} echoes were answered, {live.wrong:,} wrongly"
+        )
+    if measured.left_after:
+        return "fail", f"{measured.left_after:,} sockets were left after the drain"
+    echoes = f", {live.answered:,} of {live.asked:,} echoes answered" if live.asked else ""
+    where = ""
+    if scenario.expect == "floor":
+        where = f" above the memory floor of {scenario.memory_floor_mib:,} MiB"
+    elif scenario.expect == "limit":
+        where = f", then bound by {named(diagnosis)} ({diagnosis.sure})"
+    return "pass", f"{held:,} connections held by all three counts{where}{echoes}"
+
+
+def named(diagnosis: Diagnosis) -> str:
+    """The limit and whose it is."""
+    return f"{diagnosis.bound_by} on {diagnosis.host}" if diagnosis.host else diagnosis.bound_by
+
+
+def _unmet(
+    scenario: Scenario, measured: Measured, diagnosis: Diagnosis, stopped_by: str, held: int
+) -> str | None:
+    """What of the expectation was not met, in words; None if it was."""
+    if scenario.expect == "floor":
+        ended = stopped_by == "memory" and diagnosis.bound_by == "memory"
+        return None if ended and held > 0 else ", memory floor not reached"
+    if scenario.expect == "limit":
+        found = held > 0 and diagnosis.bound_by not in NO_LIMIT
+        return None if found or stopped_by == "complete" else ", no limit could be named"
+    return None if reached(scenario, measured) else ""

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from evidence import Found, hosts, measured
+from runs import SCENARIO
+
+from bench.diagnose import diagnose
+from bench.results import Established, Liveness
+from bench.verdict import verdict
+
+
+def judged(**changes: Any) -> tuple[str, str]:
+    seen = measured(1_000_000, **changes)
+    return verdict(SCENARIO, seen, diagnose(SCENARIO, seen, Found(hosts())), "complete")
+
+
+def test_verdict_passes_with_its_proof() -> None:
+    assert judged() == (
+        "pass",
+        "1,000,000 connections held by all three counts, 1,000 of 1,000 echoes answered",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"established": Established(clients=1_000_001, servers=1_000_000, ss=1_000_000)}, "agree"),
+        (
+            {"established": Established(clients=1_000_000, servers=1_000_000, ss=9)},
+            "9 of 1,000,000",
+        ),
+        ({"lost": 1}, "1 connections were lost, at most 0"),
+        ({"liveness": Liveness(mode="sample", asked=10, answered=9)}, "9 of 10 echoes"),
+        ({"liveness": Liveness(mode="all", asked=10, answered=10, wrong=1)}, "1 wrongly"),
+        ({"liveness": Liveness(mode="sample")}, "0 of 0 echoes"),
+        ({"left_after": 3}, "3 sockets were left"),
+    ],
+)
+def test_verdict_fails_with_its_reason(changes: dict[str, Any], said: str) -> None:
+    found, reason = judged(**changes)
+    assert found == "fail"
+    assert said in reason
+
+
+def test_verdict_without_echoes_or_drain() -> None:
+    assert judged(liveness=Liveness(mode="none"), left_after=None)[0] == "pass"
+
+
+def floored(held: int = 983_120, stopped_by: str = "memory", **changes: Any) -> tuple[str, str]:
+    wanted = SCENARIO.model_copy(update={"expect": "floor", "memory_floor_mib": 64})
+    seen = measured(held, **changes)
+    diagnosis = diagnose(wanted, seen, Found(hosts(), stopped_by=stopped_by))
+    return verdict(wanted, seen, diagnosis, stopped_by)
+
+
+def test_ending_at_the_floor_may_be_what_was_expected() -> None:
+    assert floored() == (
+        "pass",
+        "983,120 connections held by all three counts above the memory floor of 64 MiB, "
+        "1,000 of 1,000 echoes answered",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"held": 1_000_000}, "memory floor not reached, bound by none: all 1,000,000 connections"),
+        ({"stopped_by": "timeout"}, "memory floor not reached, bound by ramp_timeout_seconds"),
+        ({"stopped_by": "complete", "lost": 0}, "memory floor not reached"),
+        ({"held": 0, "liveness": Liveness(mode="none")}, "0 of 1,000,000 connections held, memory"),
+        ({"established": Established(clients=9, servers=8, ss=9)}, "the three counts disagree"),
+        ({"lost": 1}, "1 connections were lost"),
+        ({"liveness": Liveness(mode="sample", asked=10, answered=9)}, "9 of 10 echoes"),
+        ({"left_after": 3}, "3 sockets were left"),
+    ],
+)
+def test_the_floor_is_met_only_with_everything_alive(changes: dict[str, Any], said: str) -> None:
+    found, reason = floored(**changes)
+    assert found == "fail"
+    assert said in reason
+
+
+def test_the_floor_fails_a_run_that_expects_all() -> None:
+    seen = measured(983_120)
+    diagnosis = diagnose(SCENARIO, seen, Found(hosts(), stopped_by="memory"))
+    assert verdict(SCENARIO, seen, diagnosis, "memory")[0] == "fail"
+
+
+def limited(errors: dict[str, dict[str, int]], **changes: Any) -> tuple[str, str]:
+    wanted = SCENARIO.model_copy(update={"expect": "limit"})
+    seen = measured(19_936, **changes)
+    diagnosis = diagnose(wanted, seen, Found(hosts(), errors, stopped_by="limit"))
+    return verdict(wanted, seen, diagnosis, "limit")
+
+
+def test_a_limit_that_was_looked_for_and_named_passes() -> None:
+    assert limited({"server": {"EMFILE": 3}}) == (
+        "pass",
+        "19,936 connections held by all three counts, then bound by nofile on server1 (certain), "
+        "1,000 of 1,000 echoes answered",
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "changes", "said"),
+    [
+        ({}, {}, "no limit could be named, bound by unknown"),
+        ({"client": {"EPIPE": 2}}, {}, "no limit could be named, bound by errors"),
+        ({"server": {"EMFILE": 3}}, {"lost": 1}, "1 connections were lost"),
+        (
+            {"server": {"EMFILE": 3}},
+            {"liveness": Liveness(mode="sample", asked=10, answered=9)},
+            "9 of 10 echoes",
+        ),
+    ],
+)
+def test_a_limit_without_a_name_or_with_the_dead_fails(
+    errors: dict[str, dict[str, int]], changes: dict[str, Any], said: str
+) -> None:
+    found, reason = limited(errors, **changes)
+    assert found == "fail"
+    assert said in reason
