@@ -3,21 +3,21 @@ so that a run that ends early still has what it had gathered."""
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, drain, facts, report
+from bench import capacity, drain, facts, planning, report, survey
+from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
-from bench.errors import InputError, LabError
+from bench.errors import InputError
 from bench.inventory import Host, Inventory
-from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Store
+from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Step, Store
 from bench.scenario import Scenario
 from bench.session import Agent, Session
-from bench.tuples import Plan, plan
+from bench.tuples import Plan
 from bench.wire import ClientSpec, Endpoint, ServerSpec
 
 START_SECONDS = 60.0
@@ -33,49 +33,6 @@ SETTLE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 """Between two questions to the servers how many they hold."""
 
-SYSCTLS = (
-    "fs.epoll.max_user_watches",
-    "fs.file-max",
-    "fs.nr_open",
-    "net.core.netdev_max_backlog",
-    "net.core.somaxconn",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_ehash_entries",
-    "net.ipv4.tcp_max_orphans",
-    "net.ipv4.tcp_max_syn_backlog",
-    "net.ipv4.tcp_max_tw_buckets",
-    "net.ipv4.tcp_mem",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-    "net.netfilter.nf_conntrack_count",
-    "net.netfilter.nf_conntrack_max",
-)
-"""Recorded with every run."""
-
-
-def endpoints(host: Host, scenario: Scenario) -> list[Endpoint]:
-    """What a server listens on."""
-    return [(address, port) for address in host.data_addresses for port in scenario.server_ports]
-
-
-def plan_for(
-    scenario: Scenario,
-    inventory: Inventory,
-    sources: Mapping[str, Sequence[str]] | None = None,
-) -> Plan:
-    """The tuples of a run.
-
-    :param sources: client name to its source addresses; by default those of the inventory.
-    :raises InputError: if the addresses do not allow that many connections.
-    """
-    return plan(
-        scenario.connections,
-        sources or {host.name: host.data_addresses for host in inventory.of("clients")},
-        [end for host in inventory.of("servers") for end in endpoints(host, scenario)],
-        scenario.first_client_port,
-        scenario.last_client_port,
-    )
-
 
 @dataclass
 class Evidence:
@@ -87,11 +44,13 @@ class Evidence:
     ramp_seconds: float = 0.0
     lost: int = 0
     retried: int = 0
-    errors: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Errno name to count, by role."""
+    errors: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    """(``server`` or ``client``, host) to errno name to count."""
     latency: dict[int, int] = field(default_factory=dict)
     stopped_by: str = "complete"
-    """Why the ramp ended: complete, lost, memory or timeout."""
+    """Why the ramp ended: complete, lost, memory, timeout, or limit where one was looked for."""
+    steps: list[Step] = field(default_factory=list)
+    """Of a run that looks for its limit."""
     liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
     drain_seconds: float | None = None
     left_after: int | None = None
@@ -122,6 +81,7 @@ class Conduct:
         self._short_of_memory = False
         self._descent = Descent(scenario.memory_floor_mib * 1024)
         self._newest: dict[Agent, Mapping[str, Any]] = {}
+        self._planned: dict[Agent, int] = {}
         self.servers = [agent for agent in session.agents if agent.role == "server"]
         self.clients = [agent for agent in session.agents if agent.role == "client"]
         session.on_unasked = self._unasked
@@ -143,21 +103,15 @@ class Conduct:
                 f"{agent.name} {agent.role}", float(message["t"]), int(message["mem_free_kib"])
             )
         self._newest[agent] = message
-        self.found.errors = {"client": {}, "server": {}}
-        for of_agent, tick in self._newest.items():
-            _add(self.found.errors[of_agent.role], tick["errors"])
+        self.found.errors[agent.role, agent.name] = dict(message["errors"])
         self.found.retried = sum(int(self._newest[one]["retried"]) for one in self._newest)
 
     def prepare(self) -> None:
         """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
         self.recorder.enter("prepare")
-        told = self.session.ask(
-            self.session.agents, "facts", "facts", START_SECONDS, sysctls=list(SYSCTLS)
-        )
-        for agent in self.session.agents:
-            message = told[agent]
-            self.found.hosts[agent.name] = facts.host_record(message, agent.host.groups)
+        self.found.hosts.update(survey.hosts(self.session, self.session.agents))
         tuples = self._plan()
+        self._planned = {agent: tuples.share(agent.name) for agent in self.clients}
         for agent in self.servers:
             agent.tell({"op": "serve", "spec": self._server_spec(agent, tuples)})
         self.session.gather(self.servers, "serving", START_SECONDS)
@@ -179,24 +133,9 @@ class Conduct:
         :raises LabError: if a server lacks an address that it should listen on.
         :raises InputError: if the clients' addresses do not allow that many connections.
         """
-        there = {name: facts.local_networks(host) for name, host in self.found.hosts.items()}
-
-        def has(host: Host, address: str) -> bool:
-            return any(ipaddress.ip_address(address) in network for network in there[host.name])
-
-        for agent in self.servers:
-            for address in agent.host.data_addresses:
-                if not has(agent.host, address):
-                    raise LabError(f"host {agent.name}: address {address} is not on this host")
-        sources = {
-            agent.name: [one for one in agent.host.data_addresses if has(agent.host, one)]
-            for agent in self.clients
-        }
-        missing = sum(len(agent.host.data_addresses) for agent in self.clients) - sum(
-            len(found) for found in sources.values()
-        )
+        sources, missing = planning.there(self.inventory, self.found.hosts)
         try:
-            return plan_for(self.scenario, self.inventory, sources)
+            return planning.plan_for(self.scenario, self.inventory, sources)
         except InputError as error:
             if not missing:
                 raise
@@ -210,7 +149,7 @@ class Conduct:
         return (host.data_addresses[0], self.scenario.control_port)
 
     def _server_spec(self, agent: Agent, tuples: Plan) -> ServerSpec:
-        listening = endpoints(agent.host, self.scenario)
+        listening = planning.endpoints(agent.host, self.scenario)
         return ServerSpec(
             nonce=self._nonce,
             endpoints=listening,
@@ -222,6 +161,9 @@ class Conduct:
             acceptors=self.scenario.acceptors,
             nap_ms=self.scenario.accept_nap_ms,
             memory_floor_kib=self.scenario.memory_floor_mib * 1024,
+            nofile=self.scenario.nofile,
+            workers=self.scenario.workers or 0,
+            limit=self.scenario.expect == "limit",
         )
 
     def _client_spec(self, agent: Agent, tuples: Plan) -> ClientSpec:
@@ -237,23 +179,57 @@ class Conduct:
             backoff_ms=self.scenario.backoff_ms,
             active=self.scenario.active_workers,
             memory_floor_kib=self.scenario.memory_floor_mib * 1024,
+            nofile=self.scenario.nofile,
+            workers=self.scenario.workers or 0,
+            source_ports=self.scenario.source_ports,
+            limit=self.scenario.expect == "limit",
         )
 
     def ramp(self) -> None:
-        """Open every connection of the plan, or stop at the first limit that ends it."""
-        scenario, found = self.scenario, self.found
+        """Open every connection of the plan, or stop at the first limit that ends it.
+
+        Where the limit is the aim, come as near to it as the scenario says.
+        """
         self.recorder.enter("ramp")
         self.recorder.restart()
         began = time.monotonic()
+        if self.scenario.expect == "limit":
+            self._find_ceiling()
+            self.found.ramp_seconds = time.monotonic() - began
+        else:
+            self._open_all(began)
+
+    def _find_ceiling(self) -> None:
+        ceiling = Ceiling(
+            self.session,
+            self.scenario,
+            self.recorder,
+            self._planned,
+            self.servers,
+            lambda: self._short_of_memory,
+        )
+        self.found.steps = ceiling.steps
+        self.found.stopped_by = ceiling.find()
+        self.found.latency = ceiling.latency
+
+    def _memory_ends(self) -> bool:
+        """Whether the ramp has to end for want of memory.
+
+        A server at its floor shuts its door on whoever is in it. Where the floor is the aim, the
+        clients stop before that, and what is under way still gets in. (Who looks for any limit
+        goes on to the floor itself, and lets go of what did not get in.)
+        """
+        return self._short_of_memory or self._descent.near()
+
+    def _open_all(self, began: float) -> None:
+        scenario, found = self.scenario, self.found
         halted = False
 
         def watch() -> None:
             nonlocal halted
             self.recorder.sample()
             late = time.monotonic() - began > scenario.ramp_timeout_seconds
-            # A server at its floor shuts its door on whoever is in it. Where the floor is the
-            # aim, the clients stop before that, and what is under way still gets in.
-            short = self._short_of_memory or self._descent.near()
+            short = self._memory_ends()
             if not halted and (short or late):
                 halted = True
                 found.stopped_by = "memory" if short else "timeout"
@@ -341,7 +317,8 @@ class Conduct:
         :param state: of the servers' sockets that are counted, as ss(8) names it.
         """
         for agent in self.session.agents:
-            count = endpoints(agent.host, self.scenario) if agent.role == "server" else None
+            server = agent.role == "server"
+            count = planning.endpoints(agent.host, self.scenario) if server else None
             agent.tell({"op": "collect", "phase": phase, "count": count, "state": state})
         told = self.session.gather(
             self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample
@@ -361,8 +338,3 @@ class Conduct:
             servers=sum(one.held for one in of(self.servers)),
             ss=sum(one.established or 0 for one in of(self.servers)),
         )
-
-
-def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, count in more.items():
-        total[name] = total.get(name, 0) + count

@@ -55,10 +55,34 @@ class Scenario(BaseModel):
     memory_floor_mib: int = Field(
         768, ge=16, le=1_048_576, description="really free memory that every host must keep"
     )
-    expect: Literal["all", "floor"] = Field(
-        "all", description="what passes: all connections held, or all that fit above the floor"
+    expect: Literal["all", "floor", "limit"] = Field(
+        "all",
+        description="what passes: all connections held, all that fit above the floor, or what "
+        "stopped the run is found and all that is held is alive",
     )
     expect_lost: int = Field(0, ge=0, description="lost connections that still pass")
+    step: float = Field(
+        0.0625, gt=0, le=1, description="part of the connections that a step towards a limit adds"
+    )
+    resolution: float = Field(
+        0.002,
+        gt=0,
+        le=1,
+        description="a limit is found when a failing step is no larger than this part of what is "
+        "held",
+    )
+    source_ports: Literal["plan", "kernel"] = Field(
+        "plan", description="who chooses clients' source ports; kernel: ip_local_port_range"
+    )
+    nofile: Literal["hard", "soft"] = Field(
+        "hard", description="limit on open files that the agents live with"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="agent processes per host and side; none: as many as nofile demands",
+    )
 
     @model_validator(mode="after")
     def _ports_in_order(self) -> Scenario:
@@ -73,6 +97,12 @@ class Scenario(BaseModel):
             raise ValueError(
                 f"control_port: got {self.control_port}, expected a port not in server_ports"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _limit_is_alive(self) -> Scenario:
+        if self.expect == "limit" and self.liveness == "none":
+            raise ValueError("liveness: got 'none', expected 'sample' or 'all' with expect: limit")
         return self
 
     @property

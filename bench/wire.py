@@ -11,18 +11,23 @@ op         fields                                                 answered by ev
 facts      sysctls: list of key names                             facts (:class:`Facts`)
 serve      spec: :class:`ServerSpec`                              serving {workers}
 prepare    spec: :class:`ClientSpec`                              prepared {workers}
-ramp       (none)                                                 ramped (:class:`Ramped`)
+ramp       upto: connections to have been tried by its end, all   ramped (:class:`Ramped`)
+           if absent; most_lost: given up, at which it ends, 0
+           or absent = no bound; goes on where the last ended
 halt       (none); ends the ramp early, keeps what is held        halted {}
 collect    phase, count: list of [address, port] or null,         collected (:class:`Collected`)
            state: of the sockets to count, as ss(8) names it
 answer     on: bool; the server answers echoes or has stopped     answering {on, echoes, wrong}
-echo       mode: sample|all, sample: int, patience_ms: int        echoed {asked, answered, wrong}
+echo       mode: sample|all|fresh (those that the last ramp       echoed {asked, answered,
+           opened), sample: int, patience_ms: int, drop: bool;    wrong, dropped}
+           with drop, who does not answer is reset
 verify     (none); looks at every held socket                     verified {alive, dead}
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
-status     (none)                                                 status {held}
+status     (none)                                                 status {held, errors}
 stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
+``facts`` and ``collect`` need no task; all others but ``stop`` come after ``serve`` or ``prepare``.
 An agent says ``hello`` (:class:`Hello`) first, ``tick`` (:class:`Tick`) every second from
 ``serve`` or ``prepare`` on, ``floor`` {mem_free_kib, floor_kib} once memory falls below its floor,
 and ``error`` {kind: input|fault|refused, message} instead of an answer when a command fails.
@@ -66,6 +71,10 @@ class Facts(TypedDict):
     mem_total_kib: int
     nofile_soft: int
     nofile_hard: int
+    own_tasks: int
+    """Tasks of the agent's user."""
+    tracking: bool
+    """Whether connections are tracked in the host's network namespace."""
     cap_sys_resource: bool
     sysctl: Dict[str, str]
     addresses: List[str]
@@ -94,6 +103,13 @@ class ServerSpec(TypedDict):
     nap_ms: float
     """How long an acceptor sleeps once the queue is empty."""
     memory_floor_kib: int
+    nofile: str
+    """``hard``: the soft limit on open files is raised as far as it goes; ``soft``: it is kept."""
+    workers: int
+    """How many; 0: as many as the limit on open files demands. With a number a worker goes on to
+    what accept(2) lets it."""
+    limit: bool
+    """Go as far as this host lets one: being short of workers is no error."""
 
 
 class TupleBlock(TypedDict):
@@ -125,6 +141,14 @@ class ClientSpec(TypedDict):
     active: int
     """Workers that connect at a time."""
     memory_floor_kib: int
+    nofile: str
+    """As in :class:`ServerSpec`."""
+    workers: int
+    """How many; 0: as many as the limit on open files demands."""
+    source_ports: str
+    """``plan``: those of the blocks; ``kernel``: connect(2) picks one, blocks only say how many."""
+    limit: bool
+    """As in :class:`ServerSpec`."""
 
 
 class Tick(TypedDict):
@@ -150,10 +174,13 @@ class Tick(TypedDict):
 
 
 class Ramped(TypedDict):
-    """End of a ramp. ``reason`` is complete, memory, halted or lost."""
+    """End of a ramp. ``reason`` is complete, memory, halted or lost; counters run from the start,
+    ``seconds`` is this ramp's."""
 
     event: str
     reason: str
+    tried: int
+    """Connections of the plan that have been tried at least once."""
     held: int
     lost: int
     errors: Dict[str, int]

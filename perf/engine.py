@@ -61,6 +61,9 @@ def run_engine(
             "acceptors": scenario.acceptors,
             "nap_ms": scenario.accept_nap_ms,
             "memory_floor_kib": FLOOR_KIB,
+            "nofile": scenario.nofile,
+            "workers": scenario.workers or 0,
+            "limit": False,
         }
         agents = session.agents
         session.ask(agents[:1], "serve", "serving", PATIENCE, spec=told)
@@ -76,6 +79,10 @@ def run_engine(
                 "backoff_ms": scenario.backoff_ms,
                 "active": scenario.active_workers,
                 "memory_floor_kib": FLOOR_KIB,
+                "nofile": scenario.nofile,
+                "workers": scenario.workers or 0,
+                "source_ports": scenario.source_ports,
+                "limit": False,
             }
             agent.tell({"op": "prepare", "spec": spec})
         session.gather(agents[1:], "prepared", PATIENCE)

@@ -16,7 +16,7 @@ import time
 from array import array
 from functools import partial
 from itertools import islice, repeat
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Sequence, Tuple
 
 from bench import wire
 from bench.agent import board as cell
@@ -35,14 +35,21 @@ _LINGERING = 0.1
 CLOSING_NAP = 0.005
 """Seconds to gather further hang-ups after some: a drain then wakes a worker once for hundreds."""
 
-_SHORTAGE = (errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SHORTAGE_NAP = 0.05
+"""Seconds until accept(2) is asked again after one of these."""
+
 # accept4(2) without the peer's address, which the socket module would write out as text for each.
 # PyDLL keeps the interpreter's lock: the call does not block, and nobody else wants the lock.
 _accept4 = ctypes.PyDLL(None).accept4
 
 _WATCHED = select.EPOLLIN | select.EPOLLRDHUP
 _OVER = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
+def _waits(listener: socket.socket) -> bool:
+    """Whether somebody is in a listener's queue."""
+    return bool(sweep.ready([listener.fileno()]))
 
 
 class Acceptor:
@@ -56,30 +63,33 @@ class Acceptor:
         ring: Callable[[bytes], None],
         spec: wire.ServerSpec,
         listeners: List[socket.socket],
-        room: int,
+        room: Tuple[int, int],
     ) -> None:
+        """``room``: connections that are planned for, and descriptors that there are at most."""
         self._row = board.row(worker)
+        self._everyones_full = board.column(cell.FULL)
+        self._shares = spec["listener"] == "shared"
         self._common = board.common
         self._orders, self._ring = orders, ring
         self._nonce = spec["nonce"]
         self._nap = spec["nap_ms"] / 1000
         self._watches = spec["watch"] == "epoll"
         self._listeners = {listener.fileno(): listener for listener in listeners}
-        self._room = room
-        self._held = bytearray(room + 4096)
+        self._room, self._most = room
+        self._held = bytearray(max(self._room + 4096, self._most))
         self._count = self._opened = self._closed = 0
         self._partial: Dict[int, bytes] = {}
         self._epoll = select.epoll()
         self._epoll.register(orders, select.EPOLLIN)
         self._accepting = self._cold = self._stopped = self._more = False
-        self._last = self._swept = 0.0
+        self._last = self._swept = self._again = 0.0
 
     def run(self) -> None:
         """Work until told to stop."""
         while not self._stopped:
             if self._accepting and self._common[cell.HALT]:
                 self._baton(False)
-            if self._accepting and not self._cold:
+            if self._accepting and not self._cold and self._may_ask():
                 self._drain_queue()
             events = self._epoll.poll(self._patience(), BATCH)
             over: List[int] = []
@@ -103,6 +113,9 @@ class Acceptor:
 
     def _patience(self) -> float:
         if self._accepting and not self._cold:
+            short = self._again - time.monotonic()
+            if short > 0:
+                return short
             if self._more:
                 return 0
             if self._nap < 0.001:  # epoll_wait(2) counts in whole milliseconds
@@ -113,6 +126,9 @@ class Acceptor:
 
     # Accepting.
 
+    def _may_ask(self) -> bool:
+        return not self._common[cell.PAUSE] and time.monotonic() >= self._again
+
     def _warm(self) -> None:
         """A connection came: nap between drains from now on."""
         for fd in self._listeners:
@@ -121,10 +137,22 @@ class Acceptor:
         self._last = time.monotonic()
 
     def _chill(self) -> None:
-        """Nothing comes any more: sleep until the listener wakes this worker."""
-        for fd in self._listeners:
-            self._epoll.register(fd, select.EPOLLIN)
-        self._cold = True
+        """Nothing comes any more: sleep until the listener wakes this worker.
+
+        Where no watch is left (fs.epoll.max_user_watches), it goes on napping.
+        """
+        watched = []
+        try:
+            for fd in self._listeners:
+                self._epoll.register(fd, select.EPOLLIN)
+                watched.append(fd)
+            self._cold = True
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            for fd in watched:
+                self._epoll.unregister(fd)
+            self._last = time.monotonic()
 
     def _baton(self, held: bool) -> None:
         if self._cold:
@@ -134,17 +162,29 @@ class Acceptor:
 
     def _drain_queue(self) -> None:
         before = self._count
-        for listener in self._listeners.values():
-            self._accept(listener, min(BATCH, self._room - self._count))
+        room = self._most if self._common[cell.STRETCH] else self._room
+        for listener in self._askable():
+            self._accept(listener, min(BATCH, room - self._count))
+            if self._row[cell.FULL]:
+                break
         self._publish()
         self._more = self._count - before >= BATCH
-        if self._count >= self._room:
+        if self._count >= room or (self._row[cell.FULL] and self._others_can()):
             self._baton(False)
             self._ring(PASS)
         elif self._count > before:
             self._last = time.monotonic()
         elif time.monotonic() - self._last > COLD_AFTER:
             self._chill()
+
+    def _askable(self) -> List[socket.socket]:
+        """The listeners, or where descriptors are short those with somebody in their queue."""
+        listeners = list(self._listeners.values())
+        return [one for one in listeners if _waits(one)] if self._row[cell.FULL] else listeners
+
+    def _others_can(self) -> bool:
+        """Whether somebody else could take what is queued here."""
+        return self._shares and not all(self._everyones_full)
 
     def _accept(self, listener: socket.socket, most: int) -> None:
         """Take what is queued, at most ``most``; the loops are the interpreter's own."""
@@ -156,7 +196,7 @@ class Acceptor:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._mishap(error.errno or 0)
+            self._mishap(error.errno or 0, listener)
         for fd in fds:
             self._held[fd] = 1
         self._count += len(fds)
@@ -175,12 +215,18 @@ class Acceptor:
                 self._reset([fds[len(watched)]])  # what cannot be watched cannot be served
                 watched.append(None)
 
-    def _mishap(self, code: int) -> None:
-        self._row[cell.ERRORS + code] += 1
+    def _mishap(self, code: int, listener: socket.socket) -> None:
+        """Count an error of accept(2). What is held is held; what waits is asked for again.
+
+        accept(2) takes a descriptor and a file before it looks (net/socket.c
+        ``__sys_accept4_file``), so it lacks them for an empty queue as well: that refused nobody.
+        """
         if code == errno.EMFILE:
-            self._room = self._count
-        elif code in _SHORTAGE:
-            time.sleep(_SHORTAGE_NAP)
+            self._row[cell.FULL] = 1
+        if code in _SHORTAGE:
+            self._again = time.monotonic() + _SHORTAGE_NAP
+        if code not in (errno.EMFILE, errno.ENFILE) or _waits(listener):
+            self._row[cell.ERRORS + code] += 1
 
     # Holding.
 
@@ -198,6 +244,8 @@ class Acceptor:
         if self._partial:
             for fd in fds:
                 self._partial.pop(fd, None)
+        if fds:
+            self._row[cell.FULL] = 0
         self._count -= len(fds)
         self._closed += len(fds)
 

@@ -15,18 +15,29 @@ from bench import wire
 
 # Cells of a worker's row.
 HELD, OPENED, CLOSED, LOST, RETRIED, IN_FLIGHT = range(6)
-ASKED, ANSWERED, WRONG, ALIVE, DEAD, QUOTA, ROOM = range(6, 13)
+ASKED, ANSWERED, WRONG, DROPPED, ALIVE, DEAD = range(6, 12)
+FULL, TRIED = 12, 13
+"""``FULL``: 1 while accept(2) says EMFILE. ``TRIED``: connections of its share tried at least once.
+"""
+QUOTA, GOAL = 14, 15
+"""Written by the parent: echoes to ask, and how many of its share to have tried."""
 ERRORS = 16
 ERRNOS = 256
 LATENCY = ERRORS + ERRNOS
 ROW = LATENCY + wire.BUCKETS
 
-# Cells of the common row: written by the parent, read by the workers.
-HALT, ACTIVE, ANSWER, HOW, RATE, PATIENCE = range(6)
+# Cells of the common row: written by the parent, read by the workers. HALT is also set by the
+# worker that brings the total of LOST to MOST_LOST.
+HALT, ACTIVE, ANSWER, HOW, RATE, PATIENCE, MOST_LOST, FRESH, DROP, STRETCH, PAUSE = range(11)
 COMMON = 16
 
 RST, FIN = 0, 1
-"""Values of ``HOW``: close with SO_LINGER 1,0 or with a FIN. ``PATIENCE`` is in ms."""
+"""Values of ``HOW``: close with SO_LINGER 1,0 or with a FIN. ``PATIENCE`` is in ms.
+
+``FRESH``: echoes only on what the last ramp opened. ``DROP``: reset who does not answer.
+``STRETCH``: accept beyond the room that is planned for, as far as accept(2) goes. ``PAUSE``: accept
+nothing.
+"""
 
 
 class Board:
@@ -38,6 +49,7 @@ class Board:
         self._map = mmap.mmap(-1, 8 * (COMMON + workers * ROW))
         self.cells = memoryview(self._map).cast("q")
         self.common = self.cells[:COMMON]
+        self._parents: Dict[int, int] = {}
 
     def row(self, worker: int) -> memoryview:
         """A worker's own cells."""
@@ -52,9 +64,17 @@ class Board:
         """Sum of one cell over all workers."""
         return int(sum(self.column(cell)))
 
+    def add(self, errors: Dict[int, int]) -> None:
+        """Count errors of the parent itself, errno to number of times."""
+        for code, times in errors.items():
+            self._parents[code] = self._parents.get(code, 0) + times
+
     def errors(self) -> Dict[str, int]:
         """Errors so far, by errno name."""
-        return {name(code): n for code, n in enumerate(self._sums(ERRORS, ERRNOS)) if n}
+        sums = self._sums(ERRORS, ERRNOS)
+        for code, times in self._parents.items():
+            sums[code] += times
+        return {name(code): n for code, n in enumerate(sums) if n}
 
     def latency(self) -> Dict[str, int]:
         """Connect latency: bucket number (as text, it becomes a JSON key) to its count."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List
+from typing import Callable, List, Sequence
 
 from bench import wire
 from bench.agent import board as cell
@@ -11,6 +11,9 @@ from bench.agent.connector import Block, Connector
 
 Ring = Callable[[bytes], None]
 
+SLICE = 32
+"""Connections of a block that are tried in a row where blocks take turns."""
+
 
 class Client:
     """Everything that ``prepare`` started. The servers have been proven before."""
@@ -18,20 +21,47 @@ class Client:
     def __init__(self, spec: wire.ClientSpec) -> None:
         self.spec = spec
         self.asked = sum(block["count"] for block in spec["blocks"])
-        self.count = workers.how_many(self.asked, workers.capacity())
-        self._shares = shares(spec["blocks"], self.count)
-        self.board = cell.Board(self.count)
-        self.crew = workers.Crew(self.count, self._work)
+        files, limit = workers.open_files(spec["nofile"]), spec["limit"]
+        room = workers.capacity(files)
+        count = workers.how_many(self.asked, room, files, spec["workers"], limit)
+        refused = workers.muster(self._start, count, limit)
+        self.board.add(refused)
+
+    def _start(self, count: int) -> None:
+        self.count = count
+        self._shares = shares(self.spec["blocks"], count)
+        self._sizes = [sum(block.size for block in share) for share in self._shares]
+        self.board = cell.Board(count)
+        self.crew = workers.Crew(count, self._work)
 
     def _work(self, worker: int, orders: int, ring: Ring) -> None:
         share = self._shares[worker]
         self._shares = []
+        if self.spec["source_ports"] == "kernel":
+            share = interleaved(share)
         Connector(self.board, worker, orders, ring, self.spec, share).run()
 
     def lost(self, worker: int) -> None:
         """A worker died: what it held is gone."""
         row = self.board.row(worker)
         row[cell.HELD] = row[cell.IN_FLIGHT] = 0
+
+    @property
+    def tried(self) -> int:
+        """Connections that have been tried at least once."""
+        return self.board.total(cell.TRIED)
+
+    def aim(self, upto: int) -> List[int]:
+        """Give the workers their goals for a ramp up to so many; returns who has any to try."""
+        alive = set(self.crew.pids.values())
+        tried = self.board.column(cell.TRIED).tolist()
+        most = [
+            size if worker in alive else tried[worker] for worker, size in enumerate(self._sizes)
+        ]
+        goals = levels(tried, most, upto)
+        for worker, goal in enumerate(goals):
+            self.board.row(worker)[cell.GOAL] = goal
+        return [worker for worker, goal in enumerate(goals) if goal > tried[worker]]
 
     def quotas(self, sample: int) -> None:
         """Spread a sample over the workers by what each holds, exactly."""
@@ -63,4 +93,54 @@ def shares(blocks: List[wire.TupleBlock], count: int) -> List[List[Block]]:
             cut[worker].append(Block(block["source"], first, size, target, base))
             taken += size
             base += size
+    return cut
+
+
+def levels(tried: Sequence[int], most: Sequence[int], upto: int) -> List[int]:
+    """Goals that add up to ``upto``, or to as near as they can: the least tried are raised first.
+
+    So a worker that has come to its limit, and has tried in vain since, is asked last.
+
+    :param tried: by each worker so far; its goal is never lower
+    :param most: that each can be asked to try
+    """
+
+    def raised(level: int) -> List[int]:
+        return [max(have, min(size, level)) for have, size in zip(tried, most)]  # noqa: B905
+
+    low, high = 0, max(most, default=0)  # the highest level that does not go beyond ``upto``
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(raised(middle)) <= upto:
+            low = middle
+        else:
+            high = middle - 1
+    goals = raised(low)
+    left = upto - sum(goals)
+    for worker, size in enumerate(most):
+        if left <= 0:
+            break
+        if goals[worker] == low < size:
+            goals[worker] += 1
+            left -= 1
+    return goals
+
+
+def interleaved(share: List[Block]) -> List[Block]:
+    """The same connections in slices that take turns, so that all blocks are used up alike.
+
+    For source ports that the kernel chooses: which connection has which place is all the same, but
+    each source runs out of ports by itself.
+    """
+    turns = [
+        (at / block.size, number, at)
+        for number, block in enumerate(share)
+        for at in range(0, block.size, SLICE)
+    ]
+    cut: List[Block] = []
+    base = share[0].base if share else 0
+    for _, number, at in sorted(turns):
+        size = min(SLICE, share[number].size - at)
+        cut.append(share[number]._replace(size=size, base=base))
+        base += size
     return cut

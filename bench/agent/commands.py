@@ -7,10 +7,11 @@ import time
 from typing import Any, Callable, Dict, Optional
 
 from bench.agent import board as cell
-from bench.agent import control, probe, spec
+from bench.agent import control, probe, spec, workers
 from bench.agent.client import Client
-from bench.agent.duty import Duty, Misuse
+from bench.agent.duty import Aside, Duty, Misuse, Say
 from bench.agent.server import Server
+from bench.agent.spares import Spares
 from bench.agent.workers import TooMany
 
 PATIENCE_MS = 5_000
@@ -20,10 +21,17 @@ PATIENCE_MS = 5_000
 class Commands(Duty):
     """The task, and how it is told what to do."""
 
+    def __init__(self, say: Say, aside: Aside, clock: Callable[[], float]) -> None:
+        super().__init__(say, aside, clock)
+        self._nofile = workers.nofile_found()
+        self._reading = 0  # threads that gather evidence
+        self._spares = Spares()
+
     def command(self, command: Dict[str, Any]) -> None:
         """Carry out a command or begin to. :raises Misuse: if it makes no sense."""
         op = command.get("op")
         handlers: Dict[Any, Callable[[Dict[str, Any]], None]] = {
+            "facts": self._facts,
             "serve": self._serve,
             "prepare": self._prepare,
             "ramp": self._ramp,
@@ -37,18 +45,62 @@ class Commands(Duty):
         }
         if op not in handlers:
             raise Misuse(f"unknown command {op!r}")
-        if op not in ("serve", "prepare"):
-            if not self._role:
-                raise Misuse(f"{op} before serve or prepare")
-            if self._round and op not in ("halt", "collect", "status"):
-                raise Misuse(f"{op} while {self._named} is under way")
-        elif self._role or self._preparing:
-            raise Misuse(f"{op}: this agent has its task already")
+        if op in ("serve", "prepare"):
+            if self._role or self._preparing:
+                raise Misuse(f"{op}: this agent has its task already")
+            if self._reading:  # a fork would take the pipes of that thread's tools along
+                raise Misuse(f"{op} while facts or collect is under way")
+        elif op in ("facts", "collect"):
+            if self._preparing:
+                raise Misuse(f"{op} while prepare is under way")
+        elif not self._role:
+            raise Misuse(f"{op} before serve or prepare")
+        elif self._round and op not in ("halt", "status"):
+            raise Misuse(f"{op} while {self._named} is under way")
         handlers[op](command)
+
+    def _read(self, work: Callable[[], Any]) -> None:
+        """Gather evidence in a thread of its own and say it.
+
+        Nothing is accepted meanwhile: it would take what has been kept back for the tools.
+        """
+
+        def read() -> Any:
+            try:
+                return work()
+            except Exception as error:
+                return error
+
+        def then(found: Any) -> None:
+            self._reading -= 1
+            self._keep_back()
+            if isinstance(found, Exception):
+                raise found
+            self._say(found)
+
+        self._aside(read, then)
+        self._reading += 1
+        self._keep_back()
+
+    def _keep_back(self) -> None:
+        """Keep files back while no evidence is gathered."""
+        if not self._role:
+            return
+        if self._reading:
+            self._role.board.common[cell.PAUSE] = 1
+            self._spares.give()
+        else:
+            self._spares.take()
+            self._role.board.common[cell.PAUSE] = 0
+
+    def _facts(self, command: Dict[str, Any]) -> None:
+        keys = [str(key) for key in command.get("sysctls") or []]
+        self._read(lambda: probe.facts(keys, self._nofile))
 
     def _serve(self, command: Dict[str, Any]) -> None:
         try:
             self._begin(Server(spec.server(command.get("spec"))))
+            self._keep_back()
         except (spec.BadSpec, TooMany) as error:
             raise Misuse(str(error)) from error
         self._say({"event": "serving", "workers": self._must().count})
@@ -58,7 +110,6 @@ class Commands(Duty):
             wanted = spec.client(command.get("spec"))
         except spec.BadSpec as error:
             raise Misuse(str(error)) from error
-        self._preparing = True
 
         def vouch() -> Optional[str]:
             try:
@@ -74,34 +125,42 @@ class Commands(Duty):
                 raise Misuse(refusal, "refused")
             try:
                 self._begin(Client(wanted))
+                self._keep_back()
             except TooMany as error:
                 raise Misuse(str(error)) from error
             self._say({"event": "prepared", "workers": self._must().count})
 
         thread = self._aside(vouch, then)
+        self._preparing = True
 
-    def _ramp(self, _: Dict[str, Any]) -> None:
+    def _ramp(self, command: Dict[str, Any]) -> None:
         client = self._client("ramp")
         board = client.board
+        upto = _whole(command, "upto", client.asked)
+        most_lost = _whole(command, "most_lost", 0)
+        tried, held, lost = client.tried, board.total(cell.HELD), board.total(cell.LOST)
+        worth_trying = client.aim(upto)
         board.common[cell.HALT] = 0
+        board.common[cell.MOST_LOST] = lost + most_lost if most_lost else 0
         self._began, self._reason, self._low = time.monotonic(), None, False
         self._watch_at = 0.0
 
         def answer() -> Dict[str, Any]:
-            held, lost = board.total(cell.HELD), board.total(cell.LOST)
-            reason = self._reason or ("complete" if held >= client.asked else "lost")
+            tried_now, held_now = client.tried, board.total(cell.HELD)
+            whole = tried_now >= min(upto, client.asked) and held_now - held >= tried_now - tried
             return {
                 "event": "ramped",
-                "reason": reason,
-                "held": held,
-                "lost": lost,
+                "reason": self._reason or ("complete" if whole else "lost"),
+                "tried": tried_now,
+                "held": held_now,
+                "lost": board.total(cell.LOST),
                 "errors": board.errors(),
                 "latency": board.latency(),
                 "seconds": round(time.monotonic() - self._began, 6),
             }
 
         self._check_first(client)
-        self._go("ramp", b"R", client.spec["active"], answer)
+        self._go("ramp", b"R", client.spec["active"], answer, worth_trying)
 
     def _check_first(self, client: Client) -> None:
         """A floor that is not kept at the start: then nothing is opened at all."""
@@ -116,14 +175,17 @@ class Commands(Duty):
         self._say({"event": "halted"})
 
     def _collect(self, command: Dict[str, Any]) -> None:
-        role = self._must()
+        role = self._role
         count = command.get("count")
         ends = [(str(address), int(port)) for address, port in count] if count else None
-        side = "src" if isinstance(role, Server) else "dst"
-        pids = [os.getpid(), *role.crew.pids]
+        side = "dst" if isinstance(role, Client) else "src"
+        pids = [os.getpid(), *(role.crew.pids if role else ())]
         phase, state = str(command.get("phase", "")), str(command.get("state", "established"))
-        held: Callable[[], int] = lambda: role.board.total(cell.HELD)  # noqa: E731
-        self._aside(lambda: probe.collect(phase, ends, side, state, held, pids), self._say)
+
+        def held() -> int:
+            return role.board.total(cell.HELD) if role else 0
+
+        self._read(lambda: probe.collect(phase, ends, side, state, held, pids))
 
     def _answer(self, command: Dict[str, Any]) -> None:
         server = self._server("answer")
@@ -139,23 +201,31 @@ class Commands(Duty):
 
     def _echo(self, command: Dict[str, Any]) -> None:
         client = self._client("echo")
-        mode, board = command.get("mode"), client.board
-        if mode not in ("sample", "all"):
-            raise Misuse(f"mode: {mode!r} is none of sample, all")
-        sample = command.get("sample", 0) if mode == "sample" else board.total(cell.HELD)
-        if not isinstance(sample, int) or sample < 0:
-            raise Misuse(f"sample: {sample!r} is not a whole number from 0")
-        patience = command.get("patience_ms", PATIENCE_MS)
-        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
-            raise Misuse(f"patience_ms: {patience!r} is not a whole number from 1")
-        board.common[cell.PATIENCE] = patience
+        mode, drop, board = command.get("mode"), command.get("drop", False), client.board
+        if mode not in ("sample", "all", "fresh"):
+            raise Misuse(f"mode: {mode!r} is none of sample, all, fresh")
+        if not isinstance(drop, bool):
+            raise Misuse(f"drop: {drop!r} is none of true, false")
+        held = board.total(cell.HELD)
+        sample = _whole(command, "sample", 0) if mode == "sample" else held
+        board.common[cell.PATIENCE] = _whole(command, "patience_ms", PATIENCE_MS, least=1)
+        board.common[cell.FRESH], board.common[cell.DROP] = int(mode == "fresh"), int(drop)
         client.quotas(sample)
-        before = [board.total(at) for at in (cell.ASKED, cell.ANSWERED, cell.WRONG)]
+        counters = (cell.ASKED, cell.ANSWERED, cell.WRONG, cell.DROPPED)
+        before = [board.total(at) for at in counters]
 
         def answer() -> Dict[str, Any]:
-            after = [board.total(at) for at in (cell.ASKED, cell.ANSWERED, cell.WRONG)]
-            asked, answered, wrong = (after[at] - before[at] for at in range(3))
-            return {"event": "echoed", "asked": asked, "answered": answered, "wrong": wrong}
+            asked, answered, wrong, dropped = (
+                board.total(at) - was
+                for at, was in zip(counters, before)  # noqa: B905
+            )
+            return {
+                "event": "echoed",
+                "asked": asked,
+                "answered": answered,
+                "wrong": wrong,
+                "dropped": dropped,
+            }
 
         self._go("echo", b"E", _cores(), answer)
 
@@ -194,12 +264,21 @@ class Commands(Duty):
         role = self._must()
 
         def answer() -> Dict[str, Any]:
-            return {"event": "status", "held": role.board.total(cell.HELD)}
+            board = role.board
+            return {"event": "status", "held": board.total(cell.HELD), "errors": board.errors()}
 
         if isinstance(role, Server) and role.spec["watch"] == "none" and not self._round:
             self._go("status", b"C", _cores(), answer)
         else:
             self._say(answer())
+
+
+def _whole(command: Dict[str, Any], key: str, default: int, least: int = 0) -> int:
+    """A number of a command. :raises Misuse: if it is none from ``least``."""
+    value = command.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise Misuse(f"{key}: {value!r} is not a whole number from {least}")
+    return value
 
 
 def _cores() -> int:

@@ -16,7 +16,7 @@ import time
 from array import array
 from bisect import bisect_right
 from itertools import repeat, tee
-from typing import Callable, List, NamedTuple, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Tuple
 
 from bench import wire
 from bench.agent import board as cell
@@ -34,6 +34,12 @@ NAP = 0.05
 
 PUBLISH_EVERY = 0.2
 """Seconds between two copies of the latency histogram to the board."""
+
+_REUSE = socket.SOL_SOCKET, socket.SO_REUSEADDR
+_NO_PORT = socket.IPPROTO_IP, 24
+"""IP_BIND_ADDRESS_NO_PORT (ip(7), include/uapi/linux/in.h): bind(2) with port 0 takes none yet, so
+that connect(2) can choose one that is free for its four-tuple (net/ipv4/inet_hashtables.c
+``__inet_hash_connect``). Without it bind(2) would take a port for all targets at once."""
 
 _KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _clock = time.perf_counter_ns
@@ -54,6 +60,20 @@ class Block(NamedTuple):
     target: Tuple[str, int]
     base: int
     """Number of the first connection within the agent's plan."""
+
+
+Names = Iterator[Tuple[str, int]]
+
+
+def _planned(block: Block, skip: int, count: int) -> Names:
+    """The names to bind to: as planned."""
+    first = block.first_port + skip
+    return zip(repeat(block.source), range(first, first + count))
+
+
+def _left_to_kernel(block: Block, _: int, count: int) -> Names:
+    """The names to bind to where connect(2) chooses the port."""
+    return repeat((block.source, 0), count)
 
 
 class Connector(Holder):
@@ -80,10 +100,14 @@ class Connector(Holder):
         self._latency = [0] * wire.BUCKETS
         self._published = 0.0
         self._next = 0  # of this worker's connections, the first not yet tried
+        self._goal = 0  # where this ramp ends
         self._at = 0  # its block
         self._pending = Pending(spec["connect_timeout_ms"] / 1000)
         self._retries: List[Tuple[float, int, int]] = []
         self._pace = sweep.Pace(BATCH)
+        kernel = spec["source_ports"] == "kernel"
+        self._names = _left_to_kernel if kernel else _planned
+        self._option = _NO_PORT if kernel else _REUSE
 
     def run(self) -> None:
         """Wait for orders until told to stop."""
@@ -109,6 +133,7 @@ class Connector(Holder):
 
     def _ramp(self) -> None:
         passed = False
+        self._goal, self._mark = self._row[cell.GOAL], len(self._fds)
         self._pace = sweep.Pace(BATCH)  # empty: what other workers did not use is not saved up
         while not self._common[cell.HALT]:
             started = self._start()
@@ -118,7 +143,7 @@ class Connector(Holder):
             elif not started and self._retries:
                 time.sleep(self._patience())
             self._publish()
-            if self._next < self._starts[-1]:
+            if self._next < self._goal:
                 if not started and not under_way:
                     time.sleep(0.001)  # paced, or the window is taken by others
             elif not self._retries and not len(self._pending):
@@ -130,7 +155,7 @@ class Connector(Holder):
 
     def _patience(self) -> float:
         """Seconds until something is due, at most :data:`NAP`."""
-        if self._next < self._starts[-1]:
+        if self._next < self._goal:
             return 0.001
         if self._retries:
             return min(NAP, max(0.001, self._retries[0][0] - time.monotonic()))
@@ -160,7 +185,7 @@ class Connector(Holder):
             heapq.heappush(self._retries, entry)
         for _, number, tries in due[:granted]:
             self._try_again(number, tries)
-        left = self._starts[-1] - self._next
+        left = self._goal - self._next
         wanted = min(BATCH - granted, left, self._window()) if left else 0
         if wanted <= 0:
             return granted
@@ -182,13 +207,14 @@ class Connector(Holder):
         block = self._blocks[self._at]
         skip = self._next - self._starts[self._at]
         wanted = min(wanted, block.size - skip)
-        first = block.first_port + skip
+        names = self._names(block, skip, wanted)
+        level, option = self._option
         target = repeat(block.target)
         made = map(_make, repeat(family_of(block.source), wanted), repeat(_KIND), repeat(0))
         to_set, to_bind, to_connect, to_ask, to_hold = tee(made, 5)
         steps = zip(  # noqa: B905 (strict= came with Python 3.10)
-            map(_set, to_set, repeat(socket.SOL_SOCKET), repeat(socket.SO_REUSEADDR), repeat(1)),
-            map(_bind, to_bind, zip(repeat(block.source), range(first, first + wanted))),
+            map(_set, to_set, repeat(level), repeat(option), repeat(1)),
+            map(_bind, to_bind, names),
             map(_connect, to_connect, target),
             map(_connect, to_ask, target),
             iter(_clock, -1),
@@ -237,8 +263,8 @@ class Connector(Holder):
             made = _socket.socket(
                 family_of(block.source), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0
             )
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind((block.source, block.first_port + place))
+            made.setsockopt(*self._option, 1)
+            made.bind(next(self._names(block, place, 1)))
             code = made.connect_ex(block.target)
         except OSError as error:
             code = error.errno or 0
@@ -276,6 +302,9 @@ class Connector(Holder):
         self._row[cell.ERRORS + code] += 1
         if tries >= self._spec["retries"]:
             self._row[cell.LOST] += 1
+            most = self._common[cell.MOST_LOST]
+            if most and self._board.total(cell.LOST) >= most:
+                self._common[cell.HALT] = 1
             return
         self._row[cell.RETRIED] += 1
         due = time.monotonic() + self._spec["backoff_ms"] / 1000 * (1 << min(tries, 16))
@@ -292,6 +321,7 @@ class Connector(Holder):
         self.count()
         row = self._row
         row[cell.IN_FLIGHT] = len(self._pending) + len(self._retries)
+        row[cell.TRIED] = self._next
         now = time.monotonic()
         if final or now - self._published > PUBLISH_EVERY:
             self._published = now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Union
 
 from bench.agent import board as cell
 from bench.agent.client import Client
@@ -156,8 +156,15 @@ class Duty:
             raise Misuse(f"{op}: this agent is a client")
         return self._role
 
-    def _go(self, name: str, order: bytes, width: int, answer: Callable[[], Any]) -> None:
-        """Send an order through the crew and say ``answer`` when all are done."""
+    def _go(
+        self,
+        name: str,
+        order: bytes,
+        width: int,
+        answer: Callable[[], Any],
+        only: Optional[Iterable[int]] = None,
+    ) -> None:
+        """Send an order through the crew, or some of it, and say ``answer`` when all are done."""
         role = self._must()
 
         def then() -> None:
@@ -166,7 +173,7 @@ class Duty:
             self._say(answer())
 
         self._named = name
-        self._round = Round(role.crew, role.board.common, order, width, then)
+        self._round = Round(role.crew, role.board.common, order, width, then, only)
         self._round.begin()
 
     def end(self, deadline: float) -> None:

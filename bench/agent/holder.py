@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from typing import Dict, List, Tuple
+from typing import Dict, Iterable, List, Sequence, Set, Tuple
 
 from bench import wire
 from bench.agent import board as cell
@@ -13,6 +13,20 @@ from bench.agent import sweep
 
 WINDOW = 256
 """Echoes under way at a time in one worker."""
+
+LARGEST_WINDOW = 1 << 13
+"""The same where nobody answers."""
+
+LULL_MS = 200
+"""How long a wait for answers lasts if none comes, ms."""
+
+SLOWER, LEAST_PATIENCE, YARDSTICKS = 5, 1.0, 8
+"""Where many are silent: how much slower than the slowest answer one may be that is still waited
+for, the seconds that it may take in any case, and how many older connections are asked first."""
+
+
+Numbered = Tuple[int, int]
+"""A held connection: (its number, its descriptor)."""
 
 
 class Holder:
@@ -23,6 +37,7 @@ class Holder:
         self._row, self._common = row, common
         self._nonce, self._base = nonce, base
         self._fds = array("i")
+        self._mark = 0  # how many of them are older than the last ramp
 
     def count(self) -> None:
         """Put on the board how many are held."""
@@ -39,28 +54,40 @@ class Holder:
         self._row[cell.ALIVE], self._row[cell.DEAD] = len(self._fds) - len(dead), len(dead)
         self._drop(dead)
 
-    def _drop(self, dead: set[int]) -> None:
+    def _drop(self, dead: Set[int]) -> None:
         if not dead:
             return
         sweep.reset(sorted(dead))
+        self._mark -= sum(fd in dead for fd in self._fds[: self._mark])
         self._fds = array("i", [fd for fd in self._fds if fd not in dead])
         self._closed(len(dead))
 
     def echo(self) -> None:
-        """Ask on ``QUOTA`` connections spread evenly over this worker's."""
-        quota, held = min(self._row[cell.QUOTA], len(self._fds)), len(self._fds)
-        base, patience = self._base, self._common[cell.PATIENCE] / 1000
-        picked = [(base + k * held // quota, self._fds[k * held // quota]) for k in range(quota)]
-        for start in range(0, quota, WINDOW):
-            asked, answered, wrong = ask(self._nonce, picked[start : start + WINDOW], patience)
-            self._row[cell.ASKED] += asked
-            self._row[cell.ANSWERED] += answered
-            self._row[cell.WRONG] += wrong
+        """Ask on ``QUOTA`` connections spread evenly over this worker's, or over its fresh ones."""
+        first = self._mark if self._common[cell.FRESH] else 0
+        held = len(self._fds) - first
+        quota, patience = min(self._row[cell.QUOTA], held), self._common[cell.PATIENCE] / 1000
+        picked = self._numbered([first + k * held // quota for k in range(quota)])
+        asking = Asking(self._nonce)
+        if self._common[cell.DROP]:
+            older = self._numbered(range(max(0, first - YARDSTICKS), first))
+            silent = asking.who_is_silent(picked, patience, older)
+            self._row[cell.DROPPED] += len(silent)
+            self._drop(silent)
+        else:
+            for start in range(0, quota, WINDOW):
+                asking.ask(picked[start : start + WINDOW], patience)
+        self._row[cell.ASKED] += quota
+        self._row[cell.ANSWERED] += asking.answered
+        self._row[cell.WRONG] += asking.wrong
+
+    def _numbered(self, places: Iterable[int]) -> List[Numbered]:
+        return [(self._base + place, self._fds[place]) for place in places]
 
     def drain(self) -> None:
         """Close all, as and at the rate that the common row says."""
         shut = sweep.close if self._common[cell.HOW] == cell.FIN else sweep.reset
-        fds, self._fds = self._fds, array("i")
+        fds, self._fds, self._mark = self._fds, array("i"), 0
         done = 0
         for count in sweep.close_all(fds, shut, self._rate):
             done += count
@@ -75,32 +102,87 @@ class Holder:
         sweep.reset(self._fds)
 
 
-def ask(nonce: str, picked: List[Tuple[int, int]], patience: float) -> Tuple[int, int, int]:
-    """Send an echo on each (number, fd) and check the answers: (asked, answered, wrong).
+class Asking:
+    """Echoes on held connections, and what has come of them."""
 
-    :param patience: seconds until an answer that has not come counts as none
-    """
-    waiting: Dict[int, bytes] = {}
-    wrong = 0
-    for number, fd in picked:
-        request = wire.echo_request(nonce, number & 0xFFFFFFFF)
-        reply = wire.echo_reply(nonce, request)
-        try:
-            os.write(fd, request)
-        except OSError:
-            continue
-        waiting[fd] = reply or b""
-    answered = 0
-    ends = time.monotonic() + patience
-    while waiting and time.monotonic() < ends:
-        for fd, _ in sweep.ready(list(waiting), timeout_ms=200):
-            expected = waiting.pop(fd)
+    def __init__(self, nonce: str) -> None:
+        self.answered = self.wrong = 0
+        self._nonce = nonce
+        self._waiting: Dict[int, bytes] = {}
+        self._failed: Set[int] = set()
+        self._sent = self._slowest = 0.0
+
+    def ask(self, picked: Sequence[Numbered], patience: float) -> None:
+        """Send an echo on each and check the answers.
+
+        :param patience: seconds until an answer that has not come counts as none
+        """
+        self._send(picked)
+        ends = time.monotonic() + patience
+        while self._waiting and time.monotonic() < ends:
+            self._hear()
+        self._waiting.clear()
+
+    def who_is_silent(
+        self, picked: Sequence[Numbered], patience: float, known: Sequence[Numbered] = ()
+    ) -> Set[int]:
+        """Send an echo on each; returns the descriptors on which no answer came.
+
+        The silent ones are often many and next to each other, where nobody serves the accept queue
+        that they sit in. So a window waits only until nothing moves, one in which nothing moved at
+        all makes the next twice as large, and the patience is for all of them together. It ends
+        early if it is long compared with the answers that did come.
+
+        :param known: others that have answered before: they tell how long an answer takes
+        """
+        yardstick = Asking(self._nonce)
+        yardstick.ask(known, patience)
+        self._slowest = yardstick._slowest
+        late: Dict[int, bytes] = {}
+        start, size = 0, WINDOW
+        while start < len(picked):
+            window = picked[start : start + size]
+            start += size
+            self._send(window)
+            moved = False
+            while self._waiting and self._hear():
+                moved = True
+            size = WINDOW if moved else min(2 * size, LARGEST_WINDOW)
+            late.update(self._waiting)
+            self._waiting.clear()
+        self._waiting = late
+        if self._slowest:
+            patience = min(patience, max(LEAST_PATIENCE, SLOWER * self._slowest))
+        ends = time.monotonic() + patience
+        while self._waiting and time.monotonic() < ends:
+            self._hear()
+        return self._failed.union(self._waiting)
+
+    def _send(self, picked: Sequence[Numbered]) -> None:
+        self._sent = time.monotonic()
+        for number, fd in picked:
+            request = wire.echo_request(self._nonce, number & 0xFFFFFFFF)
+            try:
+                os.write(fd, request)
+            except OSError:
+                self._failed.add(fd)
+                continue
+            self._waiting[fd] = wire.echo_reply(self._nonce, request) or b""
+
+    def _hear(self) -> bool:
+        """Take in what comes within :data:`LULL_MS`; returns whether anything did."""
+        moved = sweep.ready(list(self._waiting), timeout_ms=LULL_MS)
+        for fd, _ in moved:
+            expected = self._waiting.pop(fd)
             try:
                 found = os.read(fd, wire.ECHO_BYTES)
             except OSError:
-                continue
+                found = b""
             if found == expected:
-                answered += 1
+                self.answered += 1
+                self._slowest = max(self._slowest, time.monotonic() - self._sent)
             elif found:
-                wrong += 1
-    return len(picked), answered, wrong
+                self.wrong += 1
+            else:
+                self._failed.add(fd)
+        return bool(moved)

@@ -34,7 +34,6 @@ class Agent:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._nofile = workers.raise_nofile()
         self._out = os.dup(1)
         os.dup2(2, 1)  # nothing but events may reach the controller
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -69,6 +68,8 @@ class Agent:
         """Run ``work`` in a thread, and ``then`` with its result in the main loop.
 
         An exception of ``work`` is raised again in the main loop.
+
+        :raises Shortage: if there can be no further thread.
         """
 
         def body() -> None:
@@ -83,7 +84,7 @@ class Agent:
                 os.write(self._wake_w, b"\0")
 
         thread = threading.Thread(target=body, daemon=True)
-        thread.start()
+        workers.begin(thread)
         return thread
 
     def _fail(self, error: BaseException) -> None:
@@ -98,7 +99,6 @@ class Agent:
 
     def run(self) -> None:
         """Serve commands until told to stop or the input ends."""
-        hard = self._nofile[1]
         self.say(
             {
                 "event": "hello",
@@ -106,7 +106,7 @@ class Agent:
                 "pid": os.getpid(),
                 "python": platform.python_version(),
                 "cores": os.cpu_count() or 1,
-                "nofile_hard": hard,
+                "nofile_hard": workers.nofile_found()[1],
             }
         )
         stopped: Optional[Dict[str, Any]] = None
@@ -150,10 +150,6 @@ class Agent:
                 continue
             if command.get("op") == "stop":
                 return True
-            if command.get("op") == "facts":
-                keys = [str(key) for key in command.get("sysctls") or []]
-                self.aside(lambda k=keys: probe.facts(k, self._nofile), self.say)  # type: ignore[misc]
-                continue
             self._attempt(lambda c=command: self.duty.command(c))  # type: ignore[misc]
         return False
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import socket
-from typing import Callable, List, Tuple
+from typing import Callable, List, Set, Tuple
 
 from bench import wire
 from bench.agent import board as cell
@@ -29,34 +29,42 @@ class Server:
 
     def __init__(self, spec: wire.ServerSpec) -> None:
         self.spec = spec
-        room = workers.capacity(extra=len(spec["endpoints"]))
-        reuse = spec["listener"] == "reuseport"
-        self.room = room
-        self.count = workers.how_many(spec["connections"], usual_share(room) if reuse else room)
+        self._reuse = spec["listener"] == "reuseport"
+        files, limit = workers.open_files(spec["nofile"]), spec["limit"]
+        self.room = workers.capacity(files, extra=len(spec["endpoints"]))
+        # Beyond the room that is planned for, accept(2) itself says when a worker is full.
+        self._stretches = limit or spec["workers"] > 0
+        self.most = files if self._stretches else self.room
+        room = usual_share(self.room) if self._reuse else self.room
+        count = workers.how_many(spec["connections"], room, files, spec["workers"], limit)
         with contextlib.ExitStack() as undo:
             self.keeper = undo.enter_context(listener(spec["control"], 128, reuse=False))
-            self._sets: List[List[socket.socket]] = []
-            for _ in range(self.count if reuse else 1):
-                self._sets.append([])
-                for endpoint in spec["endpoints"]:
-                    made = undo.enter_context(listener(endpoint, spec["backlog"], reuse))
-                    made.setblocking(False)
-                    self._sets[-1].append(made)
-            self.board = cell.Board(self.count)
-            self.crew = workers.Crew(self.count, self._work)
+            refused = workers.muster(self._start, count, limit)
+            undo.callback(self.crew.disband)
+            workers.begin(control.Doorkeeper(self.keeper, spec["nonce"], spec["endpoints"]))
             undo.pop_all()
-        if reuse:
-            for made in self._all():
-                made.close()  # else a queue that no worker drains would stay
-        control.Doorkeeper(self.keeper, spec["nonce"], spec["endpoints"]).start()
-        self._full = [False] * self.count
-        self._batons = self.count if reuse else min(spec["acceptors"], self.count)
+        self.board.add(refused)
+        self._dead: Set[int] = set()
+        self._batons = self.count if self._reuse else min(spec["acceptors"], self.count)
         self._accepting = [False] * self.count
         self._shut = False
         self.hand_out()
 
-    def _all(self) -> List[socket.socket]:
-        return [made for group in self._sets for made in group]
+    def _start(self, count: int) -> None:
+        self.count = count
+        with contextlib.ExitStack() as undo:
+            self._sets: List[List[socket.socket]] = []
+            for _ in range(count if self._reuse else 1):
+                self._sets.append([])
+                for endpoint in self.spec["endpoints"]:
+                    made = undo.enter_context(listener(endpoint, self.spec["backlog"], self._reuse))
+                    made.setblocking(False)
+                    self._sets[-1].append(made)
+            self.board = cell.Board(count)
+            self.board.common[cell.STRETCH] = int(self._reuse and self._stretches)
+            self.crew = workers.Crew(count, self._work)
+            if not self._reuse:  # else a queue that no worker drains would stay
+                undo.pop_all()
 
     def _work(self, worker: int, orders: int, ring: Ring) -> None:
         self.keeper.close()
@@ -65,7 +73,7 @@ class Server:
             if group is not mine:
                 for made in group:
                     made.close()
-        Acceptor(self.board, worker, orders, ring, self.spec, mine, self.room).run()
+        Acceptor(self.board, worker, orders, ring, self.spec, mine, (self.room, self.most)).run()
 
     def passed(self, worker: int) -> None:
         """A worker is full and has laid its baton down."""
@@ -75,20 +83,30 @@ class Server:
     def lost(self, worker: int) -> None:
         """A worker died."""
         self._accepting[worker] = False
-        self._full[worker] = True
+        self._dead.add(worker)
         row = self.board.row(worker)
-        row[cell.HELD] = 0
+        row[cell.HELD], row[cell.FULL] = 0, 1
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give batons that lie about to workers with room."""
+        """Give batons that lie about to workers with room.
+
+        Where none has room any more, those that accept(2) lets go on do so, and where it lets none,
+        somebody keeps asking: a connection that is closed makes room again.
+        """
         if self._shut:
             return
-        held = self.board.column(cell.HELD).tolist()
-        for worker in range(self.count):
+        alive = [worker for worker in range(self.count) if worker not in self._dead]
+        held, full = self.board.column(cell.HELD), self.board.column(cell.FULL)
+        able = [worker for worker in alive if not full[worker]]
+        roomy = [worker for worker in able if held[worker] < self.room]
+        if self._stretches and not roomy:
+            self.board.common[cell.STRETCH] = 1
+            roomy = able or alive
+        for worker in roomy:
             if sum(self._accepting) >= self._batons:
                 return
-            if not self._accepting[worker] and not self._full[worker] and held[worker] < self.room:
+            if not self._accepting[worker]:
                 self._accepting[worker] = True
                 self.crew.tell(worker, b"A")
 
@@ -100,7 +118,7 @@ class Server:
         """
         self._shut = True
         self.board.common[cell.HALT] = 1
-        for worker in range(self.count if len(self._sets) > 1 else 1):
+        for worker in range(self.count if self._reuse else 1):
             self.crew.tell(worker, b"H")
 
 

@@ -31,7 +31,7 @@ def server(spec: Any) -> ServerSpec:
     _choice(found, "watch", ("epoll", "none"))
     _whole(found, "acceptors", 1, 1024)
     _number(found, "nap_ms", 0, 1000)
-    _whole(found, "memory_floor_kib", 0, 1 << 40)
+    _common(found)
     return cast(ServerSpec, {**found, "endpoints": endpoints, "control": control})
 
 
@@ -48,8 +48,18 @@ def client(spec: Any) -> ClientSpec:
     _whole(found, "retries", 0, 1000)
     _whole(found, "backoff_ms", 0, 600_000)
     _whole(found, "active", 1, 1024)
-    _whole(found, "memory_floor_kib", 0, 1 << 40)
+    _choice(found, "source_ports", ("plan", "kernel"))
+    _common(found)
     return cast(ClientSpec, {**found, "controls": controls})
+
+
+def _common(found: Dict[str, Any]) -> None:
+    """What both sides have."""
+    _whole(found, "memory_floor_kib", 0, 1 << 40)
+    _choice(found, "nofile", ("hard", "soft"))
+    _whole(found, "workers", 0, 1024)
+    if not isinstance(found.get("limit"), bool):
+        raise BadSpec(f"limit: {found.get('limit')!r} is none of true, false")
 
 
 def _table(spec: Any) -> Dict[str, Any]:

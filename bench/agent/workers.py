@@ -7,17 +7,23 @@ that it means, by a byte in that worker's own pipe; the worker rings back on one
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import resource
 import signal
 import struct
 import sys
+import threading
 import traceback
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
 RESERVE = 64
 """Descriptors of a worker that are not connections: pipes, epoll, listeners, libraries."""
+
+SPARE = 8
+"""Tasks left to the agent where they are short: its doorkeeper, a thread that gathers evidence, and
+the tools that this one starts, each with sudo(8) before it."""
 
 PASS, DONE = b"P", b"D"
 """What a worker rings: it hands on its turn but still has work; it has done what it was told."""
@@ -29,6 +35,25 @@ OOM_SCORE = b"900"
 
 class TooMany(ValueError):
     """More workers than this process can have pipes for."""
+
+
+class Shortage(OSError):
+    """The kernel refused a further task, or a pipe to one."""
+
+    def __init__(self, call: str, code: int, what: str, started: int = 0) -> None:
+        name = errno.errorcode.get(code, f"E{code}")
+        limit = {
+            "EAGAIN": "pids limit (cgroup pids.max, RLIMIT_NPROC, kernel.pid_max)",
+            "ENOMEM": "memory",
+            "EMFILE": "nofile",
+            "ENFILE": "fs.file-max",
+        }.get(name, os.strerror(code))
+        super().__init__(code, f"{call}: {name} {what}, {limit}")
+        self.started = started
+        """Workers that there were. They have been ended."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class Death(NamedTuple):
@@ -44,38 +69,63 @@ class Death(NamedTuple):
         return f"worker {self.worker} (pid {self.pid}) died: {how}"
 
 
-def raise_nofile() -> Tuple[int, int]:
-    """Raise the soft limit on open files to the hard one; returns (soft found, hard)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft, hard
+def nofile_found() -> Tuple[int, int]:
+    """The limit on open files of this process: (soft, hard)."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def capacity(extra: int = 0) -> int:
-    """Connections that one worker can hold: the hard limit less the reserve and ``extra``.
+def open_files(nofile: str) -> int:
+    """Descriptors that this process and its workers can have from now on.
+
+    With ``hard`` the soft limit is raised first, as far as it goes. A hard limit above fs.nr_open
+    cannot even be written back (kernel/sys.c ``do_prlimit``: EPERM), so there both are set to
+    fs.nr_open: no table of descriptors grows beyond it (fs/file.c ``expand_files``).
+    """
+    if nofile == "hard":
+        hard = nofile_found()[1]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except ValueError:  # what the resource module makes of EPERM
+            most = min(hard, _nr_open())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return min(nofile_found()[0], _nr_open())
+
+
+def _nr_open() -> int:
+    try:
+        with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return sys.maxsize
+
+
+def capacity(files: int, extra: int = 0) -> int:
+    """Connections that one worker can hold: its descriptors less the reserve and ``extra``.
 
     :raises TooMany: if nothing is left.
     """
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    room = hard - RESERVE - extra
+    room = files - RESERVE - extra
     if room < 1:
-        raise TooMany(f"the hard limit of {hard} open files leaves no room for connections")
+        raise TooMany(f"the limit of {files} open files leaves no room for connections")
     return room
 
 
-def how_many(share: int, room: int) -> int:
+def how_many(share: int, room: int, files: int, wanted: int = 0, limit: bool = False) -> int:
     """Workers for ``share`` connections at ``room`` each, at least one per core.
 
+    :param files: descriptors of the parent, which holds a pipe for each worker
+    :param wanted: the number, where it is given
+    :param limit: as many as the parent can have, where it cannot have as many as that
     :raises TooMany: if the parent cannot hold one pipe for each.
     """
-    count = max(os.cpu_count() or 1, -(-share // room))
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - RESERVE
-    if count > most:
-        raise TooMany(
-            f"{share} connections need {count} workers of {room}, but the hard limit of open "
-            f"files allows {most}: raise nofile"
-        )
-    return count
+    count = wanted or max(os.cpu_count() or 1, -(-share // room))
+    most = files - RESERVE
+    if count <= most:
+        return count
+    if limit:
+        return most
+    asked = f"{count} workers" if wanted else f"{share} connections need {count} workers of {room}"
+    raise TooMany(f"{asked}, but the limit of {files} open files allows {most}: raise nofile")
 
 
 Body = Callable[[int, int, Callable[[bytes], None]], None]
@@ -86,21 +136,34 @@ class Crew:
     """The workers of one agent. Fork before any thread is started."""
 
     def __init__(self, count: int, body: Body) -> None:
+        """:raises Shortage: if the kernel refuses one; then none is left."""
         self.count = count
         self.pids: Dict[int, int] = {}
-        self.bell, self._ring = os.pipe()
-        os.set_blocking(self.bell, False)
         self._orders: List[int] = []
         self._rest = b""
+        self.bell, self._ring = os.pipe()
+        os.set_blocking(self.bell, False)
         gc.collect()
         gc.freeze()  # the collector then leaves the pages shared with the parent alone
         for worker in range(count):
-            self._fork(worker, body)
+            try:
+                self._fork(worker, body)
+            except Shortage:
+                self.disband()
+                raise
 
     def _fork(self, worker: int, body: Body) -> None:
-        reading, writing = os.pipe()
+        try:
+            reading, writing = os.pipe()
+        except OSError as error:
+            raise self._shortage("pipe", error, worker) from error
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(reading)
+            os.close(writing)
+            raise self._shortage("fork", error, worker) from error
         if pid:
             os.close(reading)
             self._orders.append(writing)
@@ -118,6 +181,9 @@ class Crew:
             sys.stderr.flush()
         finally:
             os._exit(status)
+
+    def _shortage(self, call: str, error: OSError, worker: int) -> Shortage:
+        return Shortage(call, error.errno or 0, f"at worker {worker + 1} of {self.count}", worker)
 
     def _rings(self, worker: int, what: bytes) -> None:
         os.write(self._ring, BELL.pack(worker, what))
@@ -154,6 +220,36 @@ class Crew:
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
 
+    def disband(self) -> None:
+        """End the workers and leave nothing of the crew behind."""
+        self.kill()
+        for pid in self.pids:
+            os.waitpid(pid, 0)
+        self.pids.clear()
+        for fd in (*self._orders, self.bell, self._ring):
+            os.close(fd)
+        self._orders.clear()
+
+
+def muster(start: Callable[[int], None], count: int, limit: bool) -> Dict[int, int]:
+    """Start a crew of ``count``, or with ``limit`` one as large as the host lets it be.
+
+    :param start: starts a crew of that many, or raises :class:`Shortage` and leaves none
+    :return: what the kernel refused on the way, errno to number of times
+    :raises Shortage: if the kernel refuses a worker, without ``limit`` or the very first.
+    """
+    refused: Dict[int, int] = {}
+    while True:
+        try:
+            start(count)
+            return refused
+        except Shortage as short:
+            if not limit or not short.started:
+                raise
+            count = max(1, short.started - SPARE)
+            code = short.errno or 0
+            refused[code] = refused.get(code, 0) + 1
+
 
 def _settle(worker: int, parent: int) -> None:
     """Make a fresh child a worker: dies with its parent, owns no stream of the agent's."""
@@ -175,3 +271,11 @@ def _settle(worker: int, parent: int) -> None:
     # A worker's sockets hardly show in its RSS: without this the OOM killer would look elsewhere.
     with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
         file.write(OOM_SCORE)
+
+
+def begin(thread: threading.Thread) -> None:
+    """Start a thread. :raises Shortage: if the kernel refuses it."""
+    try:
+        thread.start()
+    except RuntimeError as error:  # all that is said of clone(2): "can't start new thread"
+        raise Shortage("clone", errno.EAGAIN, "for a thread") from error

@@ -1,7 +1,9 @@
 """Agents in bare network namespaces: no Ansible, no SSH, the same wire."""
 
 import contextlib
+import itertools
 import json
+import os
 import queue
 import secrets
 import shutil
@@ -19,18 +21,29 @@ SERVER, SERVER6 = "198.18.0.1", "fd63:6f6e:6e6c::1"
 CLIENT, CLIENT6 = "198.18.1.1", "fd63:6f6e:6e6c:1::1"
 PORT, CONTROL = 5000, 5999
 PATIENCE = 60
+USERS = itertools.count(61_234)
+"""Users that have no other process."""
 
 
 class Agent:
     """One running agent and what it has said."""
 
-    def __init__(self, packed: bytes, words: list[str], nofile: int | None) -> None:
+    def __init__(
+        self, packed: bytes, words: list[str], nofile: int | str | None, nproc: int | None
+    ) -> None:
+        """``nofile``: soft and hard limit, or both as ``soft:hard``; ``nproc``: not as root."""
         self.home = Path(tempfile.mkdtemp(prefix="connlab."))
         (self.home / "agent.pyz").write_bytes(packed)
         if nofile:
-            words = [*words, "prlimit", f"--nofile={nofile}:{nofile}"]
+            both = nofile if isinstance(nofile, str) else f"{nofile}:{nofile}"
+            words = [*words, "prlimit", f"--nofile={both}"]
+        if nproc:  # root is spared by RLIMIT_NPROC (kernel/fork.c copy_process())
+            user = next(USERS)
+            os.chown(self.home, user, user)
+            words = [*words, "prlimit", f"--nproc={nproc}:{nproc}", "setpriv"]
+            words += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self.process = subprocess.Popen(
-            [*words, sys.executable, str(self.home / "agent.pyz")],
+            [*words, os.path.realpath(sys.executable), str(self.home / "agent.pyz")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -104,8 +117,8 @@ class Lab:
         self.nonce = secrets.token_hex(16)
         self._agents: list[Agent] = []
 
-    def agent(self, host: str, nofile: int | None = None) -> Agent:
-        made = Agent(self._packed, self.net.enter(host), nofile)
+    def agent(self, host: str, nofile: int | str | None = None, nproc: int | None = None) -> Agent:
+        made = Agent(self._packed, self.net.enter(host), nofile, nproc)
         self._agents.append(made)
         return made
 
@@ -121,6 +134,9 @@ class Lab:
             "acceptors": 1,
             "nap_ms": 5,
             "memory_floor_kib": 0,
+            "nofile": "hard",
+            "workers": 0,
+            "limit": False,
         }
         return {**spec, **changed}
 
@@ -136,17 +152,25 @@ class Lab:
             "backoff_ms": 10,
             "active": 1,
             "memory_floor_kib": 0,
+            "nofile": "hard",
+            "workers": 0,
+            "source_ports": "plan",
+            "limit": False,
         }
         return {**spec, **changed}
 
-    def serve(self, nofile: int | None = None, **changed) -> Agent:
-        server = self.agent("server", nofile)
-        server.ask("serve", "serving", spec=self.server_spec(**changed))
+    def serve(self, nofile: int | str | None = None, nproc: int | None = None, **changed) -> Agent:
+        server = self.agent("server", nofile, nproc)
+        spec = self.server_spec(nofile=_kept(nofile), **changed)
+        server.ask("serve", "serving", spec=spec)
         return server
 
-    def prepare(self, nofile: int | None = None, **changed) -> Agent:
-        client = self.agent("client", nofile)
-        client.ask("prepare", "prepared", spec=self.client_spec(**changed))
+    def prepare(
+        self, nofile: int | str | None = None, nproc: int | None = None, **changed
+    ) -> Agent:
+        client = self.agent("client", nofile, nproc)
+        spec = self.client_spec(nofile=_kept(nofile), **changed)
+        client.ask("prepare", "prepared", spec=spec)
         return client
 
     def count(self, host: str, state: str, port: int = PORT) -> int:
@@ -167,6 +191,11 @@ class Lab:
     def close(self) -> None:
         for agent in self._agents:
             agent.close()
+
+
+def _kept(nofile: int | str | None) -> str:
+    """Which limit an agent is told to live with: the soft one, where it was given by itself."""
+    return "soft" if isinstance(nofile, str) else "hard"
 
 
 def block(count: int = 2000, **changed) -> dict:

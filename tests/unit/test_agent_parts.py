@@ -25,6 +25,23 @@ def test_the_board_sums_what_its_rows_say():
     assert made.column(board.HELD).tolist() == [10, 11, 12]
 
 
+def test_errors_of_the_parent_stand_beside_its_workers():
+    made = board.Board(2)
+    made.row(1)[board.ERRORS + 24] = 3
+    made.add({11: 1})
+    made.add({11: 2, 24: 1})
+    assert made.errors() == {"EAGAIN": 3, "EMFILE": 4}
+
+
+def test_no_cell_of_the_board_is_used_twice():
+    row = ["HELD", "OPENED", "CLOSED", "LOST", "RETRIED", "IN_FLIGHT", "ASKED", "ANSWERED"]
+    row += ["WRONG", "DROPPED", "ALIVE", "DEAD", "FULL", "TRIED", "QUOTA", "GOAL"]
+    assert sorted(getattr(board, name) for name in row) == list(range(board.ERRORS))
+    common = ["HALT", "ACTIVE", "ANSWER", "HOW", "RATE", "PATIENCE", "MOST_LOST", "FRESH"]
+    common += ["DROP", "STRETCH", "PAUSE"]
+    assert len({getattr(board, name) for name in common}) == len(common) <= board.COMMON
+
+
 def test_an_unknown_errno_keeps_its_number():
     assert board.name(11) == "EAGAIN"
     assert board.name(250) == "E250"

@@ -1,6 +1,8 @@
 """How an agent cuts its share into workers, and what it refuses to do."""
 
+import errno
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -47,29 +49,174 @@ def test_shares_hold_every_connection_once_and_are_even(blocks, count):
     assert bases == list(range(total))
 
 
-@given(st.integers(0, 1 << 21), st.integers(1, 30000))
-def test_workers_are_enough_and_not_one_too_many(share, room):
-    most = share + 100
+@given(st.integers(0, 1 << 21), st.integers(1, 30000), st.integers(65, 30000))
+def test_workers_are_enough_and_not_one_too_many(share, room, files):
     try:
-        count = workers.how_many(share, room)
+        count = workers.how_many(share, room, files)
     except workers.TooMany as error:
         assert "raise nofile" in str(error)
+        assert max(share // room, os.cpu_count()) >= files - workers.RESERVE
+        assert workers.how_many(share, room, files, limit=True) == files - workers.RESERVE
         return
-    assert count * room >= min(share, most)
-    assert (count - 1) * room < share or count <= 64
+    assert count * room >= share
+    assert count == os.cpu_count() or (count - 1) * room < share
+    assert count == workers.how_many(share, room, files, limit=True)
 
 
 def test_a_million_under_20000_files_needs_51_servers(monkeypatch):
-    monkeypatch.setattr("resource.getrlimit", lambda _: (20000, 20000))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert workers.how_many(1_000_000, workers.capacity()) == 51
-    assert workers.how_many(500_000, workers.capacity()) == 26
+    assert workers.how_many(1_000_000, workers.capacity(20_000), 20_000) == 51
+    assert workers.how_many(500_000, workers.capacity(20_000), 20_000) == 26
 
 
-def test_no_room_at_all_is_said(monkeypatch):
-    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
-    with pytest.raises(workers.TooMany, match="hard limit of 64"):
-        workers.capacity()
+def test_a_number_of_workers_is_taken_as_it_is():
+    assert workers.how_many(1_000_000, 10, 20_000, wanted=1) == 1
+    assert workers.how_many(1, 10, 20_000, wanted=300) == 300
+    with pytest.raises(
+        workers.TooMany, match=r"^300 workers, but the limit of 200 open files allow"
+    ):
+        workers.how_many(1, 10, 200, wanted=300)
+
+
+def test_no_room_at_all_is_said():
+    with pytest.raises(workers.TooMany, match="limit of 64"):
+        workers.capacity(64)
+
+
+class FakeLimits:
+    """RLIMIT_NOFILE as kernel/sys.c do_prlimit() treats it."""
+
+    def __init__(self, soft, hard, nr_open):
+        self.now, self.nr_open = (soft, hard), nr_open
+
+    def set(self, _, wanted):
+        if wanted[1] > self.nr_open or wanted[1] > self.now[1]:
+            raise ValueError("not allowed to raise maximum limit")
+        assert wanted[0] <= wanted[1]
+        self.now = wanted
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "nr_open", "nofile", "files", "after"),
+    [
+        (1024, 20_000, 1 << 20, "hard", 20_000, (20_000, 20_000)),
+        (1024, 20_000, 1 << 20, "soft", 1024, (1024, 20_000)),
+        (1024, 20_000, 20_000, "hard", 20_000, (20_000, 20_000)),
+        (1024, 20_000, 5000, "hard", 5000, (5000, 5000)),  # EPERM for anything above
+        (1024, 20_000, 512, "hard", 512, (512, 512)),
+        (1024, 20_000, 512, "soft", 512, (1024, 20_000)),
+    ],
+)
+def test_descriptors_are_raised_as_far_as_the_kernel_lets_them(
+    monkeypatch, soft, hard, nr_open, nofile, files, after
+):
+    fake = FakeLimits(soft, hard, nr_open)
+    monkeypatch.setattr("resource.getrlimit", lambda _: fake.now)
+    monkeypatch.setattr("resource.setrlimit", fake.set)
+    monkeypatch.setattr(workers, "_nr_open", lambda: nr_open)
+    assert workers.open_files(nofile) == files
+    assert fake.now == after
+
+
+def test_the_kernels_own_bound_is_read():
+    with open("/proc/sys/fs/nr_open") as file:
+        assert workers._nr_open() == int(file.read())
+
+
+class FakeHost:
+    """Lets so many workers be started at a time."""
+
+    def __init__(self, most, code=errno.EAGAIN):
+        self.most, self.code, self.asked = most, code, []
+
+    def start(self, count):
+        self.asked.append(count)
+        if count > self.most:
+            raise workers.Shortage("fork", self.code, f"at worker {self.most + 1}", self.most)
+
+
+@given(st.integers(1, 500), st.integers(0, 500))
+def test_a_crew_is_as_large_as_the_host_lets_it_be(count, most):
+    host = FakeHost(most)
+    if not most:
+        with pytest.raises(workers.Shortage):
+            workers.muster(host.start, count, limit=True)
+        return
+    refused = workers.muster(host.start, count, limit=True)
+    if count <= most:
+        assert (host.asked, refused) == ([count], {})
+    else:
+        assert host.asked == [count, max(1, most - workers.SPARE)]
+        assert refused == {errno.EAGAIN: 1}
+
+
+def test_a_shortage_is_an_error_where_no_limit_is_looked_for():
+    host = FakeHost(5)
+    with pytest.raises(workers.Shortage, match="fork: EAGAIN at worker 6, pids limit") as caught:
+        workers.muster(host.start, 6, limit=False)
+    assert host.asked == [6]
+    assert (caught.value.errno, caught.value.started) == (errno.EAGAIN, 5)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EAGAIN, "EAGAIN x, pids limit (cgroup pids.max, RLIMIT_NPROC, kernel.pid_max)"),
+        (errno.ENOMEM, "ENOMEM x, memory"),
+        (errno.EMFILE, "EMFILE x, nofile"),
+        (errno.ENFILE, "ENFILE x, fs.file-max"),
+        (errno.ENOSYS, "ENOSYS x, Function not implemented"),
+    ],
+)
+def test_a_shortage_names_the_limit(code, said):
+    assert str(workers.Shortage("fork", code, "x")) == f"fork: {said}"
+
+
+def test_a_thread_that_cannot_be_is_a_shortage():
+    class NoThread:
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    with pytest.raises(workers.Shortage, match=r"^clone: EAGAIN for a thread, pids limit"):
+        workers.begin(NoThread())
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=12), st.integers(0, 700)
+)
+def test_the_least_tried_are_raised_first_and_exactly(pairs, upto):
+    tried = [min(pair) for pair in pairs]
+    most = [max(pair) for pair in pairs]
+    goals = client.levels(tried, most, upto)
+    assert all(a <= b <= c for a, b, c in zip(tried, goals, most, strict=True))
+    assert sum(goals) == max(sum(tried), min(upto, sum(most)))
+    raised = [(goal, have) for goal, have in zip(goals, tried, strict=True) if goal > have]
+    below = [goal for goal, size in zip(goals, most, strict=True) if goal < size]
+    if raised and below:  # nobody was raised above somebody who could have been
+        assert max(goal for goal, _ in raised) <= min(below) + 1
+
+
+@given(st.lists(block, min_size=1, max_size=6), st.integers(1, 7), st.data())
+def test_blocks_take_turns_where_the_kernel_chooses_ports(blocks, count, data):
+    share = data.draw(st.sampled_from([one for one in client.shares(blocks, count) if one] or [[]]))
+    cut = client.interleaved(share)
+
+    def sizes(pieces):
+        found = {}
+        for piece in pieces:
+            key = (piece.source, piece.target, piece.first_port)
+            found[key] = found.get(key, 0) + piece.size
+        return found
+
+    assert sizes(cut) == sizes(share)
+    assert all(0 < piece.size <= client.SLICE for piece in cut)
+    bases = [piece.base + at for piece in cut for at in range(piece.size)]
+    assert bases == [piece.base + at for piece in share for at in range(piece.size)]
+    for end in range(len(cut)):
+        part = sum(piece.size for piece in cut[:end]) / max(1, sum(sizes(share).values()))
+        so_far = sizes(cut[:end])
+        for key, size in sizes(share).items():
+            assert abs(so_far.get(key, 0) - part * size) <= client.SLICE * len(share)
 
 
 @given(st.integers(50, 1 << 20))
@@ -98,6 +245,10 @@ GOOD = {
     "backoff_ms": 10,
     "active": 1,
     "memory_floor_kib": 0,
+    "nofile": "hard",
+    "workers": 0,
+    "source_ports": "plan",
+    "limit": False,
 }
 
 
@@ -123,6 +274,11 @@ def test_a_good_spec_passes():
         ({**GOOD, "connect_rate": float("nan")}, "connect_rate"),
         ({**GOOD, "retries": True}, "retries"),
         ({**GOOD, "active": 1.5}, "active"),
+        ({**GOOD, "nofile": "none"}, "nofile"),
+        ({**GOOD, "workers": -1}, "workers"),
+        ({**GOOD, "workers": None}, "workers"),
+        ({**GOOD, "source_ports": "any"}, "source_ports"),
+        ({**GOOD, "limit": 1}, "limit"),
         (changed(count=0), "count"),
         (changed(first_port=65530), "count"),
         (changed(source="fd63::1"), "IP versions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from captured import collected
 
 from bench import drain
+from bench.agent import spec
 from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
 from bench.inventory import Host, Inventory
@@ -26,6 +28,8 @@ FACTS = {
     "mem_total_kib": 995_612,
     "nofile_soft": 20_000,
     "nofile_hard": 20_000,
+    "own_tasks": 5,
+    "tracking": False,
     "cap_sys_resource": False,
     "ehash_entries": 65_536,
     "sysctl": {"fs.file-max": "400000", "fs.nr_open": "1048576"},
@@ -45,9 +49,14 @@ HOSTS = {
 class FakeAgent:
     def __init__(self, name: str, role: str) -> None:
         self.name, self.role, self.host = name, role, HOSTS[name]
+        self.heard: list[dict[str, Any]] = []
 
     def tell(self, message: Any) -> None:
-        return None
+        self.heard.append(message)
+
+    def specs(self) -> dict[str, Any]:
+        """What it was told to do, by command."""
+        return {told["op"]: told["spec"] for told in self.heard if "spec" in told}
 
 
 class FakeSession:
@@ -171,6 +180,98 @@ def test_a_floor_that_is_not_the_aim_is_the_agents_to_keep(tmp_path: Path) -> No
     bed.session.on_unasked(bed.session.agents[0], {"event": "floor"})
     falling(bed, 63)
     assert bed.session.told == [(["client1"], "halt")]
+
+
+def test_who_looks_for_a_limit_goes_on_to_the_floor_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed = Bed(tmp_path, expect="limit", memory_floor_mib=64)
+    bed.conduct.prepare()
+    told: list[int] = []
+
+    def gather(agents: Sequence[Any], event: str, seconds: float, idle: Any) -> dict[Any, Any]:
+        for second, free in enumerate((200, 180, 160, 140, 120, 104, 65)):
+            bed.tick(float(second), free)
+            idle()
+        told.append(len(bed.session.told))
+        bed.session.on_unasked(bed.session.agents[0], {"event": "floor"})
+        idle()
+        told.append(len(bed.session.told))
+        ramped = {"reason": "halted", "tried": 900, "held": 800, "lost": 0, "errors": {}}
+        return {one: {**ramped, "latency": {}} for one in agents}
+
+    monkeypatch.setattr(bed.session, "gather", gather)
+    monkeypatch.setattr(bed.session, "answer", lambda one, op: {"held": 800, "errors": {}})
+    bed.conduct.ramp()
+    assert told == [0, 1]
+    assert bed.session.told == [(["client1"], "halt")]
+    found = bed.conduct.found
+    assert (found.stopped_by, found.lost) == ("memory", 0)
+    assert [(one.goal, one.held, one.lost) for one in found.steps] == [(900, 800, 100)]
+
+
+@pytest.mark.parametrize("expect", ["all", "limit"])
+def test_agents_are_told_how_far_to_go(tmp_path: Path, expect: Any) -> None:
+    bed = Bed(tmp_path, expect=expect, nofile="soft", workers=3, source_ports="kernel")
+    bed.conduct.prepare()
+    specs = {op: made for one in bed.session.agents for op, made in one.specs().items()}
+    for op, common in (("serve", spec.server), ("prepare", spec.client)):
+        checked: Any = common(json.loads(json.dumps(specs[op])))
+        assert (checked["nofile"], checked["workers"]) == ("soft", 3)
+        assert checked["limit"] is (expect == "limit")
+    assert specs["prepare"]["source_ports"] == "kernel"
+
+
+def test_as_many_workers_as_are_needed_are_none_on_the_wire(tmp_path: Path) -> None:
+    bed = Bed(tmp_path)
+    bed.conduct.prepare()
+    specs = [made for one in bed.session.agents for made in one.specs().values()]
+    assert [(one["nofile"], one["workers"], one["limit"]) for one in specs] == [
+        ("hard", 0, False),
+        ("hard", 0, False),
+    ]
+
+
+def test_a_limit_is_looked_for_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = Bed(tmp_path, expect="limit", step=0.25)
+    bed.conduct.prepare()
+    usual, told = bed.session.gather, bed.session.agents[1].heard
+
+    def gather(agents: Sequence[Any], event: str, *rest: Any) -> dict[Any, dict[str, Any]]:
+        if event != "ramped":
+            return usual(agents, event, *rest)
+        upto = told[-1]["upto"]
+        ramped = {"reason": "complete", "tried": upto, "held": upto, "lost": 0, "errors": {}}
+        return {one: {**ramped, "latency": {"7": upto}} for one in agents}
+
+    monkeypatch.setattr(bed.session, "gather", gather)
+    monkeypatch.setattr(
+        bed.session, "answer", lambda one, op: {"held": told[-1]["upto"], "errors": {"EMFILE": 1}}
+    )
+    bed.conduct.ramp()
+    found = bed.conduct.found
+    assert [message["upto"] for message in told if message["op"] == "ramp"] == [
+        12_500,
+        25_000,
+        37_500,
+        50_000,
+    ]
+    assert (found.stopped_by, found.lost, found.latency) == ("complete", 0, {7: 50_000})
+    assert [one.held for one in found.steps] == [12_500, 25_000, 37_500, 50_000]
+    assert [one.errors for one in found.steps] == [{"EMFILE": 1}, {}, {}, {}]
+    assert found.ramp_seconds > 0
+
+
+def test_errors_are_kept_by_side_and_host(tmp_path: Path) -> None:
+    bed = Bed(tmp_path)
+    for at, errors in ((0, {"EMFILE": 2}), (1, {"ETIMEDOUT": 5}), (0, {"EMFILE": 3})):
+        tick = {"event": "tick", "held": 0, "retried": 1, "errors": errors}
+        bed.session.on_unasked(bed.session.agents[at], tick)
+    assert bed.conduct.found.errors == {
+        ("server", "server1"): {"EMFILE": 3},
+        ("client", "client1"): {"ETIMEDOUT": 5},
+    }
+    assert bed.conduct.found.retried == 2
 
 
 def test_echoes_are_given_the_time_that_the_scenario_says(tmp_path: Path) -> None:

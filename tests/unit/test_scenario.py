@@ -44,7 +44,16 @@ def test_settings_without_a_key_or_value(text: str) -> None:
         ("hold_seconds", 1e6, "hold_seconds: got 1000000.0, expected less than or equal"),
         ("hold_seconds", float("nan"), "hold_seconds: got nan, expected"),
         ("watch", "poll", "watch: got 'poll', expected 'epoll' or 'none'"),
-        ("expect", "some", "expect: got 'some', expected 'all' or 'floor'"),
+        ("expect", "some", "expect: got 'some', expected 'all', 'floor' or 'limit'"),
+        ("step", 0, "step: got 0, expected greater than 0"),
+        ("step", 1.01, "step: got 1.01, expected less than or equal to 1"),
+        ("resolution", 0, "resolution: got 0, expected greater than 0"),
+        ("resolution", 2, "resolution: got 2, expected less than or equal to 1"),
+        ("source_ports", "none", "source_ports: got 'none', expected 'plan' or 'kernel'"),
+        ("nofile", 1024, "nofile: got 1024, expected 'hard' or 'soft'"),
+        ("workers", 0, "workers: got 0, expected greater than or equal to 1"),
+        ("workers", 1025, "workers: got 1025, expected less than or equal to 1024"),
+        ("workers", "two", "workers: got 'two', expected a valid integer"),
         ("echo_timeout_ms", 9, "echo_timeout_ms: got 9, expected greater than or equal to 10"),
         ("echo_timeout_ms", 120_001, "echo_timeout_ms: got 120001, expected less than or equal"),
         ("server_ports", [], "server_ports: got \\[\\], expected"),
@@ -61,6 +70,18 @@ def test_bad_fields_get_one_line(field: str, value: object, line: str) -> None:
     assert caught.value.exit_status == 2
 
 
+def test_what_is_held_at_a_limit_has_to_prove_that_it_lives() -> None:
+    with pytest.raises(InputError, match=r"^scenario ceiling: liveness: got 'none', expect"):
+        scenario.load("ceiling", {"liveness": "none"})
+    assert scenario.load("million", {"liveness": "none"}).liveness == "none"
+
+
+def test_agents_are_as_many_as_they_need_to_be_unless_a_scenario_says() -> None:
+    one = scenario.load("ceiling")
+    assert (one.workers, one.nofile, one.source_ports) == (None, "hard", "plan")
+    assert scenario.load("ceiling", {"workers": 2}).workers == 2
+
+
 def test_unknown_scenario_names_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"scenario: got 'milion', expected one of .*million"):
         scenario.load("milion")
@@ -68,6 +89,7 @@ def test_unknown_scenario_names_the_known_ones() -> None:
 
 def test_a_scenario_expects_all_connections_unless_it_says_otherwise() -> None:
     assert {name: scenario.load(name).expect for name in scenario.names()} == {
+        "ceiling": "limit",
         "epoll-3.9g": "floor",
         "million": "all",
         "million-3.9g": "all",

@@ -1,0 +1,240 @@
+"""A server worker whose accept(2) is refused what it needs."""
+
+import errno
+import os
+import socket
+import time
+
+import pytest
+
+from bench.agent import acceptor, board
+from bench.agent.commands import Commands
+from bench.agent.spares import SPARES, Spares
+from bench.agent.workers import PASS
+
+
+class Listener(socket.socket):
+    """Listens for real; accept(2) answers with ``code`` while there is one."""
+
+    code = 0
+
+    def _accept(self):
+        if self.code:
+            raise OSError(self.code, os.strerror(self.code))
+        return super()._accept()
+
+
+class Bed:
+    def __init__(self, monkeypatch, listener, workers=2, kind="shared"):
+        monkeypatch.setattr(acceptor, "_accept4", lambda *_: -1)  # the second question is the one
+        self.now = 100.0
+        monkeypatch.setattr(acceptor.time, "monotonic", lambda: self.now)
+        self.board, self.rung = board.Board(workers), []
+        self.reading, self.writing = os.pipe()
+        spec = {"listener": kind, "nonce": "00" * 16, "nap_ms": 5, "watch": "epoll"}
+        listener.setblocking(False)
+        self.listener, self.peers = listener, []
+        self.worker = acceptor.Acceptor(
+            self.board, 0, self.reading, self.rung.append, spec, [listener], (100, 200)
+        )
+        self.worker._obey(b"A")
+
+    def knock(self):
+        self.peers.append(socket.create_connection(self.listener.getsockname()))
+
+    def drain(self):
+        """What the worker's loop does when it comes to its queue."""
+        if self.worker._accepting and self.worker._may_ask():
+            self.worker._drain_queue()
+
+    @property
+    def errors(self):
+        return self.board.errors()
+
+    def close(self):
+        self.worker._drain(pace=False)
+        self.worker._epoll.close()
+        for peer in self.peers:
+            peer.close()
+        os.close(self.reading)
+        os.close(self.writing)
+
+
+@pytest.fixture
+def bed(monkeypatch):
+    made = []
+
+    def make(**fields):
+        listener = Listener()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        made.append(Bed(monkeypatch, listener, **fields))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+        one.listener.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENFILE, errno.EMFILE])
+def test_refusals_are_counted_while_somebody_waits(bed, code):
+    one = bed(kind="reuseport")
+    name = errno.errorcode[code]
+    one.listener.code = code
+    one.drain()
+    assert one.errors == {}  # an empty queue
+    one.knock()
+    for times in (1, 2, 3):
+        one.now += acceptor._SHORTAGE_NAP + 0.001
+        one.drain()
+        one.drain()  # at once: not asked again
+        assert one.errors == {name: times}
+    assert one.worker._patience() <= acceptor._SHORTAGE_NAP
+    assert one.rung == []
+    one.listener.code = 0
+    one.now += 1
+    one.drain()
+    assert one.board.total(board.HELD) == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM])
+def test_want_of_memory_is_counted(bed, code):
+    one = bed()
+    one.listener.code = code
+    one.drain()
+    assert one.errors == {errno.errorcode[code]: 1}
+    assert not one.worker._may_ask()
+
+
+def test_a_full_worker_lays_its_baton_down_where_another_has_room(bed):
+    one = bed()
+    one.knock()
+    one.drain()
+    one.knock()
+    one.listener.code = errno.EMFILE
+    one.drain()
+    assert (one.rung, one.worker._accepting) == ([PASS], False)
+    assert one.board.row(0)[board.FULL] == 1
+    assert one.board.total(board.HELD) == 1
+
+
+def test_the_last_one_keeps_it_and_goes_on_when_a_place_is_free(bed):
+    one = bed()
+    one.board.row(1)[board.FULL] = 1
+    one.knock()
+    one.drain()
+    one.knock()
+    one.listener.code = errno.EMFILE
+    one.drain()
+    assert (one.rung, one.worker._accepting) == ([], True)
+    held = one.worker._fds()
+    one.listener.code = 0
+    one.worker._close(held)
+    assert one.board.row(0)[board.FULL] == 0
+    one.now += acceptor._SHORTAGE_NAP + 0.001
+    one.drain()
+    assert one.board.total(board.HELD) == 1
+
+
+def test_the_room_is_what_was_planned_until_it_may_be_stretched(bed):
+    one = bed()
+    one.worker._room, one.worker._most = 2, 3
+    for _ in range(5):
+        one.knock()
+    for _ in range(3):
+        one.drain()
+    assert (one.board.total(board.HELD), one.rung) == (2, [PASS])
+    one.board.common[board.STRETCH] = 1
+    one.worker._obey(b"A")
+    for _ in range(3):
+        one.drain()
+    assert (one.board.total(board.HELD), one.rung) == (3, [PASS, PASS])
+
+
+def test_nothing_is_accepted_while_evidence_is_gathered(bed):
+    one = bed()
+    one.knock()
+    one.board.common[board.PAUSE] = 1
+    one.drain()
+    assert one.board.total(board.HELD) == 0
+    one.board.common[board.PAUSE] = 0
+    one.drain()
+    assert one.board.total(board.HELD) == 1
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_files_are_kept_back_and_let_go():
+    before, spares = open_files(), Spares()
+    for _ in range(2):
+        spares.take()
+        spares.take()
+        assert open_files() == before + SPARES
+        spares.give()
+        assert open_files() == before
+
+
+def test_as_many_files_are_kept_back_as_there_are(monkeypatch):
+    before, spares = open_files(), Spares()
+    usual, left = os.open, [10]
+
+    def refuse(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return usual(*arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    spares.take()
+    monkeypatch.undo()
+    assert open_files() == before + 10
+    spares.give()
+    assert open_files() == before
+
+
+class FakeRole:
+    def __init__(self):
+        self.board = board.Board(1)
+
+
+def test_files_are_kept_back_except_while_evidence_is_gathered():
+    said, jobs = [], []
+    made = Commands(said.append, lambda work, then: jobs.append((work, then)), time.monotonic)
+    role = FakeRole()
+    made._role = role
+    made._keep_back()
+    full = open_files()
+
+    def seen():
+        return open_files() - full, role.board.common[board.PAUSE]
+
+    assert seen() == (0, 0)
+    made._read(lambda: "one")
+    made._read(lambda: "two")
+    assert seen() == (-SPARES, 1)
+    for number, (work, then) in enumerate(jobs):
+        then(work())
+        assert seen() == ((-SPARES, 1) if number == 0 else (0, 0))
+    assert said == ["one", "two"]
+    made._spares.give()
+
+
+def test_a_source_that_fails_does_not_keep_the_door_shut():
+    jobs = []
+    made = Commands(
+        lambda event: None, lambda work, then: jobs.append((work, then)), time.monotonic
+    )
+    made._role = FakeRole()
+
+    def fail():
+        raise ValueError("no such thing")
+
+    made._read(fail)
+    work, then = jobs.pop()
+    with pytest.raises(ValueError, match="no such thing"):
+        then(work())
+    assert made._role.board.common[board.PAUSE] == 0
+    made._spares.give()
