@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench.cli import runs
+from bench.cli import model, plan, runs
 
 app = typer.Typer(
     name="bench",
@@ -16,3 +16,6 @@ app = typer.Typer(
 app.command("run")(runs.run)
 app.command("list")(runs.list_)
 app.command("report")(runs.report_)
+app.command("predict")(model.predict)
+app.command("preflight")(model.preflight)
+app.command("plan")(plan.plan)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import conduct, controller, inventory, progress, report, results, scenario, transport
+from bench import controller, inventory, planning, progress, report, results, scenario, transport
 from bench.cli.common import (
     RESULTS,
     ExtraVarsOption,
@@ -47,7 +47,7 @@ def run(
         hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
         wanted = scenario.load(name, overrides, scenario.parse_value(hosts.connections))
         if dry_run:
-            tuples = conduct.plan_for(wanted, hosts)
+            tuples = planning.plan_for(wanted, hosts)
             typer.echo(
                 f"{name}: {wanted.connections:,} connections from {len(hosts.of('clients'))} "
                 f"clients to {len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"

@@ -3,6 +3,9 @@
 Arguments: ``scenario`` (name), ``set`` (fields to override), ``results`` (directory), ``dry_run``
 (check only; implied by check mode). Returns ``summary`` (lines), ``verdict``, ``run_json`` (path)
 and the fact ``bench_run``: run.json without its curve.
+
+With ``preflight`` it is ``python -m bench preflight``: the hosts are asked whether the run would
+fit. Returns ``fits``, ``summary`` and ``variables`` for the tuning roles; fails where it does not.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ INTERRUPTED = 130
 class ActionModule(ActionBase):  # type: ignore[misc]
     """The action; runs on the controller, whatever host the task is for."""
 
-    _VALID_ARGS = frozenset({"scenario", "set", "results", "dry_run"})
+    _VALID_ARGS = frozenset({"scenario", "set", "results", "dry_run", "preflight"})
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
@@ -55,6 +58,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result.update(changed=False, exit_status=child.returncode)
         if ended.get("event") == "result":
             result.update(_outcome(ended))
+        elif ended.get("event") == "fit":
+            result.update(
+                fits=ended["fits"],
+                failed=not ended["fits"],
+                msg="; ".join(line.strip() for line in ended["lines"]),
+                variables=ended["variables"],
+            )
         elif child.returncode:
             said = ended.get("message", f"{' '.join(command[1:3])} exited {child.returncode}")
             result.update(failed=True, msg=said)
@@ -73,13 +83,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         extra = load_extra_vars(self._loader)
         overrides = {"connections": extra["connections"]} if "connections" in extra else {}
         overrides.update(fields)
-        command = [sys.executable, "-m", "bench", "run", str(args.get("scenario", ""))]
-        command += [
-            "--progress",
-            "ndjson",
-            "--results",
-            str(PROJECT / args.get("results", "results")),
-        ]
+        command = [sys.executable, "-m", "bench"]
+        if args.get("preflight"):
+            command += ["preflight", "--scenario", str(args.get("scenario", ""))]
+        else:
+            command += ["run", str(args.get("scenario", ""))]
+            command += ["--results", str(PROJECT / args.get("results", "results"))]
+        command += ["--progress", "ndjson"]
         for source in task_vars.get("ansible_inventory_sources") or []:
             command += ["--inventory", str(source)]
         for text in context.CLIARGS.get("extra_vars") or ():
@@ -87,7 +97,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         for key, value in overrides.items():
             text = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key}={text}"]
-        if args.get("dry_run") or self._task.check_mode:
+        if not args.get("preflight") and (args.get("dry_run") or self._task.check_mode):
             command.append("--dry-run")
         return command
 
@@ -99,7 +109,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 Display().display(f"  {event['text']}", color="bright blue")
             else:
                 last = event
-        for text in last.get("summary", []):
+        for text in last.get("summary", last.get("lines", [])):
             Display().display(f"  {text}", color="bright green")
         return last
 

@@ -1,0 +1,278 @@
+"""The model's commands: predict what the hosts can hold, and say whether a number fits them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bench import capacity, fit, inventory, planning, progress, scenario, survey, transport
+from bench.catalogue import CATALOGUE
+from bench.cli.common import (
+    ExtraVarsOption,
+    InventoryOption,
+    JsonOption,
+    SettingsOption,
+    Show,
+    exit_status,
+)
+from bench.errors import InputError
+from bench.inventory import Inventory
+from bench.remarks import Remark, remarks
+from bench.report import whose
+from bench.results import Bound, HostRecord, Predicted
+from bench.scenario import Scenario
+from bench.units import count, parse_count, short, size
+
+ScenarioOption = Annotated[
+    str, typer.Option("--scenario", "-s", help="Scenario whose settings the model takes.")
+]
+
+
+NUMBERS = ("connections", "found", "in use")
+
+
+class Outlook:
+    """What the model says of the hosts of an inventory as they are now."""
+
+    def __init__(
+        self,
+        name: str,
+        sources: list[Path] | None,
+        settings: list[str] | None,
+        extra_vars: list[str] | None,
+        connections: int | None = None,
+    ) -> None:
+        overrides: dict[str, Any] = scenario.parse_settings(settings or [])
+        if connections is not None:
+            overrides["connections"] = connections
+        scenario.load(name, overrides)
+        self.inventory: Inventory = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
+        self.scenario: Scenario = scenario.load(
+            name, overrides, scenario.parse_value(self.inventory.connections)
+        )
+        self.hosts: Mapping[str, HostRecord]
+        self.hosts, texts = survey.look(self.inventory, transport.connect)
+        sources_there, missing = planning.there(self.inventory, self.hosts)
+        self.predicted: Predicted = capacity.predict(
+            self.scenario,
+            self.inventory,
+            self.hosts,
+            texts,
+            planning.tuples(self.scenario, self.inventory, sources_there),
+        )
+        self.remarks: list[Remark] = remarks(self.scenario, self.hosts)
+        if missing:
+            self.predicted.notes.append(
+                f"{missing:,} client addresses of the inventory are on no host yet: not counted"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as data."""
+        return {
+            "scenario": self.scenario.name,
+            "connections": self.scenario.connections,
+            **self.predicted.model_dump(mode="json"),
+            "binding": {
+                end: one.name for end, one in capacity.binding(self.predicted.bounds).items()
+            },
+            "remarks": [one._asdict() for one in self.remarks],
+        }
+
+
+def predict(
+    name: ScenarioOption = "million",
+    sources: InventoryOption = None,
+    settings: SettingsOption = None,
+    extra_vars: ExtraVarsOption = None,
+    as_json: JsonOption = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Every limit's formula, with the kernel's source.")
+    ] = False,
+) -> None:
+    """Say how many connections the hosts can hold as they are, and which limit binds first."""
+    with exit_status():
+        seen = Outlook(name, sources, settings, extra_vars)
+        if as_json:
+            typer.echo(json.dumps(seen.as_json(), indent=1))
+            return
+        console = Console()
+        console.print(_limits(seen.predicted.bounds))
+        for end, one in capacity.binding(seen.predicted.bounds).items():
+            console.print(f"{end}: {one.name} binds at {count(one.max_connections)}", style="bold")
+            console.print(f"  raised by {CATALOGUE[one.name].raise_by}", highlight=False)
+        _notes(console, seen)
+        if explain:
+            for one in seen.predicted.bounds:
+                console.print()
+                for line in explained(one):
+                    console.print(line, highlight=False, markup=False)
+        else:
+            console.print(_remarks(seen.remarks))
+
+
+def preflight(
+    connections: Annotated[
+        str | None, typer.Option("--connections", help="How many [default: the scenario's].")
+    ] = None,
+    name: ScenarioOption = "million",
+    sources: InventoryOption = None,
+    settings: SettingsOption = None,
+    extra_vars: ExtraVarsOption = None,
+    as_json: JsonOption = False,
+    vars_file: Annotated[
+        Path | None,
+        typer.Option("--vars-file", help="Write Ansible variables that make it fit."),
+    ] = None,
+    show: Annotated[
+        Show, typer.Option("--progress", help="ndjson: the outcome as one event, for programs.")
+    ] = Show.auto,
+) -> None:
+    """Say whether so many connections will fit the hosts, and what would have to change.
+
+    Opens nothing. Exit status 1 if they do not fit.
+    """
+    with exit_status(show):
+        seen = Outlook(name, sources, settings, extra_vars, _whole(connections))
+        wanted = seen.scenario.connections
+        low = fit.changes(seen.predicted.bounds, wanted)
+        if vars_file:
+            try:
+                vars_file.write_text(fit.vars_file(low, wanted, seen.inventory.source))
+            except OSError as error:
+                raise InputError(f"--vars-file: {vars_file}: {error.strerror}") from error
+        if show is Show.ndjson:
+            progress.emit(
+                {
+                    "event": "fit",
+                    "fits": not low,
+                    "lines": [*told(seen, low), *(f"note: {n}" for n in seen.predicted.notes)],
+                    "variables": fit.variables(low, wanted),
+                }
+            )
+        elif as_json:
+            typer.echo(
+                json.dumps(
+                    {
+                        "fits": not low,
+                        **seen.as_json(),
+                        "changes": [
+                            {**one.bound.model_dump(), "needed": one.needed, "raise_by": one.how}
+                            for one in low
+                        ],
+                        "variables": fit.variables(low, wanted),
+                    },
+                    indent=1,
+                )
+            )
+        else:
+            _fit(Console(), seen, low, vars_file)
+        if low:
+            raise typer.Exit(1)
+
+
+def _whole(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        number = parse_count(text)
+    except ValueError as expected:
+        raise InputError(f"--connections: got {text!r}, expected {expected}") from None
+    if number < 1:
+        raise InputError(f"--connections: got {text}, expected at least 1")
+    return number
+
+
+def told(seen: Outlook, low: list[fit.Change]) -> list[str]:
+    """Whether it fits and what would have to change, in lines."""
+    wanted, least = seen.scenario.connections, seen.predicted.bounds[0]
+    if not low:
+        return [
+            f"{count(wanted)} connections fit; the first limit above them is {least.name} at "
+            f"{count(least.max_connections)}"
+        ]
+    return [
+        f"{count(wanted)} connections do not fit: {least.name} ends them at "
+        f"{count(least.max_connections)}",
+        *(
+            f"  {one.bound.name} ({whose(one.bound)}): allows {short(one.bound.max_connections)}; "
+            f"{amount(one.bound.limit, one.bound.unit)} found, "
+            f"{amount(one.needed, one.bound.unit)} needed; raised by {one.how}"
+            for one in low
+        ),
+    ]
+
+
+def _fit(console: Console, seen: Outlook, low: list[fit.Change], vars_file: Path | None) -> None:
+    first, *rest = told(seen, low)
+    console.print(first, style="bold red" if low else "bold green")
+    for line in rest:
+        console.print(line, highlight=False)
+    _notes(console, seen)
+    if vars_file:
+        console.print(f"Ansible variables: {vars_file}", highlight=False)
+    elif low:
+        console.print(
+            "What the roles can raise: ansible-playbook playbooks/tune.yml -e connections="
+            f"{seen.scenario.connections}; --vars-file FILE writes the values",
+            highlight=False,
+        )
+
+
+def _table(*titles: str, wide: str = "") -> Table:
+    """A table of figures; ``wide`` is the title of a last column of text, which may be folded."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title in titles:
+        table.add_column(title, no_wrap=True, justify="right" if title in NUMBERS else "left")
+    if wide:
+        table.add_column(wide, overflow="fold")
+    return table
+
+
+def _limits(bounds: list[Bound]) -> Table:
+    table = _table("limit", "whose", "connections", "found", "in use")
+    for one in bounds:
+        table.add_row(
+            one.name,
+            whose(one),
+            short(one.max_connections),
+            amount(one.limit, one.unit),
+            amount(one.used, one.unit),
+        )
+    return table
+
+
+def _remarks(found: list[Remark]) -> Table:
+    table = _table("bounds nothing held", "found", wide="what it does bound")
+    for one in found:
+        table.add_row(one.name, one.value, f"{one.says} ({one.host})")
+    return table
+
+
+def _notes(console: Console, seen: Outlook) -> None:
+    for note in seen.predicted.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def explained(one: Bound) -> list[str]:
+    """A limit's formula with its figures, and where it is from."""
+    entry = CATALOGUE[one.name]
+    return [
+        f"{one.name} ({one.end}{' ' + one.host if one.host else ''}): "
+        f"({one.limit:,} - {one.used:,}) / {one.per_connection:.6g} {one.unit} a connection "
+        f"= {one.max_connections:,}",
+        f"  counts: {entry.counts}",
+        f"  source: {entry.source}",
+        f"  raise:  {entry.raise_by}",
+    ]
+
+
+def amount(number: int, unit: str) -> str:
+    """An amount of a limit's unit for a reader."""
+    return size(number) if unit == "bytes" else short(number)
