@@ -34,6 +34,8 @@ OWN_FDS = {"server": 11, "client": 10}
 its orders, the bell, epoll, the memory gauge and what else it inherits. Where a limit is looked
 for, or the number of workers is given, nothing is kept in reserve, and this is what counts."""
 
+WORD_BITS = 64
+
 Side = Literal["server", "client"]
 SIDES: dict[str, Side] = {"servers": "server", "clients": "client"}
 
@@ -74,8 +76,12 @@ class Share:
 
     @property
     def descriptors(self) -> int:
-        """Open files of one process: alloc_fd() stops at the lower of the two."""
-        return min(self.nofile, self.nr_open)
+        """Open files of one process: alloc_fd() stops at the lower of the two.
+
+        A table of descriptors has whole words of bits, and none grows beyond fs.nr_open (fs/file.c
+        ``alloc_fdtable``): with 4,000 the last descriptor is 3,967.
+        """
+        return min(self.nofile, self.nr_open // WORD_BITS * WORD_BITS)
 
     @property
     def room(self) -> int:

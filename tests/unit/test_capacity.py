@@ -170,6 +170,8 @@ def test_a_shared_kernel_counts_both_ends() -> None:
         (kernel(share(nofile=1_024)), "nofile", 960 * 960),
         (kernel(share(nofile=1_024, workers=2)), "nofile", 2 * 960),
         (kernel(share(nofile=4_096, nr_open=512)), "fs.nr_open", 448 * 448),
+        # Of 4,000, 3,968 make whole words.
+        (kernel(share(nofile=9_999, nr_open=4_000, workers=1)), "fs.nr_open", 3_904),
         (kernel(share(nofile=64)), "nofile", 0),
         (kernel(files=Room(9, 2)), "fs.file-max", 7),
         (kernel(files=Room(2, 9)), "fs.file-max", 0),

@@ -1,0 +1,52 @@
+"""What a provoked limit came to: predicted, measured, named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def provoke_row(case: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of the table.
+
+    :param case: its entry in ``vars/provocations.yml``
+    :param outcome: what the action ``bench_run`` returned
+    """
+    run = outcome["ansible_facts"]["bench_run"]
+    predicted, found, counts = run["predicted"], run["diagnosis"], run["measured"]["established"]
+    held = min(counts.values())
+    expected = predicted["limits"].get(case["bound_by"])
+    off = held / expected - 1 if expected else None
+    wrong = []
+    if found["bound_by"] != case["bound_by"]:
+        wrong.append(f"{case['name']}: the diagnosis named {found['bound_by']}")
+    if "within" in case:
+        if predicted["bound_by"] != case["bound_by"]:
+            wrong.append(f"{case['name']}: the model named {predicted['bound_by']}")
+        if off is None or abs(off) > case["within"]:
+            wrong.append(f"{case['name']}: {held:,} measured, {expected or 0:,} predicted")
+    return {
+        "name": case["name"],
+        "predicted": expected if "within" in case else None,
+        "by_model": predicted["bound_by"],
+        "held": held,
+        "off": off if "within" in case else None,
+        "named": found["bound_by"],
+        "host": found["host"],
+        "end": found["end"],
+        "sure": found["sure"],
+        "evidence": found["evidence"][0] if found["evidence"] else "",
+        "kernel": next(
+            host["kernel"] for host in run["hosts"].values() if "servers" in host["groups"]
+        ),
+        "started": run["started"],
+        "wrong": wrong,
+    }
+
+
+class FilterModule:
+    """The filters of the playbook."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name to filter."""
+        return {"provoke_row": provoke_row}

@@ -1,0 +1,89 @@
+"""What a provoked limit came to, from the run that was made of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from evidence import Found, hosts, measured
+from runs import SCENARIO, million
+
+from bench.catalogue import CATALOGUE
+from bench.diagnose import diagnose
+from bench.results import Predicted
+from bench.scenario import Scenario, load
+
+PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
+_spec = importlib.util.spec_from_file_location("provoke", PLAYBOOKS / "filter_plugins/provoke.py")
+assert _spec and _spec.loader
+provoke = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(provoke)
+
+CASE = {"name": "nofile, hard", "bound_by": "nofile", "within": 0.03}
+
+
+def outcome(held: int, errno: str = "EMFILE", **limits: int) -> dict[str, Any]:
+    run = million()
+    wanted = SCENARIO.model_copy(update={"expect": "limit"})
+    run.measured = measured(held)
+    run.hosts = hosts()
+    run.diagnosis = diagnose(
+        wanted, run.measured, Found(run.hosts, {"server": {errno: 9}}, stopped_by="limit")
+    )
+    name = min(limits, key=lambda one: limits[one])
+    run.predicted = Predicted(
+        max_connections=limits[name],
+        bound_by=name,
+        kernel_bytes_per_connection=1.0,
+        limits=limits,
+    )
+    return {"ansible_facts": {"bench_run": json.loads(run.model_dump_json(by_alias=True))}}
+
+
+def test_a_row_where_model_run_and_diagnosis_agree() -> None:
+    row = provoke.provoke_row(CASE, outcome(7_976, nofile=8_000, tuples=9_000))
+    assert (row["predicted"], row["held"], row["named"]) == (8_000, 7_976, "nofile")
+    assert (row["host"], row["sure"], row["wrong"]) == ("server1", "certain", [])
+    assert row["off"] == pytest.approx(-0.003)
+    assert "EMFILE 9 times" in row["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (outcome(7_759, nofile=8_000), "7,759 measured, 8,000 predicted"),
+        (outcome(8_241, nofile=8_000), "8,241 measured, 8,000 predicted"),
+        (outcome(8_000, nofile=8_000, tuples=7_999), "the model named tuples"),
+        (outcome(8_000, "ENFILE", nofile=8_000), "the diagnosis named fs.file-max"),
+        (outcome(8_000, tuples=8_000), "8,000 measured, 0 predicted"),
+    ],
+)
+def test_what_does_not_agree_is_wrong(made: dict[str, Any], said: str) -> None:
+    assert any(said in one for one in provoke.provoke_row(CASE, made)["wrong"])
+
+
+def test_a_limit_that_bounds_no_number_has_to_be_named_only() -> None:
+    burst = {"name": "nofile, hard", "bound_by": "nofile"}
+    row = provoke.provoke_row(burst, outcome(5, tuples=9_000))
+    assert (row["predicted"], row["off"], row["wrong"]) == (None, None, [])
+
+
+def test_every_case_can_be_run_and_puts_back_what_it_lowers() -> None:
+    listed = yaml.safe_load((PLAYBOOKS / "vars" / "provocations.yml").read_text())
+    cases = listed["provocations"]
+    assert len({case["name"] for case in cases}) == len(cases) >= 12
+    steps = (PLAYBOOKS / "tasks" / "provoke.yml").read_text()
+    lower, always = steps.split("  always:\n")
+    for case in cases:
+        made = load("ceiling", {**listed["provoke_usual"], **case.get("set", {})})
+        assert isinstance(made, Scenario)
+        assert case["bound_by"] in CATALOGUE or case["bound_by"] == "backlog"
+        touched = {"nofile_on", "sysctl_on", "tasks_on", "tracked", "unaliased", "untuned"} & set(
+            case
+        )
+        for key in touched:
+            assert f"provocation.{key} " in lower and f"provocation.{key} " in always
