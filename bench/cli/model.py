@@ -119,7 +119,7 @@ def predict(
 
 def preflight(
     connections: Annotated[
-        str | None, typer.Option("--connections", help="How many [default: the scenario's].")
+        str | None, typer.Option("--connections", help="How many (default: the scenario's).")
     ] = None,
     name: ScenarioOption = "million",
     sources: InventoryOption = None,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from agents import CLIENT, SERVER, running
 
-from bench import controller, scenario
+from bench import capacity, controller, planning, scenario, survey
 from bench.agent import memory
 from bench.curve import Progress
 from bench.errors import InputError, LabError
@@ -262,4 +262,23 @@ def test_how_many_fit_above_the_floor(bed: Bed) -> None:
     assert 0 < counts.clients == counts.servers == counts.ss < 60_000
     assert done.predicted.forecast is not None
     assert any(now.note.startswith("server has MemFree") for now in bed.seen)
+    assert bed.clean()
+
+
+def test_hosts_are_looked_at_and_nothing_is_opened(bed: Bed) -> None:
+    found, texts = survey.look(bed.inventory([CLIENT, "198.18.99.99"]), bed.connect)
+    assert set(found) == set(texts) == {"server", "client"}
+    before = found["server"].phases["before"]
+    assert (before.held, before.workers, before.established) == (0, 0, None)
+    assert before.meminfo_kib["MemAvailable"] > 0 and before.slab_bytes["TCP"] > 0
+    assert found["client"].limits["own_tasks"]
+    assert found["client"].limits["tracking"] is False
+    wanted = scenario.load("ceiling")
+    there, missing = planning.there(bed.inventory([CLIENT, "198.18.99.99"]), found)
+    assert (dict(there), missing) == ({"client": [CLIENT]}, 1)
+    tuples = planning.tuples(wanted, bed.inventory(), there)
+    predicted = capacity.predict(wanted, bed.inventory(), found, texts, tuples)
+    assert predicted.limits["tuples"] == tuples == 64_512
+    assert {"memory", "nofile", "fs.file-max", "pids"} <= predicted.limits.keys()
+    assert predicted.notes == []
     assert bed.clean()
