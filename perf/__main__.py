@@ -83,12 +83,11 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
     connect, server, clients = lab
     programs = {name: compile_pair(name) for name in ("plain", "best")}
     watch = wanted.watch == "epoll"
-    found: dict[str, list[Any]] = {"engine": [], "plain": [], "best": [], "small": []}
 
     def engine(connections: int) -> Measured:
         return run_engine(connect, server, clients, _scenario(connections, wanted.watch))
 
-    def pair(name: str) -> Figure:
+    def pair(name: str, connections: int = wanted.connections) -> Figure:
         # Plain: all processes at once, as such programs are written. Best: as the engine does.
         active = ALL if name == "plain" else 1
         watching = watch and name == "best"
@@ -97,7 +96,7 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
             connect,
             server,
             clients,
-            wanted.connections,
+            connections,
             active=active,
             watch=watching,
         )
@@ -107,7 +106,9 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
         "plain": lambda: pair("plain"),
         "best": lambda: pair("best"),
         "small": lambda: engine(SMALL),
+        "best_small": lambda: pair("best", SMALL),
     }
+    found: dict[str, list[Any]] = {name: [] for name in contestants}
     hosts = [server, *clients]
     with reserve(connect, hosts) as memory:
         memory.wait_until_filled()
@@ -120,7 +121,7 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
                 found[name].append(result)
                 figure = result.figure if isinstance(result, Measured) else result
                 say.print(
-                    f"round {number} {name:6} {figure.connections:,} in {figure.seconds:.1f} s: "
+                    f"round {number} {name:10} {figure.connections:,} in {figure.seconds:.1f} s: "
                     f"{figure.rate:,.0f}/s, {figure.cpu_us:.1f} µs of CPU each"
                 )
     return found
@@ -149,6 +150,8 @@ def summary(found: dict[str, list[Any]]) -> dict[str, Any]:
             "best": rate["engine"] / rate["best"],
             "flat": rate["engine"] / rate["small"],
         },
+        # How much of the growth is the kernel's: no program opens connections without it.
+        "flat_best": rate["best"] / rate["best_small"],
         "cpu_ratio": {name: cpu[name] / cpu["engine"] for name in ("plain", "best")},
         "target": TARGETS,
         "userland_bytes_per_connection": userland,
@@ -202,6 +205,10 @@ def main(words: Sequence[str]) -> int:
         for role, size in told["userland_bytes_per_connection"].items():
             fixed = told["worker_pss_mib"][role]
             say.print(f"{role}: {size:.0f} B of userland a connection, {fixed:.1f} MiB a process")
+        say.print(
+            f"the best C pair at {told['connections']:,} connections has {told['flat_best']:.2f} x "
+            f"its own rate at {SMALL:,}"
+        )
     return 0 if told["met"] else 1
 
 
