@@ -13,7 +13,7 @@ RUNS = 5
 """Newest runs that count; their median is taken."""
 
 LEAST_CONNECTIONS = 100_000
-"""A run of fewer is over in a second or two: start and end decide its figure."""
+"""A run that held fewer is over in a second or two: start and end decide its figure."""
 
 
 class Rate(NamedTuple):
@@ -50,14 +50,16 @@ def of_runs(store: Store) -> Rate | None:
 def per_core(run: Run) -> float | None:
     """What one core opened at one end, per second; None where the run cannot tell.
 
-    Runs that were paced say nothing of what was possible, and neither do virtual machines, whose
-    processors may be emulated. On one kernel (``local``) the same cores worked for both ends. On
+    Runs that were paced say nothing of what was possible, and neither do those that looked for a
+    limit, with their failing steps and their pauses, nor virtual machines, whose processors may be
+    emulated. On one kernel (``local``) the same cores worked for both ends. On
     machines of their own the end with fewer cores is taken to have set the pace.
     """
     paced = run.config.get("connect_rate") is not None
-    if run.verdict != "pass" or run.substrate == "vm" or paced:
+    searched = run.config.get("expect") == "limit" or run.measured.steps
+    if run.verdict != "pass" or run.substrate == "vm" or paced or searched:
         return None
-    if run.requested.connections < LEAST_CONNECTIONS:
+    if run.measured.established.clients < LEAST_CONNECTIONS:
         return None
     cores = {
         group: [host.cpu for host in run.hosts.values() if group in host.groups]

@@ -10,7 +10,7 @@ import pytest
 from runs import aborted, million, stopped
 
 from bench import rates
-from bench.results import Run, Store
+from bench.results import Established, Run, Step, Store
 
 
 def fast(number: int, rate: float = 40_000.0, **changes: Any) -> Run:
@@ -18,6 +18,17 @@ def fast(number: int, rate: float = 40_000.0, **changes: Any) -> Run:
     measured = run.measured.model_copy(update={"connections_per_second": rate})
     named = {"run_id": f"20260131T12{number:02}00Z-million", "measured": measured}
     return run.model_copy(update={**named, **changes})
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    return {"measured": fast(0).measured.model_copy(update=changes)}
+
+
+def held(number: int) -> dict[str, Any]:
+    return measured(established=Established(clients=number, servers=number, ss=number))
+
+
+STEPS = [Step(goal=500_000, held=500_000, lost=0, seconds=5.0)]
 
 
 def keep(root: Path, *runs: Run) -> Store:
@@ -42,14 +53,21 @@ def test_on_machines_of_their_own_the_end_with_fewer_cores_set_the_pace() -> Non
         aborted(),
         fast(0, substrate="vm"),
         fast(0, config={"connect_rate": 1_000.0}),
-        fast(0, requested=million().requested.model_copy(update={"connections": 50_000})),
+        fast(0, **held(50_000)),
         fast(0, hosts={}),
+        fast(0, config={"expect": "limit"}),
+        fast(0, **measured(steps=STEPS)),
     ],
-    ids=["failed", "aborted", "virtual", "paced", "small", "no hosts"],
+    ids=["failed", "aborted", "virtual", "paced", "small", "no hosts", "a limit", "steps"],
 )
 def test_what_tells_nothing(run: Run, tmp_path: Path) -> None:
     assert rates.per_core(run) is None
     assert rates.of_runs(keep(tmp_path, run)) is None
+
+
+def test_what_was_held_counts_and_not_what_was_asked_for() -> None:
+    asked = million().requested.model_copy(update={"connections": 50_000})
+    assert rates.per_core(fast(0, requested=asked, **held(100_000))) == 40_000.0
 
 
 def test_the_median_of_the_newest(tmp_path: Path) -> None:
