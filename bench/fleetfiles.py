@@ -48,7 +48,7 @@ def texts(
     if settings:
         shared = _after(shared, "scenario", _SET + _yaml("set", dict(settings)))
     return {
-        "hosts.yml": "\n".join(_hosts(fleet, settings, command)) + "\n",
+        "hosts.yml": "\n".join(_hosts(fleet, command)) + "\n",
         "group_vars/all.yml": shared,
         "group_vars/clients.yml": (EXAMPLE / "group_vars" / "clients.yml").read_text(),
     }
@@ -93,7 +93,7 @@ def _check(folder: Path) -> None:
         raise InputError(f"--write: {folder}: {error.strerror}") from error
 
 
-def _hosts(fleet: Fleet, settings: Mapping[str, Any], command: Sequence[str]) -> Iterator[str]:
+def _hosts(fleet: Fleet, command: Sequence[str]) -> Iterator[str]:
     """hosts.yml, line by line."""
     servers, clients = fleet.servers, fleet.clients
     yield "---"
@@ -117,7 +117,7 @@ def _hosts(fleet: Fleet, settings: Mapping[str, Any], command: Sequence[str]) ->
     yield "#   ansible-playbook -i DIR playbooks/bench.yml"
     yield "#   ansible-playbook -i DIR playbooks/revert.yml"
     yield from _comment("The run without Ansible:")
-    yield from _command(["python -m bench run million -i DIR", *map(_as_option, settings.items())])
+    yield "#   python -m bench run million -i DIR"
     yield "#"
     yield from _comment(
         "`python -m bench` reads the inventory without templating: give values, not "
@@ -135,14 +135,6 @@ def _hosts(fleet: Fleet, settings: Mapping[str, Any], command: Sequence[str]) ->
     yield "    clients:"
     yield "      hosts:"
     yield from _group("client", clients, start)
-
-
-def _as_option(field: tuple[str, Any]) -> str:
-    """A field of the scenario as an option; ports follow each other, so that seq(1) lists them."""
-    key, value = field
-    if isinstance(value, list):
-        return f'--set "{key}=[$(seq -s, {value[0]} {value[-1]})]"'
-    return f"--set {key}={value}"
 
 
 def _command(words: Sequence[str]) -> Iterator[str]:
@@ -214,8 +206,8 @@ def _comment(text: str, indent: int = 0) -> Iterator[str]:
 
 
 _SET = """
-# Fields of the scenario that this fleet needs different; `python -m bench run` takes them as --set.
-# -e '{"set": {...}}' takes the place of all of them.
+# Fields of the scenario that this fleet needs different. -e '{"set": {...}}' takes the place of all
+# of them, --set of `python -m bench` that of one.
 """
 
 

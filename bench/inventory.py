@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Inventory:
     """Directory of the lab's own state, where the lab made the hosts."""
     connections: object
     """What the lab is sized for (``connections``); None if the inventory does not say."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the scenario that these hosts need different (``set``)."""
 
     def of(self, group: str) -> list[Host]:
         """Hosts of a group, in the inventory's order."""
@@ -133,7 +135,16 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
         underlay=bool(list(_members(listing, "underlay"))),
         state=None if "{{" in lab_dir + lab_name else Path(lab_dir) / (lab_name + kind),
         connections=first.get("connections"),
+        settings=_settings(first.get("set")),
     )
+
+
+def _settings(found: Any) -> Mapping[str, Any]:
+    """Fields of a scenario; none where only Ansible could tell them, which has templates."""
+    if not isinstance(found, Mapping):
+        return {}
+    text = json.dumps(found, default=str)
+    return {} if "{{" in text or "{%" in text else found
 
 
 def _plain(value: Any) -> Any:

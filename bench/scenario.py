@@ -120,8 +120,14 @@ def names() -> list[str]:
 
 
 def parse_value(value: object) -> object:
-    """A value as YAML reads it, where it came as text (Ansible gives ``-e key=5`` as text)."""
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    """A value as YAML reads it, where it came as text (Ansible gives ``-e key=5`` as text).
+
+    Text that is no YAML stays as it is: whatever it is for will refuse it.
+    """
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError):  # the latter for a date that is none
+        return value
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

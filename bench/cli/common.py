@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from bench import progress
+from bench import progress, scenario
 from bench.errors import ConnlabError
+from bench.inventory import Inventory
+from bench.scenario import Scenario
 
 RESULTS = Path("results")
 
@@ -40,6 +42,16 @@ SettingsOption = Annotated[
 ExtraVarsOption = Annotated[
     list[str] | None, typer.Option("--extra-vars", "-e", help="Passed to ansible-inventory.")
 ]
+
+
+def wanted(name: str, overrides: Mapping[str, Any], hosts: Inventory) -> Scenario:
+    """The scenario of that name for these hosts.
+
+    :param overrides: fields that win over those that the inventory sets, one by one
+    :raises InputError: for an unknown name or field, or a value out of range, of either
+    """
+    fields = {key: scenario.parse_value(value) for key, value in hosts.settings.items()}
+    return scenario.load(name, {**fields, **overrides}, scenario.parse_value(hosts.connections))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from bench.cli.common import (
     SettingsOption,
     Show,
     exit_status,
+    wanted,
 )
 from bench.errors import InputError
 from bench.inventory import Inventory
@@ -52,11 +53,8 @@ class Outlook:
         overrides: dict[str, Any] = scenario.parse_settings(settings or [])
         if connections is not None:
             overrides["connections"] = connections
-        scenario.load(name, overrides)
         self.inventory: Inventory = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
-        self.scenario: Scenario = scenario.load(
-            name, overrides, scenario.parse_value(self.inventory.connections)
-        )
+        self.scenario: Scenario = wanted(name, overrides, self.inventory)
         self.hosts: Mapping[str, HostRecord]
         self.hosts, texts = survey.look(self.inventory, transport.connect)
         sources_there, missing = planning.there(self.inventory, self.hosts)
@@ -140,11 +138,11 @@ def preflight(
     """
     with exit_status(show):
         seen = Outlook(name, sources, settings, extra_vars, _whole(connections))
-        wanted = seen.scenario.connections
-        low = fit.changes(seen.predicted.bounds, wanted)
+        number = seen.scenario.connections
+        low = fit.changes(seen.predicted.bounds, number)
         if vars_file:
             try:
-                vars_file.write_text(fit.vars_file(low, wanted, seen.inventory.source))
+                vars_file.write_text(fit.vars_file(low, number, seen.inventory.source))
             except OSError as error:
                 raise InputError(f"--vars-file: {vars_file}: {error.strerror}") from error
         if show is Show.ndjson:
@@ -153,7 +151,7 @@ def preflight(
                     "event": "fit",
                     "fits": not low,
                     "lines": [*told(seen, low), *(f"note: {n}" for n in seen.predicted.notes)],
-                    "variables": fit.variables(low, wanted),
+                    "variables": fit.variables(low, number),
                 }
             )
         elif as_json:
@@ -166,7 +164,7 @@ def preflight(
                             {**one.bound.model_dump(), "needed": one.needed, "raise_by": one.how}
                             for one in low
                         ],
-                        "variables": fit.variables(low, wanted),
+                        "variables": fit.variables(low, number),
                     },
                     indent=1,
                 )
@@ -191,14 +189,14 @@ def _whole(text: str | None) -> int | None:
 
 def told(seen: Outlook, low: list[fit.Change]) -> list[str]:
     """Whether it fits and what would have to change, in lines."""
-    wanted, least = seen.scenario.connections, seen.predicted.bounds[0]
+    number, least = seen.scenario.connections, seen.predicted.bounds[0]
     if not low:
         return [
-            f"{count(wanted)} connections fit; the first limit above them is {least.name} at "
+            f"{count(number)} connections fit; the first limit above them is {least.name} at "
             f"{count(least.max_connections)}"
         ]
     return [
-        f"{count(wanted)} connections do not fit: {least.name} ends them at "
+        f"{count(number)} connections do not fit: {least.name} ends them at "
         f"{count(least.max_connections)}",
         *(
             f"  {one.bound.name} ({whose(one.bound)}): allows {short(one.bound.max_connections)}; "

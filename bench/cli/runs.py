@@ -21,6 +21,7 @@ from bench.cli.common import (
     SettingsOption,
     Show,
     exit_status,
+    wanted,
 )
 
 
@@ -43,18 +44,17 @@ def run(
         _end_with_parent()
     with exit_status(show):
         overrides = scenario.parse_settings(settings or [])
-        scenario.load(name, overrides)
         hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
-        wanted = scenario.load(name, overrides, scenario.parse_value(hosts.connections))
+        asked = wanted(name, overrides, hosts)
         if dry_run:
-            tuples = planning.plan_for(wanted, hosts)
+            tuples = planning.plan_for(asked, hosts)
             typer.echo(
-                f"{name}: {wanted.connections:,} connections from {len(hosts.of('clients'))} "
+                f"{name}: {asked.connections:,} connections from {len(hosts.of('clients'))} "
                 f"clients to {len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
             )
             return
         with progress.view(show.value, Console(stderr=as_json)) as update:
-            done = controller.run(wanted, hosts, results.Store(store), transport.connect, update)
+            done = controller.run(asked, hosts, results.Store(store), transport.connect, update)
         if show is Show.ndjson:
             progress.emit(
                 {

@@ -55,6 +55,31 @@ def test_where_the_lab_made_no_hosts_there_is_no_state_directory(missing: str) -
     assert inventory.from_listing("x", listing(server1=lab)).state is None
 
 
+def test_fields_of_the_scenario() -> None:
+    assert inventory.from_listing("x", listing()).settings == {}
+    fields = {"server_ports": [5000, 5001], "watch": {"__ansible_unsafe": "none"}}
+    found = inventory.from_listing("x", listing(server1={"set": fields}))
+    assert found.settings == {"server_ports": [5000, 5001], "watch": "none"}
+    other = inventory.from_listing("x", listing(client1={"set": fields}))
+    assert other.settings == {}  # what holds for all is on the first host too
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        None,
+        "{{ x }}",
+        "hold_seconds=1",
+        ["hold_seconds"],
+        {"hold_seconds": "{{ x }}"},
+        {"{{ x }}": 1},
+        {"server_ports": ["{% if x %}5000{% endif %}"]},
+    ],
+)
+def test_fields_that_only_ansible_can_read_are_left_to_it(unread: object) -> None:
+    assert inventory.from_listing("x", listing(server1={"set": unread})).settings == {}
+
+
 def test_aliases_by_count_list_and_prefix() -> None:
     counted = {"alias_ips_first": "198.18.1.1", "alias_ips_count": 3}
     found = inventory.from_listing("x", listing(client1=counted))

@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import yaml
+from captured import collected
 from rich.console import Console
 from tune_loader import load
 from typer.testing import CliRunner, Result
 
-from bench import fleetfiles, inventory, planning, rates, scenario
+from bench import facts, fleetfiles, inventory, planning, rates, scenario, survey
 from bench.cli import app, fleetview
 from bench.errors import InputError
 from bench.fleet import Fleet
+from bench.inventory import Inventory
+from bench.results import HostRecord
 
 USUAL = {
     "--connections": "10_000_000",
@@ -183,7 +186,8 @@ def test_what_is_written_is_an_inventory_for_exactly_so_many(
     assert len(set(reached)) == len(reached)
     assert all(re.fullmatch(r"10(\.\d+){3}", address) for address in reached)
 
-    wanted = scenario.load("million", found["set"], hosts.connections)
+    assert hosts.settings == found["set"]
+    wanted = scenario.load("million", hosts.settings, hosts.connections)
     assert wanted.connections == fleet.connections
     plan = planning.plan_for(wanted, hosts)
     shares = [plan.share(host.name) for host in hosts.of("clients")]
@@ -240,6 +244,37 @@ def test_the_commands_in_the_comments_do_what_they_say(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("million: 1,500,000 connections from 1 clients to 1 servers")
+
+
+def test_what_is_written_is_what_preflight_looks_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fleet"
+    few = {"connections": "1.5M", "client_ram": "8GiB"}
+    assert call("--write", str(folder), server_ports="4", **few).exit_code == 0
+
+    def look(hosts: Inventory, _: Any) -> tuple[dict[str, HostRecord], dict[str, Any]]:
+        """Hosts with all their addresses, and nothing else known of them."""
+        found = {
+            host.name: HostRecord(
+                groups=list(host.groups),
+                kernel="6.1.0-56-cloud-amd64",
+                python="3.11.2",
+                cpu=16,
+                mem_total_kib=64 << 20,
+                limits={"nofile_soft": 1_024, "nofile_hard": 1 << 20, "own_tasks": 4},
+                addresses=list(host.data_addresses),
+                phases={"before": facts.phase(collected("6.1", "before"))},
+            )
+            for host in hosts.hosts.values()
+        }
+        return found, {name: {} for name in found}
+
+    monkeypatch.setattr(survey, "look", look)
+    done = CliRunner().invoke(app, ["preflight", "--json", "-i", str(folder)])
+    assert done.exit_code in (0, 1), done.output
+    bounds = {one["name"]: one for one in json.loads(done.stdout)["bounds"]}
+    assert bounds["tuples"]["max_connections"] >= 1_500_000
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:

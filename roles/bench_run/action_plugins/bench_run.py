@@ -1,8 +1,9 @@
 """Run a scenario as an Ansible task: a thin shell around ``python -m bench run``.
 
-Arguments: ``scenario`` (name), ``set`` (fields to override), ``results`` (directory), ``dry_run``
-(check only; implied by check mode). Returns ``summary`` (lines), ``verdict``, ``run_json`` (path)
-and the fact ``bench_run``: run.json without its curve.
+Arguments: ``scenario`` (name), ``set`` (fields to override; with it those that the inventory sets
+do not count), ``results`` (directory), ``dry_run`` (check only; implied by check mode). Returns
+``summary`` (lines), ``verdict``, ``run_json`` (path) and the fact ``bench_run``: run.json without
+its curve.
 
 With ``preflight`` it is ``python -m bench preflight``: the hosts are asked whether the run would
 fit. Returns ``fits``, ``summary`` and ``variables`` for the tuning roles; fails where it does not.
@@ -94,6 +95,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             command += ["--inventory", str(source)]
         for text in context.CLIARGS.get("extra_vars") or ():
             command += ["--extra-vars", text]
+        if "set" in args:
+            command += ["--extra-vars", '{"set": {}}']  # what the variable says is in the argument
         for key, value in overrides.items():
             text = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key}={text}"]

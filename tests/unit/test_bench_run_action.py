@@ -1,0 +1,90 @@
+"""What the action plugin tells ``python -m bench`` to do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ansible import context
+from tune_loader import load
+from typer.testing import CliRunner
+
+from bench import scenario
+from bench.cli import app
+from bench.inventory import load as inventory_of
+
+plugin = load("bench_run", "action_plugins", "bench_run")
+
+
+class Task:
+    check_mode = False
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.args = args
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, args: dict[str, Any], inventory: str, *extra_vars: str
+) -> list[str]:
+    """The words behind ``python -m bench``."""
+    monkeypatch.setattr(context, "CLIARGS", {"extra_vars": extra_vars})
+    extra = {key: value for text in extra_vars for key, value in json.loads(text).items()}
+    monkeypatch.setattr(plugin, "load_extra_vars", lambda loader: extra)
+    action = plugin.ActionModule.__new__(plugin.ActionModule)
+    action._task, action._loader = Task(args), None
+    words: list[str] = action._command({"ansible_inventory_sources": [inventory]})
+    return words[3:]
+
+
+@pytest.fixture
+def folder(tmp_path: Any) -> str:
+    """An inventory with fields of its own."""
+    (tmp_path / "hosts.yml").write_text(
+        "all: {vars: {set: {server_ports: [5000, 5001], hold_seconds: 7}}}\n"
+        "servers: {hosts: {a: {lab_data_address: 198.18.0.1}}}\n"
+        "clients: {hosts: {b: {lab_data_address: 198.18.1.1}}}\n"
+    )
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tuples"),
+    [
+        ({"server_ports": [5000, 5001], "hold_seconds": 7}, 129_024),  # bench_run_set's default
+        ({"hold_seconds": 1}, 64_512),
+        ({}, 64_512),
+    ],
+)
+def test_a_task_that_sets_fields_sets_all_that_are(
+    monkeypatch: pytest.MonkeyPatch, folder: str, fields: dict[str, Any], tuples: int
+) -> None:
+    args = {"scenario": "million", "set": fields, "dry_run": True}
+    words = command(monkeypatch, args, folder, '{"connections": 500}')
+    done = CliRunner().invoke(app, [one for one in words if one not in ("--progress", "ndjson")])
+    assert done.exit_code == 0, done.output
+    assert done.output == (
+        f"million: 500 connections from 1 clients to 1 servers; {tuples:,} tuples planned\n"
+    )
+
+
+def test_fields_of_the_command_line_are_not_mixed_with_those_of_the_inventory(
+    monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """``-e set=...`` takes the place of the inventory's, for Ansible as for what it starts."""
+    given = {"set": {"hold_seconds": 3}}
+    args = {"scenario": "million", **given}
+    words = command(monkeypatch, args, folder, json.dumps(given))
+    told = {words[at + 1] for at, word in enumerate(words) if word == "--set"}
+    assert scenario.parse_settings(told) == {"hold_seconds": 3}
+    extra = [words[at + 1] for at, word in enumerate(words) if word == "--extra-vars"]
+    assert inventory_of([plugin.Path(folder)], extra).settings == {}
+
+
+def test_a_task_that_sets_none_leaves_it_to_the_inventory(
+    monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    words = command(monkeypatch, {"scenario": "million", "preflight": True}, folder)
+    assert "--set" not in words
+    assert "--extra-vars" not in words
+    assert words[-2:] == ["--inventory", folder]
