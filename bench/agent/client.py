@@ -35,10 +35,8 @@ class Client:
         self.crew = workers.Crew(count, self._work)
 
     def _work(self, worker: int, orders: int, ring: Ring) -> None:
-        share = self._shares[worker]
+        share = ordered(self.spec, self._shares[worker])
         self._shares = []
-        if self.spec["source_ports"] == "kernel":
-            share = interleaved(share)
         Connector(self.board, worker, orders, ring, self.spec, share).run()
 
     def lost(self, worker: int) -> None:
@@ -126,12 +124,21 @@ def levels(tried: Sequence[int], most: Sequence[int], upto: int) -> List[int]:
     return goals
 
 
-def interleaved(share: List[Block]) -> List[Block]:
-    """The same connections in slices that take turns, so that all blocks are used up alike.
+def ordered(spec: wire.ClientSpec, share: List[Block]) -> List[Block]:
+    """A worker's share in the order in which it is tried.
 
-    For source ports that the kernel chooses: which connection has which place is all the same, but
-    each source runs out of ports by itself.
+    Whole blocks one after the other are fastest. They take turns where the kernel chooses source
+    ports, of which each source runs out by itself, and where a limit is looked for with several
+    targets: else the first of them would be full long before the last.
     """
+    several = len({block.target for block in share}) > 1
+    if spec["source_ports"] == "kernel" or (spec["limit"] and several):
+        return interleaved(share)
+    return share
+
+
+def interleaved(share: List[Block]) -> List[Block]:
+    """The same four-tuples in slices that take turns, so that all blocks are used up alike."""
     turns = [
         (at / block.size, number, at)
         for number, block in enumerate(share)
@@ -140,7 +147,8 @@ def interleaved(share: List[Block]) -> List[Block]:
     cut: List[Block] = []
     base = share[0].base if share else 0
     for _, number, at in sorted(turns):
-        size = min(SLICE, share[number].size - at)
-        cut.append(share[number]._replace(size=size, base=base))
+        block = share[number]
+        size = min(SLICE, block.size - at)
+        cut.append(block._replace(first_port=block.first_port + at, size=size, base=base))
         base += size
     return cut

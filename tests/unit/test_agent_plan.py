@@ -5,9 +5,10 @@ import math
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import tuples
 from bench.agent import client, server, spec, workers
 
 block = st.builds(
@@ -196,19 +197,34 @@ def test_the_least_tried_are_raised_first_and_exactly(pairs, upto):
         assert max(goal for goal, _ in raised) <= min(below) + 1
 
 
+def four_tuples(pieces):
+    """Source, port and target of every connection, in the order in which they are tried."""
+    return [
+        (piece.source, piece.first_port + at, piece.target)
+        for piece in pieces
+        for at in range(piece.size)
+    ]
+
+
 @given(st.lists(block, min_size=1, max_size=6), st.integers(1, 7), st.data())
-def test_blocks_take_turns_where_the_kernel_chooses_ports(blocks, count, data):
+def test_blocks_take_turns_with_the_tuples_that_they_had(blocks, count, data):
+    taken = 1024
+    for entry in blocks:  # no four-tuple is in two of them
+        entry.update(first_port=taken, target_port=5000 + taken % 4)
+        taken += entry["count"]
     share = data.draw(st.sampled_from([one for one in client.shares(blocks, count) if one] or [[]]))
     cut = client.interleaved(share)
+    planned = four_tuples(share)
+    assert sorted(four_tuples(cut)) == sorted(planned)
+    assert len(set(four_tuples(cut))) == len(planned)
 
     def sizes(pieces):
         found = {}
-        for piece in pieces:
-            key = (piece.source, piece.target, piece.first_port)
+        for piece in pieces:  # by where the block began that it is from
+            key = max(one.first_port for one in share if one.first_port <= piece.first_port)
             found[key] = found.get(key, 0) + piece.size
         return found
 
-    assert sizes(cut) == sizes(share)
     assert all(0 < piece.size <= client.SLICE for piece in cut)
     bases = [piece.base + at for piece in cut for at in range(piece.size)]
     assert bases == [piece.base + at for piece in share for at in range(piece.size)]
@@ -217,6 +233,50 @@ def test_blocks_take_turns_where_the_kernel_chooses_ports(blocks, count, data):
         so_far = sizes(cut[:end])
         for key, size in sizes(share).items():
             assert abs(so_far.get(key, 0) - part * size) <= client.SLICE * len(share)
+
+
+def planned(connections, sources, servers, ports):
+    """A client's blocks: its addresses to servers of one address each."""
+    addresses = [f"198.18.1.{number + 1}" for number in range(sources)]
+    targets = [(f"198.18.0.{number + 1}", 5000) for number in range(servers)]
+    return tuples.plan(connections, {"c": addresses}, targets, 1024, 1023 + ports).blocks["c"]
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 4), st.integers(2, 5), st.integers(64, 900), st.integers(1, 6), st.floats(0, 1)
+)
+def test_a_search_for_a_limit_fills_all_servers_alike(sources, servers, ports, count, part):
+    total = sources * servers * ports
+    crew = client.shares(planned(total, sources, servers, ports), count)
+    orders = [client.ordered({**GOOD, "limit": True}, share) for share in crew]
+    tried = [four_tuples(order) for order in orders]
+    everything = [one for mine in tried for one in mine]
+    assert sorted(everything) == sorted(one for share in crew for one in four_tuples(share))
+    assert len(set(everything)) == total
+    upto = int(part * total)
+    goals = client.levels([0] * count, [len(mine) for mine in tried], upto)
+    targets = [one[2] for mine, goal in zip(tried, goals, strict=True) for one in mine[:goal]]
+    for number in range(servers):
+        mine = targets.count((f"198.18.0.{number + 1}", 5000))
+        assert abs(mine - upto / servers) <= 2 * client.SLICE * count
+
+
+@pytest.mark.parametrize(
+    ("limit", "source_ports", "servers", "turns"),
+    [
+        (False, "plan", 2, False),  # one block after the other is faster
+        (True, "plan", 2, True),
+        (True, "plan", 1, False),  # one target: its order is all the same
+        (False, "kernel", 1, True),
+        (True, "kernel", 2, True),
+    ],
+)
+def test_who_takes_turns(limit, source_ports, servers, turns):
+    (share,) = client.shares(planned(800, 2, servers, 400), 1)
+    order = client.ordered({**GOOD, "limit": limit, "source_ports": source_ports}, share)
+    assert (order != share) is turns
+    assert order == (client.interleaved(share) if turns else share)
 
 
 @given(st.integers(50, 1 << 20))
