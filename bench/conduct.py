@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, drain, facts, planning, report, survey
+from bench import capacity, drain, facts, kmsg, planning, report, survey
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
+from bench.diagnose import End, Floor
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
 from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Step, Store
@@ -49,6 +50,8 @@ class Evidence:
     latency: dict[int, int] = field(default_factory=dict)
     stopped_by: str = "complete"
     """Why the ramp ended: complete, lost, memory, timeout, or limit where one was looked for."""
+    floor: Floor | None = None
+    """Whose memory fell to the floor first."""
     steps: list[Step] = field(default_factory=list)
     """Of a run that looks for its limit."""
     liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
@@ -96,6 +99,9 @@ class Conduct:
     def _unasked(self, agent: Agent, message: Mapping[str, Any]) -> None:
         if message["event"] == "floor":
             self._short_of_memory = True
+            end: End = "server" if agent.role == "server" else "client"
+            first = Floor(agent.name, end, int(message["mem_free_kib"]))
+            self.found.floor = self.found.floor or first
             return
         self.recorder.tick(agent.name, agent.role, message)
         if self.scenario.expect == "floor":
@@ -167,7 +173,8 @@ class Conduct:
         )
 
     def _client_spec(self, agent: Agent, tuples: Plan) -> ClientSpec:
-        share = tuples.share(agent.name) / self.scenario.connections
+        planned = sum(map(tuples.share, tuples.blocks))  # for a limit, maybe less than asked for
+        share = tuples.share(agent.name) / planned
         return ClientSpec(
             nonce=self._nonce,
             controls=[self._control(server.host) for server in self.servers],
@@ -324,7 +331,11 @@ class Conduct:
             self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample
         )
         taken = datetime.now(UTC)
+        # Hosts on this machine's own kernel may not read its messages; here they can be.
+        log = kmsg.read() if self.inventory.underlay else ""
         for agent, message in told.items():
+            if log:
+                message["texts"].setdefault("kernel_log", log)
             self._store.write_raw(self._run_id, agent.name, phase, message["texts"])
             self.found.hosts[agent.name].phases[phase] = facts.phase(message, taken)
         return {agent.name: message["texts"] for agent, message in told.items()}

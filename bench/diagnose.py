@@ -7,17 +7,29 @@ answered or wrote; a counter that fits a time-out is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from bench.catalogue import CATALOGUE
 from bench.collect import kernellog
-from bench.results import Diagnosis, HostRecord, Measured, Predicted
+from bench.results import Diagnosis, HostRecord, Measured, Phase, Predicted, Step
 from bench.scenario import Scenario
+
+End = Literal["server", "client", "both", "path", ""]
+SIDES: tuple[End, End] = ("server", "client")
 
 Errors = Mapping[tuple[str, str], Mapping[str, int]]
 """(``server`` or ``client``, host) to errno name to count."""
+
+
+class Floor(NamedTuple):
+    """The agent that came to its memory floor."""
+
+    host: str
+    end: End
+    free_kib: int
+    """Memory that was really free then."""
 
 
 class Evidence(Protocol):
@@ -30,6 +42,14 @@ class Evidence(Protocol):
     @property
     def errors(self) -> Errors:
         """What system calls of the agents answered."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Of a ramp that looked for its limit."""
+
+    @property
+    def floor(self) -> Floor | None:
+        """Whose memory fell to the floor first; None if nobody's did."""
 
     @property
     def predicted(self) -> Predicted | None:
@@ -45,8 +65,9 @@ FLOOR, ANSWER, SAID, COUNTED, VAGUE = range(5)
 one limit can make it answer; what the kernel wrote or shows as full; what a counter suggests; what
 only says that something failed."""
 
-End = Literal["server", "client", "both", "path", ""]
-SIDES: tuple[End, End] = ("server", "client")
+TELLING_PART = 0.01
+"""Of the connections that are missing: an errno that many limits give and that was met less often
+than that has not stopped the run."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +135,13 @@ def reached(scenario: Scenario, measured: Measured) -> bool:
 def _findings(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator[Finding]:
     if found.stopped_by == "memory":
         yield _floor(scenario, found)
-    yield from _answers(scenario, found)
+    yield from _answers(scenario, measured, found)
     for name, host in sorted(found.hosts.items()):
         yield from _said(name, host)
-    yield from _counted(scenario, found)
+    yield from _counted(scenario, measured, found)
     if found.stopped_by == "timeout":
         yield Finding(
-            VAGUE,
+            COUNTED,
             "ramp_timeout_seconds",
             f"the ramp was stopped after {scenario.ramp_timeout_seconds:g} s",
             "raise ramp_timeout_seconds, or max_in_flight and connect_rate",
@@ -129,29 +150,17 @@ def _findings(scenario: Scenario, measured: Measured, found: Evidence) -> Iterat
 
 
 def _floor(scenario: Scenario, found: Evidence) -> Finding:
-    least = min(
-        (
-            (phase.meminfo_kib["MemAvailable"], name)
-            for name, host in found.hosts.items()
-            if (phase := host.phases.get("peak")) and "MemAvailable" in phase.meminfo_kib
-        ),
-        default=None,
-    )
-    seen = f" ({least[1]}: MemAvailable {least[0] // 1024:,} MiB)" if least else ""
-    return Finding(
-        FLOOR,
-        "memory",
-        f"really free memory fell to the floor of {scenario.memory_floor_mib:,} MiB{seen}",
-        "add memory or hosts, or lower memory_floor_mib",
-        _end(found, least[1]) if least else "",
-        least[1] if least else "",
-    )
+    said = f"really free memory fell to the floor of {scenario.memory_floor_mib:,} MiB"
+    cure = "add memory or hosts, or lower memory_floor_mib"
+    first = found.floor
+    if first is None:  # the clients stopped just short of it
+        return Finding(FLOOR, "memory", said, cure)
+    seen = f"{first.host}: {said} ({first.free_kib >> 10:,} MiB left)"
+    return Finding(FLOOR, "memory", seen, cure, first.end, first.host)
 
 
 # Errno name: (bound_by, what it says), where the answer leaves no doubt.
 _ANSWERS = {
-    # First: those workers that there are run out of descriptors because there are no more.
-    "EAGAIN": ("pids", "fork(2) was refused another worker"),
     "EMFILE": ("nofile", "a process had no descriptor left"),
     "ENFILE": ("fs.file-max", "the kernel had no open file left"),
     "ENOSPC": ("fs.epoll.max_user_watches", "epoll_ctl(2) refused another watch"),
@@ -187,28 +196,73 @@ _OTHERS = {
 }
 
 
-def _answers(scenario: Scenario, found: Evidence) -> Iterator[Finding]:
+def _answers(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator[Finding]:
     """What system calls answered, the server's first: a client that waits for it only echoes it."""
+    errors = _at_the_end(found)
     for name, (bound, meaning) in _ANSWERS.items():
         for side in SIDES:
-            for host, count in _hosts_with(found.errors, side, name):
+            for host, count in _hosts_with(errors, side, name):
                 limit = bound
                 if bound == "nofile" and _nr_open_binds(scenario, found.hosts.get(host)):
                     limit = "fs.nr_open"
+                # Workers run out of descriptors because there are no more of them.
+                short = found.errors[side, host].get("EAGAIN", 0) if name == "EMFILE" else 0
+                if short:
+                    yield _forks(side, host, short, ANSWER)
                 yield Finding(
-                    ANSWER,
+                    ANSWER if not short else SAID,
                     limit,
                     f"{host}, {side}: {name} {count:,} times, {meaning}",
                     f"raise {CATALOGUE[limit].raise_by}",
                     side,
                     host,
                 )
+    for side in SIDES:
+        for host, count in _hosts_with(found.errors, side, "EAGAIN"):
+            if "EMFILE" not in errors[side, host]:  # those workers that there are were enough
+                yield _forks(side, host, count, COUNTED)
     for name in _OTHERS:
         for side in SIDES:
-            for host, count in _hosts_with(found.errors, side, name):
+            for host, count in _hosts_with(errors, side, name):
                 bound, meaning, cure = _other(name, scenario, found)
                 seen = f"{host}, {side}: {name} {count:,} times, {meaning}"
-                yield Finding(ANSWER, bound, seen, cure, side, host)
+                few = _too_few(count, scenario, measured, found)
+                yield Finding(VAGUE if few else ANSWER, bound, seen, cure, side, host)
+
+
+def _too_few(count: int, scenario: Scenario, measured: Measured, found: Evidence) -> bool:
+    """Whether an errno was met too rarely to have stopped the run.
+
+    Who looks for a limit is told by the last step; others by the whole ramp.
+    """
+    counts = measured.established
+    missing = scenario.connections - min(counts.clients, counts.servers, counts.ss)
+    return not found.steps and count < TELLING_PART * missing
+
+
+def _forks(side: End, host: str, count: int, rank: int) -> Finding:
+    return Finding(
+        rank,
+        "pids",
+        f"{host}, {side}: EAGAIN {count:,} times, fork(2) was refused another worker",
+        f"raise {CATALOGUE['pids'].raise_by}",
+        side,
+        host,
+    )
+
+
+def _at_the_end(found: Evidence) -> Errors:
+    """Errors by side and host; of a ramp in steps, only those that its last step met as well.
+
+    What an earlier step met, a later one got past.
+    """
+    if not found.steps:
+        return found.errors
+    last = found.steps[-1].errors
+    return {
+        end: {name: count for name, count in of.items() if name in last}
+        for end, of in found.errors.items()
+    }
 
 
 def _other(name: str, scenario: Scenario, found: Evidence) -> tuple[str, str, str]:
@@ -267,6 +321,9 @@ def _said(name: str, host: HostRecord) -> Iterator[Finding]:
             end,
             name,
         )
+    for bound, seen in _full(host, peak):
+        raising = CATALOGUE[bound].raise_by if bound in CATALOGUE else _BY_MESSAGE[bound]
+        yield Finding(SAID, bound, f"{name}: {seen}", f"raise {raising}", end, name)
     for group, figures in peak.cgroups.items():
         was = before.cgroups.get(group, {})
         for event, bound in (("pids.events:max", "pids"), ("memory.events:max", "memory.max")):
@@ -282,6 +339,17 @@ def _said(name: str, host: HostRecord) -> Iterator[Finding]:
                 )
 
 
+def _full(host: HostRecord, peak: Phase) -> Iterator[tuple[str, str]]:
+    """What the host shows as used up: (limit, in words)."""
+    most, open_now = peak.limits.get("fs.file-max"), str(peak.limits.get("fs.file-nr", "")).split()
+    if isinstance(most, int) and open_now and int(open_now[0]) >= 0.99 * most:
+        yield "fs.file-max", f"{int(open_now[0]):,} files open of at most {most:,}"
+    orphans = peak.sockstat.get("TCP", {}).get("orphan", 0)
+    allowed = host.sysctl.get("net.ipv4.tcp_max_orphans", "")
+    if allowed.isdigit() and orphans >= int(allowed) > 0:
+        yield "tcp_max_orphans", f"{orphans:,} orphaned sockets of at most {int(allowed):,}"
+
+
 _BY_MESSAGE = {
     "tcp_mem": "net.ipv4.tcp_mem",
     "tcp_max_orphans": "net.ipv4.tcp_max_orphans",
@@ -290,12 +358,13 @@ _BY_MESSAGE = {
 }
 
 
-def _counted(scenario: Scenario, found: Evidence) -> Iterator[Finding]:
+def _counted(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator[Finding]:
     """What counters suggest of connects that ran out of time."""
-    late = sum(count for _, count in _hosts_with(found.errors, "client", "ETIMEDOUT"))
+    late = sum(count for _, count in _hosts_with(_at_the_end(found), "client", "ETIMEDOUT"))
     if not late:
         return
     waited = f"clients: ETIMEDOUT {late:,} times"
+    rank = VAGUE if _too_few(late, scenario, measured, found) else COUNTED
     # SNMP counters, net/ipv4/proc.c; each network namespace has its own.
     drops = {
         "TcpExtListenOverflows": (
@@ -321,7 +390,7 @@ def _counted(scenario: Scenario, found: Evidence) -> Iterator[Finding]:
             if gained:
                 told = True
                 yield Finding(
-                    COUNTED,
+                    rank,
                     bound,
                     f"{waited}; {name}, server: {what} {gained:,} times ({counter})",
                     cure,
@@ -331,13 +400,13 @@ def _counted(scenario: Scenario, found: Evidence) -> Iterator[Finding]:
     pressed = _tcp_pressure(found)
     if pressed:
         told = True
-        yield Finding(COUNTED, "tcp_mem", f"{waited}; {pressed}", "raise net.ipv4.tcp_mem")
+        yield Finding(rank, "tcp_mem", f"{waited}; {pressed}", "raise net.ipv4.tcp_mem")
     if not told:
-        sent = grown(found.hosts, "clients", "TcpRetransSegs")
+        sent = grown(found.hosts, "clients", "TcpExtTCPSynRetrans")
         yield Finding(
             VAGUE,
             "network",
-            f"{waited}, {sent:,} segments were sent again and no server counted a drop",
+            f"{waited}, {sent:,} SYNs were sent again and no server counted a drop",
             "look at the links between the hosts and at net.core.netdev_max_backlog",
             "path",
         )
@@ -393,10 +462,6 @@ def _end_of(host: HostRecord) -> End:
     return sides[0]
 
 
-def _end(found: Evidence, host: str) -> End:
-    return _end_of(found.hosts[host]) if host in found.hosts else ""
-
-
 def _tcp_pressure(found: Evidence) -> str:
     """Whether TCP was short of ``tcp_mem``, in words; empty if not."""
     for name, host in sorted(found.hosts.items()):
@@ -422,8 +487,9 @@ def _conntrack(host: HostRecord) -> str:
     now = peak.limits.get("net.netfilter.nf_conntrack_count")
     if not (isinstance(most, int) and isinstance(now, int) and most > 0):
         return ""
-    # The table is full within what is freed and taken while one looks.
-    if dropped <= 0 and now < 0.99 * most:
+    # The table is full within what is freed and taken while one looks. Packets are dropped for
+    # other reasons as well: that counts where the table is nearly full.
+    if now < (0.9 if dropped > 0 else 0.99) * most:
         return ""
     drops = f", {dropped:,} packets dropped for that" if dropped > 0 else ""
     return f"{now:,} tracked connections of at most {most:,}{drops}"

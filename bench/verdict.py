@@ -63,6 +63,6 @@ def _unmet(
         ended = stopped_by == "memory" and diagnosis.bound_by == "memory"
         return None if ended and held > 0 else ", memory floor not reached"
     if scenario.expect == "limit":
-        found = held > 0 and diagnosis.bound_by not in NO_LIMIT
+        found = held > 0 and diagnosis.bound_by not in NO_LIMIT and diagnosis.sure != "unsure"
         return None if found or stopped_by == "complete" else ", no limit could be named"
     return None if reached(scenario, measured) else ""

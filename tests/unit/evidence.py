@@ -8,7 +8,8 @@ from typing import Any
 
 from runs import host, million
 
-from bench.results import Established, HostRecord, Measured, Predicted
+from bench.diagnose import Floor
+from bench.results import Established, HostRecord, Measured, Predicted, Step
 
 HOST = {"server": "server1", "client": "client1"}
 
@@ -19,6 +20,8 @@ class Found:
     by_side: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     stopped_by: str = "complete"
     predicted: Predicted | None = None
+    steps: list[Step] = field(default_factory=list)
+    floor: Floor | None = None
 
     @property
     def errors(self) -> dict[tuple[str, str], Mapping[str, int]]:

@@ -18,6 +18,7 @@ from bench.curve import Progress, Recorder
 from bench.inventory import Host, Inventory
 from bench.results import Store
 from bench.scenario import Scenario
+from bench.tuples import Plan
 
 MIB = 1024
 FACTS = {
@@ -177,7 +178,9 @@ def test_a_floor_that_is_not_the_aim_is_the_agents_to_keep(tmp_path: Path) -> No
     bed = Bed(tmp_path, memory_floor_mib=64)
     falling(bed, 200, 180, 160, 140, 120, 104, 65, 64)
     assert bed.session.told == []
-    bed.session.on_unasked(bed.session.agents[0], {"event": "floor"})
+    bed.session.on_unasked(
+        bed.session.agents[0], {"event": "floor", "mem_free_kib": 60 * MIB, "floor_kib": 64 * MIB}
+    )
     falling(bed, 63)
     assert bed.session.told == [(["client1"], "halt")]
 
@@ -194,7 +197,10 @@ def test_who_looks_for_a_limit_goes_on_to_the_floor_itself(
             bed.tick(float(second), free)
             idle()
         told.append(len(bed.session.told))
-        bed.session.on_unasked(bed.session.agents[0], {"event": "floor"})
+        bed.session.on_unasked(
+            bed.session.agents[0],
+            {"event": "floor", "mem_free_kib": 60 * MIB, "floor_kib": 64 * MIB},
+        )
         idle()
         told.append(len(bed.session.told))
         ramped = {"reason": "halted", "tried": 900, "held": 800, "lost": 0, "errors": {}}
@@ -220,6 +226,29 @@ def test_agents_are_told_how_far_to_go(tmp_path: Path, expect: Any) -> None:
         assert (checked["nofile"], checked["workers"]) == ("soft", 3)
         assert checked["limit"] is (expect == "limit")
     assert specs["prepare"]["source_ports"] == "kernel"
+
+
+def test_a_plan_smaller_than_what_was_asked_for_is_opened_at_the_full_rate(tmp_path: Path) -> None:
+    bed = Bed(tmp_path, expect="limit", connect_rate=1_000, first_client_port=65_036)
+    bed.conduct.prepare()
+    client = bed.session.agents[1]
+    assert sum(block["count"] for block in client.specs()["prepare"]["blocks"]) == 500
+    assert client.specs()["prepare"]["connect_rate"] == 1_000
+
+
+@pytest.mark.parametrize(("rate", "shares"), [(1_000.0, [750.0, 250.0]), (None, [0.0, 0.0])])
+def test_clients_share_the_rate_as_they_share_the_plan(
+    tmp_path: Path, rate: float | None, shares: list[float]
+) -> None:
+    bed = Bed(tmp_path, expect="limit", connect_rate=rate)
+    bed.conduct.prepare()
+    (block,) = bed.session.agents[1].specs()["prepare"]["blocks"]
+    other = FakeAgent("client1", "client")
+    other.name = "client2"
+    halves = {"client1": [{**block, "count": 300}], "client2": [{**block, "count": 100}]}
+    made: Any = Plan(halves, 400)
+    agents: list[Any] = [bed.session.agents[1], other]
+    assert [bed.conduct._client_spec(one, made)["connect_rate"] for one in agents] == shares
 
 
 def test_as_many_workers_as_are_needed_are_none_on_the_wire(tmp_path: Path) -> None:

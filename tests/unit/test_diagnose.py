@@ -4,8 +4,8 @@ import pytest
 from evidence import Found, hosts, measured
 from runs import SCENARIO
 
-from bench.diagnose import diagnose
-from bench.results import Established, Predicted
+from bench.diagnose import Floor, diagnose
+from bench.results import Established, Predicted, Step
 
 
 def test_none_when_the_run_reached_its_target() -> None:
@@ -59,7 +59,7 @@ def test_errnos(errors: dict[str, dict[str, int]], bound: str, said: str) -> Non
     ],
 )
 def test_timeouts_are_explained_by_the_servers_counters(counter: str, bound: str) -> None:
-    late = {"client": {"ETIMEDOUT": 50}}
+    late = {"client": {"ETIMEDOUT": 5_000}}
     found = Found(hosts(nstat={counter: 4_711}), late)
     diagnosis = diagnose(SCENARIO, measured(), found)
     assert diagnosis.bound_by == bound
@@ -70,11 +70,15 @@ def test_timeouts_are_explained_by_the_servers_counters(counter: str, bound: str
     assert diagnose(SCENARIO, measured(), clients).bound_by == "network"
 
 
-def test_short_of_memory() -> None:
-    found = diagnose(SCENARIO, measured(), Found(hosts(), stopped_by="memory"))
-    assert found.bound_by == "memory"
-    assert "768 MiB" in found.evidence[0] and "server1" in found.evidence[0]
-    assert (found.host, found.sure) == ("server1", "certain")
+def test_short_of_memory_is_who_said_so() -> None:
+    """Not who has the least MemAvailable: that counts sockets' own inodes as free."""
+    found = Found(hosts(), stopped_by="memory", floor=Floor("client7", "client", 787_000))
+    diagnosis = diagnose(SCENARIO, measured(), found)
+    assert (diagnosis.bound_by, diagnosis.sure) == ("memory", "certain")
+    assert (diagnosis.host, diagnosis.end) == ("client7", "client")
+    assert "floor of 768 MiB (768 MiB left)" in diagnosis.evidence[0]
+    short = diagnose(SCENARIO, measured(), Found(hosts(), stopped_by="memory"))
+    assert (short.bound_by, short.host) == ("memory", "")
 
 
 def test_no_buffers_under_tcp_pressure_is_tcp_mem() -> None:
@@ -130,11 +134,15 @@ def test_a_kernel_message_from_before_the_run_says_nothing() -> None:
 
 
 def test_packets_that_conntrack_dropped_name_it() -> None:
-    half = {"net.netfilter.nf_conntrack_max": 5_000, "net.netfilter.nf_conntrack_count": 4_000}
-    found = Found(hosts(limits=half, conntrack={"drop": 77}), {"client": {"ETIMEDOUT": 9}})
+    nearly = {"net.netfilter.nf_conntrack_max": 5_000, "net.netfilter.nf_conntrack_count": 4_500}
+    late = {"client": {"ETIMEDOUT": 2_000}}
+    found = Found(hosts(limits=nearly, conntrack={"drop": 77}), late)
     diagnosis = diagnose(SCENARIO, measured(), found)
     assert diagnosis.bound_by == "nf_conntrack_max"
     assert "77 packets dropped" in diagnosis.evidence[0]
+    half = nearly | {"net.netfilter.nf_conntrack_count": 4_000}
+    found = Found(hosts(limits=half, conntrack={"drop": 77}), late)
+    assert diagnose(SCENARIO, measured(), found).bound_by == "network"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +157,55 @@ def test_a_cgroup_that_met_its_limit(event: str, bound: str) -> None:
     assert diagnose(SCENARIO, measured(), found).bound_by == "network"
 
 
-def test_a_fork_that_was_refused() -> None:
-    diagnosis = diagnose(SCENARIO, measured(), Found(hosts(), {"server": {"EAGAIN": 1}}))
+def test_a_fork_that_was_refused_is_why_there_are_no_more_descriptors() -> None:
+    found = Found(hosts(), {"server": {"EAGAIN": 1, "EMFILE": 80}})
+    diagnosis = diagnose(SCENARIO, measured(), found)
     assert (diagnosis.bound_by, diagnosis.sure) == ("pids", "certain")
+    alone = diagnose(SCENARIO, measured(), Found(hosts(), {"server": {"EAGAIN": 1}}))
+    assert (alone.bound_by, alone.sure) == ("pids", "likely")
+
+
+@pytest.mark.parametrize(
+    ("errno", "bound"), [("ENOSPC", "fs.epoll.max_user_watches"), ("ENFILE", "fs.file-max")]
+)
+def test_a_fork_that_was_refused_hides_no_other_limit(errno: str, bound: str) -> None:
+    found = Found(hosts(), {"server": {"EAGAIN": 1, errno: 80}})
+    assert diagnose(SCENARIO, measured(), found).bound_by == bound
+
+
+def test_the_last_step_tells_what_ended_a_ramp_in_steps() -> None:
+    """What an earlier one met, a later one got past."""
+    errors = {"client": {"EHOSTUNREACH": 1, "ETIMEDOUT": 256}}
+    full = {"net.netfilter.nf_conntrack_max": 5_000, "net.netfilter.nf_conntrack_count": 5_000}
+    steps = [
+        Step(goal=5_100, held=5_000, lost=100, seconds=1.0, errors={"EHOSTUNREACH": 1}),
+        Step(goal=5_200, held=5_000, lost=100, seconds=1.0, errors={"ETIMEDOUT": 256}),
+    ]
+    found = Found(hosts(limits=full), errors, stopped_by="limit", steps=steps)
+    assert diagnose(SCENARIO, measured(), found).bound_by == "nf_conntrack_max"
+    found.steps = steps[:1]
+    assert diagnose(SCENARIO, measured(), found).bound_by == "route"
+
+
+@pytest.mark.parametrize("errno", ["ECONNREFUSED", "EHOSTUNREACH", "ETIMEDOUT"])
+def test_an_errno_met_now_and_then_has_not_stopped_a_ramp(errno: str) -> None:
+    grew = {"TcpExtListenOverflows": 3}
+    found = Found(hosts(nstat=grew), {"client": {errno: 1}}, stopped_by="timeout")
+    diagnosis = diagnose(SCENARIO, measured(), found)
+    assert (diagnosis.bound_by, diagnosis.sure) == ("ramp_timeout_seconds", "likely")
+
+
+def test_what_a_host_shows_as_used_up() -> None:
+    files = {"fs.file-max": 9_000, "fs.file-nr": "8990 0 9000"}
+    late = {"client": {"ETIMEDOUT": 5_000}}
+    assert (
+        diagnose(SCENARIO, measured(), Found(hosts(limits=files), late)).bound_by == "fs.file-max"
+    )
+    found = Found(hosts(sockstat={"TCP": {"orphan": 4_096}}), late)
+    found.hosts["server1"].sysctl["net.ipv4.tcp_max_orphans"] = "4096"
+    assert diagnose(SCENARIO, measured(), found).bound_by == "tcp_max_orphans"
+    found.hosts["server1"].sysctl["net.ipv4.tcp_max_orphans"] = "4097"
+    assert diagnose(SCENARIO, measured(), found).bound_by == "network"
 
 
 def test_descriptors_end_at_the_lower_of_nofile_and_nr_open() -> None:
