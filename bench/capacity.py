@@ -24,7 +24,7 @@ from bench.agent.memory import PINNED_BYTES
 from bench.agent.workers import RESERVE, SPARE
 from bench.catalogue import CATALOGUE
 from bench.collect import cgroups, objects, slab
-from bench.footprint import FD_BYTES, HELD_BYTES
+from bench.footprint import FD_BYTES, HELD_BYTES, WORKER_BYTES
 from bench.inventory import Host, Inventory
 from bench.results import Bound, Forecast, HostRecord, Phase, Predicted
 from bench.scenario import Scenario
@@ -71,8 +71,11 @@ class Share:
     ports: Room | None = None
     """Ports that the kernel may choose from for all addresses and endpoints together."""
     tasks: Room | None = None
+    """Of the host's own cgroups."""
     memory_max: Room | None = None
     """The cgroup's memory, bytes."""
+    worker_bytes: int = 0
+    """Memory of a worker that is not there yet."""
 
     @property
     def descriptors(self) -> int:
@@ -88,6 +91,12 @@ class Share:
         """Connections that one process can hold."""
         return max(0, self.descriptors - self.reserve)
 
+    @property
+    def bytes_each(self) -> float:
+        """Memory of one connection's end: slab, descriptor table, the agent's own, its worker's."""
+        worker = self.worker_bytes / self.room if self.room else 0
+        return self.kernel_bytes + FD_BYTES + HELD_BYTES + worker
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -100,6 +109,8 @@ class Kernel:
     """Memory that is free or reclaimable, and the floor that the run must leave, bytes."""
     files: Room | None
     """fs.file-max and what is open."""
+    tasks: Room | None
+    """The least of kernel.pid_max, kernel.threads-max and RLIMIT_NPROC, and the tasks there are."""
     watches: Room | None
 
 
@@ -145,17 +156,18 @@ def bounds(kernels: Iterable[Kernel], tuples: int) -> list[Bound]:
         parts = [share for share in kernel.shares if share.part > 0]
         for one in parts:
             name = "nofile" if one.nofile <= one.nr_open else "fs.nr_open"
-            # Of as many workers as it likes, the parent must be able to talk to each.
-            workers = one.workers or max(1, one.room)
+            # Of as many workers as it likes, the parent must have a pipe to each.
+            workers = one.workers or max(1, one.descriptors - RESERVE)
             bound(name, one.end, one.host, Room(one.descriptors, one.reserve), one.part / workers)
             if one.workers is None and one.room:
                 bound("pids", one.end, one.host, one.tasks, one.part / one.room)
             bound("nf_conntrack_max", one.end, one.host, one.tracked, one.part)
             bound("ip_local_port_range", one.end, one.host, one.ports, one.part)
-            each = float(one.part) * (one.kernel_bytes + FD_BYTES + HELD_BYTES)
-            bound("memory.max", one.end, one.host, one.memory_max, each)
+            bound("memory.max", one.end, one.host, one.memory_max, float(one.part) * one.bytes_each)
         ends = {share.end for share in parts}
         end = ends.pop() if len(ends) == 1 else "both"
+        started = sum((s.part / s.room for s in parts if s.workers is None and s.room), Fraction(0))
+        bound("pids", end, kernel.host, kernel.tasks, started)
         bound("fs.file-max", end, kernel.host, kernel.files, _ends(kernel))
         watched = sum((s.part * s.watches for s in parts), Fraction(0))
         bound("fs.epoll.max_user_watches", end, kernel.host, kernel.watches, watched)
@@ -177,7 +189,7 @@ def binding(found: Iterable[Bound]) -> dict[str, Bound]:
 
 def connection_bytes(kernel: Kernel) -> float:
     """Memory that one more connection of the run takes from a kernel, in bytes."""
-    return slab_bytes(kernel) + float(_ends(kernel)) * (FD_BYTES + HELD_BYTES)
+    return sum(float(share.part) * share.bytes_each for share in kernel.shares)
 
 
 def slab_bytes(kernel: Kernel) -> float:
@@ -241,11 +253,14 @@ def predict(
     servers = [name for name, host in hosts.items() if "servers" in host.groups]
     if inventory.underlay:  # one kernel, and any host sees it: a server speaks for all
         told = (servers or list(hosts))[0]
-        kernels = {told: _kernel(scenario, told, hosts[told], tuple(shares.values()))}
+        kernels = {told: _kernel(scenario, told, hosts, tuple(shares.values()))}
     else:
         kernels = {
             name: _kernel(
-                scenario, name, host, tuple(s for (owner, _), s in shares.items() if owner == name)
+                scenario,
+                name,
+                {name: host},
+                tuple(share for (owner, _), share in shares.items() if owner == name),
             )
             for name, host in hosts.items()
         }
@@ -345,7 +360,8 @@ def _share(
     server = group == "servers"
     watched = server and scenario.watch == "epoll"
     most, now = (_number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
-    tracked = most is not None and bool(record.limits.get("tracking"))
+    # A maximum of 0 is none (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc).
+    tracked = bool(most) and bool(record.limits.get("tracking"))
     parts = objects.parts(
         server=server,
         watched=watched,
@@ -375,34 +391,47 @@ def _share(
         watches=int(watched),
         tracked=Room(most or 0, now or 0) if tracked else None,
         ports=Room(local_ports(scenario, inventory, host, record), 0) if chosen else None,
-        tasks=_tasks(record, before),
+        tasks=_grouped_tasks(record, before),
         memory_max=_least_room(before, "memory.max", "memory.current"),
+        worker_bytes=0 if scenario.workers or before is None or before.workers else WORKER_BYTES,
     )
 
 
-def _tasks(record: HostRecord, before: Phase | None) -> Room | None:
-    """The limit on tasks that leaves the least room for workers.
+def _own_tasks(record: HostRecord, before: Phase) -> int:
+    """Tasks found on a host that are this run's: workers, doorkeeper, who gathered the evidence."""
+    doorkeeper = int("servers" in record.groups and before.workers > 0)
+    return before.workers + doorkeeper + 1
 
-    What the agent keeps for itself is :data:`SPARE`. Among the tasks found are those of this run:
-    the thread that gathered the evidence, a server's doorkeeper, and the workers.
+
+def _grouped_tasks(record: HostRecord, before: Phase | None) -> Room | None:
+    """Of the agent's cgroups, the one with the least room for workers.
+
+    What the agent keeps for itself is :data:`SPARE`.
+    """
+    grouped = _least_room(before, "pids.max", "pids.current")
+    if grouped is None or before is None:
+        return None
+    return Room(grouped.limit, grouped.used + SPARE - _own_tasks(record, before))
+
+
+def _tasks(record: HostRecord, before: Phase | None, own_run: int, agents: int) -> Room | None:
+    """The limit on a kernel's tasks that leaves the least room for workers.
+
+    :param own_run: tasks found that are this run's, on all hosts of the kernel
+    :param agents: of the run on this kernel
     """
     if before is None:
         return None
     rooms = []
-    doorkeeper = int("servers" in record.groups and before.workers > 0)
-    others = SPARE - before.workers - doorkeeper - 1
-    grouped = _least_room(before, "pids.max", "pids.current")
-    if grouped:
-        rooms.append(Room(grouped.limit, grouped.used + others))
     own, allowed = record.limits.get("own_tasks"), before.limits.get("max_processes_soft")
     if isinstance(own, int) and isinstance(allowed, int):
-        rooms.append(Room(allowed, own + SPARE))
+        rooms.append(Room(allowed, own + SPARE * agents))
     running = str(before.limits.get("/proc/loadavg", "")).partition("/")[2].split(" ")[0]
     if running.isdigit():
         for key in ("kernel.pid_max", "kernel.threads-max"):
             most = before.limits.get(key)
             if isinstance(most, int):
-                rooms.append(Room(most, int(running) + others))
+                rooms.append(Room(most, int(running) + SPARE * agents - own_run))
     return min(rooms, key=lambda room: room.limit - room.used, default=None)
 
 
@@ -413,11 +442,18 @@ def _least_room(before: Phase | None, limit: str, used: str) -> Room | None:
     return Room(*min(found, key=lambda room: room[0] - room[1])) if found else None
 
 
-def _kernel(scenario: Scenario, name: str, host: HostRecord, shares: tuple[Share, ...]) -> Kernel:
+def _kernel(
+    scenario: Scenario, name: str, hosts: Mapping[str, HostRecord], shares: tuple[Share, ...]
+) -> Kernel:
     """The kernel that a host runs on, as the host saw it before the ramp.
 
-    :param shares: of all hosts on that kernel
+    :param hosts: all on that kernel
+    :param shares: of all of them
     """
+    host = hosts[name]
+    own_run = sum(
+        _own_tasks(one, one.phases["before"]) for one in hosts.values() if "before" in one.phases
+    )
     before = host.phases.get("before")
     most = _number(host, "fs.file-max")
     used = _files(before)
@@ -428,6 +464,7 @@ def _kernel(scenario: Scenario, name: str, host: HostRecord, shares: tuple[Share
         shares=shares,
         memory=None if free is None else Room(free * 1024, scenario.memory_floor_mib << 20),
         files=None if most is None else Room(most, used),
+        tasks=_tasks(host, before, own_run, len(hosts)),
         watches=Room(watches_default(host.mem_total_kib) if watches is None else watches, 0),
     )
 

@@ -14,6 +14,10 @@ from bench.results import Bound
 NOFILE_MARGIN = 4096
 """Descriptors besides the connections, as the role tune_limits adds them."""
 
+MARGIN = 8
+"""One part in so many comes on top of a kernel parameter that is written, as the role tune_sysctl
+has it: besides connections there are files and watches of the agents and of others."""
+
 _SYSCTLS = {
     "fs.nr_open": "fs.nr_open",
     "fs.file-max": "fs.file-max",
@@ -48,17 +52,17 @@ def needed(bound: Bound, connections: int) -> int:
 
 
 def variables(wanted: Iterable[Change], connections: int) -> dict[str, Any]:
-    """Ansible variables for the tuning roles that make the connections fit, as far as they can."""
+    """Ansible variables for the tuning roles that make the connections fit, as far as they can.
+
+    ``nofile`` is not among them: the role grants a host's whole share to one process.
+    """
     found: dict[str, Any] = {"connections": connections}
     for one in wanted:
-        name = one.bound.name
-        if name in ("nofile", "fs.nr_open"):
-            nofile = one.needed + NOFILE_MARGIN
-            found["tune_limits_nofile"] = max(nofile, found.get("tune_limits_nofile", 0))
-        if name in _SYSCTLS:
+        key = _SYSCTLS.get(one.bound.name)
+        if key:
             extra = found.setdefault("tune_sysctl_extra", {})
-            value = one.needed + (NOFILE_MARGIN if name == "fs.nr_open" else 0)
-            extra[_SYSCTLS[name]] = max(value, extra.get(_SYSCTLS[name], 0))
+            value = one.needed + one.needed // MARGIN + NOFILE_MARGIN
+            extra[key] = max(value, extra.get(key, 0))
     return found
 
 
@@ -71,11 +75,12 @@ def vars_file(wanted: list[Change], connections: int, source: str) -> str:
         "---",
         f"# For {connections:,} connections on the hosts of {source}:",
         "# ansible-playbook playbooks/tune.yml -e @FILE",
+        "# In place of the inventory's own tune_sysctl_extra, where it has one.",
         *yaml.safe_dump(variables(wanted, connections), sort_keys=False).splitlines(),
     ]
-    rest = [one for one in wanted if one.bound.name not in (*_SYSCTLS, "nofile")]
+    rest = [one for one in wanted if one.bound.name not in _SYSCTLS]
     if rest:
-        lines += ["", "# Not for a role to raise:"]
+        lines += ["", "# By hand, unless a role does it by `connections` (nofile, alias_ips):"]
         lines += [f"# {text}" for one in rest for text in _by_hand(one)]
     return "\n".join(lines) + "\n"
 

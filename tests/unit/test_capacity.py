@@ -40,6 +40,7 @@ def kernel(*shares: Share, **changes: Any) -> Kernel:
         "memory": Room(20 << 30, 0),
         "files": Room(2_000_000, 0),
         "watches": Room(5_491_511, 0),
+        "tasks": Room(100_000, 100),
     }
     return Kernel(shares=shares or (share(),), **(fields | changes))
 
@@ -74,6 +75,7 @@ shares = st.builds(
     ports=st.none() | rooms,
     tasks=st.none() | rooms,
     memory_max=st.none() | rooms,
+    worker_bytes=st.sampled_from([0, 2_560 << 10]),
 )
 kernels = st.builds(
     Kernel,
@@ -82,6 +84,7 @@ kernels = st.builds(
     memory=rooms,
     files=rooms,
     watches=rooms,
+    tasks=rooms,
 )
 
 
@@ -167,7 +170,9 @@ def test_a_shared_kernel_counts_both_ends() -> None:
 @pytest.mark.parametrize(
     ("made", "bound", "most"),
     [
+        # A pipe to each of 1,024 - 64 workers.
         (kernel(share(nofile=1_024)), "nofile", 960 * 960),
+        (kernel(share(nofile=300, reserve=12)), "nofile", (300 - 64) * 288),
         (kernel(share(nofile=1_024, workers=2)), "nofile", 2 * 960),
         (kernel(share(nofile=4_096, nr_open=512)), "fs.nr_open", 448 * 448),
         # Of 4,000, 3,968 make whole words.
@@ -204,11 +209,33 @@ def test_of_several_hosts_the_one_that_binds_first_is_named() -> None:
 
 
 def test_a_given_number_of_workers_needs_no_more_tasks() -> None:
-    assert "pids" not in maxima((kernel(share(workers=1, tasks=Room(5, 5))),), 5)
+    made = kernel(share(workers=1, tasks=Room(5, 5)), tasks=Room(5, 5))
+    assert "pids" not in maxima((made,), 5)
+
+
+def test_hosts_of_one_kernel_share_its_tasks_and_not_their_cgroups() -> None:
+    client = share(host="client1", end="client", part=Fraction(1, 2), watches=0)
+    both = kernel(share(nofile=300, reserve=12), client, client, tasks=Room(400, 100))
+    # A connection takes 1/288 of a worker on the server, 1/19,936 on one of two clients.
+    assert maxima((both,), 10**9)["pids"] == int(300 / (1 / 288 + 1 / 19_936))
+    grouped = kernel(share(nofile=300, reserve=12, tasks=Room(30, 10)), client, client)
+    assert maxima((grouped,), 10**9)["pids"] == 20 * 288
+
+
+def test_workers_that_are_still_to_come_take_memory() -> None:
+    there = kernel(share(nofile=1_024))
+    to_come = kernel(share(nofile=1_024, worker_bytes=2_560 << 10))
+    more = capacity.connection_bytes(to_come) - capacity.connection_bytes(there)
+    assert more == pytest.approx((2_560 << 10) / 960)
+
+
+def test_a_table_without_a_maximum_bounds_nothing() -> None:
+    found = predict(False, tracking=True, **{"net.netfilter.nf_conntrack_max": "0"})
+    assert "nf_conntrack_max" not in found.limits
 
 
 def test_what_is_not_known_or_not_used_bounds_nothing() -> None:
-    made = kernel(share(watches=0), memory=None, files=None)
+    made = kernel(share(watches=0), memory=None, files=None, tasks=None)
     assert set(maxima((made,), 5)) == {"tuples", "nofile"}
 
 

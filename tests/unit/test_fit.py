@@ -59,22 +59,22 @@ def test_variables_are_those_of_the_tuning_roles() -> None:
     )
     assert fit.variables(low, 50_000) == {
         "connections": 50_000,
-        "tune_limits_nofile": 54_104,
         "tune_sysctl_extra": {
-            "fs.file-max": 50_000,
-            "net.netfilter.nf_conntrack_max": 50_000,
-            "fs.nr_open": 54_104,
+            "fs.file-max": 50_000 + 6_250 + 4_096,
+            "net.netfilter.nf_conntrack_max": 50_000 + 6_250 + 4_096,
+            "fs.nr_open": 50_008 + 6_251 + 4_096,
         },
     }
     text = fit.vars_file(low, 50_000, "inventory/local")
     assert yaml.safe_load(text) == fit.variables(low, 50_000)
     assert "# tuples: 10 four-tuples, needed are 50,000:" in text
-    assert "nofile" not in text.split("# Not for a role")[1]
+    assert "# nofile on server1: 1,024 descriptors a process, needed are 50,008:" in text
+    assert "# fs.file-max" not in text
 
 
 def test_of_several_hosts_the_largest_value_is_written() -> None:
     low = fit.changes([bound("fs.file-max", 5), bound("fs.file-max", 5, 90, 2.0)], 100)
-    assert fit.variables(low, 100)["tune_sysctl_extra"] == {"fs.file-max": 290}
+    assert fit.variables(low, 100)["tune_sysctl_extra"] == {"fs.file-max": 290 + 36 + 4_096}
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))

@@ -50,13 +50,14 @@ class Lab:
     def __init__(self) -> None:
         self.hosts = {name: record(name) for name in ADDRESSES}
         self.texts: dict[str, Any] = {name: texts("6.1", "before") for name in ADDRESSES}
+        self.settings: dict[str, Any] = {}
 
     def listed(self, sources: list[Path], extra_vars: list[str]) -> Inventory:
         hosts = {
             name: Host(name, (group,), name, 22, "lab", None, None, (address,))
             for name, (group, address) in ADDRESSES.items()
         }
-        return Inventory("inventory/test", "vm", hosts, False, None, 100_000)
+        return Inventory("inventory/test", "vm", hosts, False, None, 100_000, self.settings)
 
     def run(self, *words: str) -> Result:
         return CliRunner().invoke(app, [*words, "--set", "memory_floor_mib=100"])
@@ -118,11 +119,58 @@ def test_preflight_of_what_does_not(lab: Lab, tmp_path: Path) -> None:
     assert "40,449 found, 100,449 needed; raised by fs.file-max" in said
     assert yaml.safe_load(values.read_text()) == {
         "connections": 100_000,
-        "tune_sysctl_extra": {"fs.file-max": 100_449},
+        "tune_sysctl_extra": {"fs.file-max": 100_449 + 12_556 + 4_096},
     }
     found = json.loads(lab.run("preflight", "--json").output)
     assert (found["fits"], found["changes"][0]["needed"]) == (False, 100_449)
     assert found["variables"]["connections"] == 100_000
+
+
+def test_fields_that_the_inventory_sets_count(lab: Lab) -> None:
+    words = ("preflight", "--connections", "40_000")
+    lab.settings.update(first_client_port=65_436, server_ports="[5000, 5001]")
+    done = lab.run(*words)
+    assert done.exit_code == 1
+    assert "tuples ends them at 400" in " ".join(done.output.split())
+    assert lab.run(*words, "--set", "first_client_port=1024").exit_code == 0
+    found = json.loads(lab.run("predict", "--json", "--set", "server_ports=[5000]").output)
+    assert (found["bound_by"], found["max_connections"]) == ("tuples", 200)
+
+
+def test_a_number_of_its_own_beats_what_the_lab_is_sized_for(lab: Lab) -> None:
+    lab.settings.update(connections=1_234)
+    assert json.loads(lab.run("predict", "--json").output)["connections"] == 1_234
+    done = lab.run("preflight", "--json", "--connections", "5k")
+    assert json.loads(done.output)["connections"] == 5_000
+
+
+@pytest.mark.parametrize("command", [("predict",), ("preflight",), ("run", "million", "--dry-run")])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"hold_second": 1}, "scenario million: hold_second: unknown field, expected one of"),
+        ({"hold_seconds": -1}, "scenario million: hold_seconds: got -1, expected"),
+        ({"watch": "["}, "scenario million: watch: got '[', expected"),
+        ({"watch": "2026-99-99"}, "scenario million: watch: got '2026-99-99', expected"),
+        ({"control_port": 5000}, "control_port: got 5000, expected a port not in server_ports"),
+    ],
+)
+def test_a_bad_field_in_the_inventory_is_one_line(
+    lab: Lab, command: tuple[str, ...], fields: dict[str, Any], said: str
+) -> None:
+    lab.settings.update(fields)
+    done = lab.run(*command)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_fields_are_judged_together(lab: Lab) -> None:
+    lab.settings.update(server_ports=[6000])
+    done = lab.run("run", "million", "--dry-run", "--set", "control_port=5000")
+    assert done.exit_code == 0, done.output
+    assert "129,024 tuples planned" in done.output
 
 
 def test_what_is_not_known_is_said(lab: Lab) -> None:
