@@ -18,11 +18,20 @@ def provoke_row(case: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str
     expected = predicted["limits"].get(case["bound_by"])
     off = held / expected - 1 if expected else None
     wrong = []
+    if run["verdict"] != "pass":
+        wrong.append(f"{case['name']}: verdict {run['verdict']}: {run['reason']}")
+    if found["sure"] == "unsure":
+        wrong.append(f"{case['name']}: the diagnosis is unsure")
     if found["bound_by"] != case["bound_by"]:
         wrong.append(f"{case['name']}: the diagnosis named {found['bound_by']}")
     if "within" in case:
         if predicted["bound_by"] != case["bound_by"]:
             wrong.append(f"{case['name']}: the model named {predicted['bound_by']}")
+        whose = next((one["host"] for one in predicted["bounds"]), "")
+        if found["host"] != whose:
+            wrong.append(
+                f"{case['name']}: on {found['host'] or 'none'}, expected {whose or 'none'}"
+            )
         if off is None or abs(off) > case["within"]:
             wrong.append(f"{case['name']}: {held:,} measured, {expected or 0:,} predicted")
     return {

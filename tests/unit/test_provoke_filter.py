@@ -14,7 +14,7 @@ from runs import SCENARIO, million
 
 from bench.catalogue import CATALOGUE
 from bench.diagnose import diagnose
-from bench.results import Predicted
+from bench.results import Bound, Predicted
 from bench.scenario import Scenario, load
 
 PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
@@ -26,7 +26,9 @@ _spec.loader.exec_module(provoke)
 CASE = {"name": "nofile, hard", "bound_by": "nofile", "within": 0.03}
 
 
-def outcome(held: int, errno: str = "EMFILE", **limits: int) -> dict[str, Any]:
+def outcome(
+    held: int, errno: str = "EMFILE", host: str = "server1", **limits: int
+) -> dict[str, Any]:
     run = million()
     wanted = SCENARIO.model_copy(update={"expect": "limit"})
     run.measured = measured(held)
@@ -40,8 +42,25 @@ def outcome(held: int, errno: str = "EMFILE", **limits: int) -> dict[str, Any]:
         bound_by=name,
         kernel_bytes_per_connection=1.0,
         limits=limits,
+        bounds=[
+            Bound(
+                name=name,
+                end="server",
+                host=host,
+                max_connections=limits[name],
+                limit=limits[name],
+                used=0,
+                per_connection=1.0,
+                unit="of them",
+            )
+        ],
     )
     return {"ansible_facts": {"bench_run": json.loads(run.model_dump_json(by_alias=True))}}
+
+
+def aborted(made: dict[str, Any]) -> dict[str, Any]:
+    made["ansible_facts"]["bench_run"] |= {"verdict": "aborted", "reason": "interrupted"}
+    return made
 
 
 def test_a_row_where_model_run_and_diagnosis_agree() -> None:
@@ -60,6 +79,9 @@ def test_a_row_where_model_run_and_diagnosis_agree() -> None:
         (outcome(8_000, nofile=8_000, tuples=7_999), "the model named tuples"),
         (outcome(8_000, "ENFILE", nofile=8_000), "the diagnosis named fs.file-max"),
         (outcome(8_000, tuples=8_000), "8,000 measured, 0 predicted"),
+        (outcome(8_000, host="client1", nofile=8_000), "on server1, expected client1"),
+        (aborted(outcome(8_000, nofile=8_000)), "verdict aborted: interrupted"),
+        (outcome(8_000, "EPIPE", nofile=8_000), "the diagnosis is unsure"),
     ],
 )
 def test_what_does_not_agree_is_wrong(made: dict[str, Any], said: str) -> None:
