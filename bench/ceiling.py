@@ -82,7 +82,7 @@ class Ceiling:
         """
         scenario, planned = self._scenario, sum(self._planned.values())
         self._until = time.monotonic() + scenario.ramp_timeout_seconds
-        full = size = max(1, int(scenario.step * scenario.connections))
+        full = size = max(1, math.ceil(scenario.step * scenario.connections))
         failures, accident = 0, math.inf
         step = Step(goal=0, held=0, lost=0, seconds=0.0)
         while step.goal < planned:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench import ceiling
@@ -173,6 +173,7 @@ class World:
 shares = st.lists(st.integers(1, 4000), min_size=1, max_size=4)
 
 
+@example([99], 1.0, 0.015625, 0.0625, 0)  # 1/64 of 99: a step is rounded up, never down
 @given(shares, st.floats(0, 1.2), st.floats(0.01, 1), st.floats(0.001, 0.1), st.integers(0, 300))
 def test_the_ceiling_is_within_its_resolution(
     planned: list[int], part: float, step: float, resolution: float, queue: int
