@@ -142,7 +142,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set: got {text!r}, expected KEY=VALUE")
         try:
             parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter for a date that is none
             raise InputError(
                 f"--set {key.strip()}: got {value!r}, expected a YAML value"
             ) from error

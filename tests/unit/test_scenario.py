@@ -21,6 +21,13 @@ def test_settings_are_yaml() -> None:
     }
 
 
+@pytest.mark.parametrize("value", ["[", "2026-99-99"])
+def test_a_value_that_is_no_yaml_is_named(value: str) -> None:
+    with pytest.raises(InputError) as refused:
+        scenario.parse_settings([f"watch={value}"])
+    assert str(refused.value) == f"--set watch: got {value!r}, expected a YAML value"
+
+
 @pytest.mark.parametrize("text", ["connections", "=5", ""])
 def test_settings_without_a_key_or_value(text: str) -> None:
     with pytest.raises(InputError, match="expected KEY=VALUE"):
