@@ -82,7 +82,7 @@ class Board:
 
     def _sums(self, start: int, length: int) -> List[int]:
         rows = [self.row(worker)[start : start + length].tolist() for worker in range(self.workers)]
-        return list(map(sum, zip(*rows)))  # noqa: B905 (strict= came with Python 3.10)
+        return list(map(sum, zip(*rows)))
 
 
 def name(code: int) -> str:

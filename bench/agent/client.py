@@ -104,7 +104,7 @@ def levels(tried: Sequence[int], most: Sequence[int], upto: int) -> List[int]:
     """
 
     def raised(level: int) -> List[int]:
-        return [max(have, min(size, level)) for have, size in zip(tried, most)]  # noqa: B905
+        return [max(have, min(size, level)) for have, size in zip(tried, most)]
 
     low, high = 0, max(most, default=0)  # the highest level that does not go beyond ``upto``
     while low < high:

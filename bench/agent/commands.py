@@ -216,8 +216,7 @@ class Commands(Duty):
 
         def answer() -> Dict[str, Any]:
             asked, answered, wrong, dropped = (
-                board.total(at) - was
-                for at, was in zip(counters, before)  # noqa: B905
+                board.total(at) - was for at, was in zip(counters, before)
             )
             return {
                 "event": "echoed",

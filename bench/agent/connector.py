@@ -212,7 +212,7 @@ class Connector(Holder):
         target = repeat(block.target)
         made = map(_make, repeat(family_of(block.source), wanted), repeat(_KIND), repeat(0))
         to_set, to_bind, to_connect, to_ask, to_hold = tee(made, 5)
-        steps = zip(  # noqa: B905 (strict= came with Python 3.10)
+        steps = zip(
             map(_set, to_set, repeat(level), repeat(option), repeat(1)),
             map(_bind, to_bind, names),
             map(_connect, to_connect, target),
