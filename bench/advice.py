@@ -7,17 +7,8 @@ from typing import Any
 
 from bench.fit import NOFILE_MARGIN
 from bench.fleet import End, Fleet
+from bench.scenario import Scenario
 from bench.units import count
-
-FIRST_SERVER_PORT = 5000
-"""The port that scenarios listen on where nobody names others."""
-
-FLOOR_MIB, RAMP_SECONDS = 768, 600
-"""``memory_floor_mib`` and ``ramp_timeout_seconds`` of a scenario where nobody sets them."""
-
-MOST_RAMP_SECONDS, MOST_ACTIVE, MOST_CONNECTIONS = 7_200, 1_024, 100_000_000
-"""The most that a scenario takes for ``ramp_timeout_seconds``, ``active_workers`` and
-``acceptors``, and ``connections``; the last is the tuning roles' bound too."""
 
 NR_OPEN = 1_048_576
 """fs.nr_open where nothing asks for more: the kernel's default (fs/file.c), and the least that the
@@ -28,23 +19,32 @@ NEIGHBOURS = 512
 address is a neighbour, alias addresses too; above gc_thresh3 (1,024) their packets are dropped."""
 
 
+USUAL = Scenario(name="usual", title="what holds where nobody sets anything")
+
+
+def most(field: str) -> int:
+    """The most that a scenario takes for a field."""
+    bounds = (getattr(one, "le", None) for one in Scenario.model_fields[field].metadata)
+    return int(next(bound for bound in bounds if bound is not None))
+
+
 def settings(fleet: Fleet) -> dict[str, Any]:
     """Fields of the scenario that have to differ from their defaults."""
     found: dict[str, Any] = {}
     if fleet.servers.ports > 1:
-        last = FIRST_SERVER_PORT + fleet.servers.ports
-        found["server_ports"] = list(range(FIRST_SERVER_PORT, last))
-    if fleet.watch != "epoll":
+        first = USUAL.server_ports[0]
+        found["server_ports"] = list(range(first, first + fleet.servers.ports))
+    if fleet.watch != USUAL.watch:
         found["watch"] = fleet.watch
     floor = math.ceil(fleet.servers.ram.floor / 2**20)
-    if floor != FLOOR_MIB:
+    if floor != USUAL.memory_floor_mib:
         found["memory_floor_mib"] = floor
     for field, end in (("active_workers", fleet.clients), ("acceptors", fleet.servers)):
-        at_once = min(end.cores, MOST_ACTIVE)
+        at_once = min(end.cores, most(field))
         if at_once > 1:
             found[field] = at_once
-    patience = min(MOST_RAMP_SECONDS, math.ceil(2 * fleet.ramp.seconds))
-    if patience > RAMP_SECONDS:
+    patience = min(most("ramp_timeout_seconds"), math.ceil(2 * fleet.ramp.seconds))
+    if patience > USUAL.ramp_timeout_seconds:
         found["ramp_timeout_seconds"] = patience
     return found
 
@@ -72,14 +72,14 @@ def notes(fleet: Fleet) -> list[str]:
         for name, end in (("servers", fleet.servers), ("clients", fleet.clients))
         if _crowded(end)
     ]
-    if fleet.connections > MOST_CONNECTIONS:
+    if fleet.connections > most("connections"):
         found.append(
-            f"a run takes at most {count(MOST_CONNECTIONS)} connections: so many take several "
+            f"a run takes at most {count(most('connections'))} connections: so many take several "
             "runs side by side, each on hosts and an inventory of its own"
         )
-    if fleet.ramp.seconds > MOST_RAMP_SECONDS:
+    if fleet.ramp.seconds > most("ramp_timeout_seconds"):
         found.append(
-            f"a run's ramp ends after {count(MOST_RAMP_SECONDS)} s at the latest: "
+            f"a run's ramp ends after {count(most('ramp_timeout_seconds'))} s at the latest: "
             "more cores or more hosts open them faster"
         )
     return found

@@ -155,10 +155,11 @@ def plan(
 
 def _write(folder: Path, found: Fleet, advised: dict[str, Any], command: list[str]) -> None:
     """Write the inventory. :raises InputError: if a run cannot take so many, or it cannot be."""
-    if found.connections > advice.MOST_CONNECTIONS:
+    most = advice.most("connections")
+    if found.connections > most:
         raise InputError(
-            f"--connections: got {count(found.connections)}, expected at most "
-            f"{count(advice.MOST_CONNECTIONS)} with --write: a run takes no more"
+            f"--connections: got {count(found.connections)}, expected at most {count(most)} with "
+            "--write: a run takes no more"
         )
     fleetfiles.write(folder, fleetfiles.texts(found, advised["set"], advised["sysctl"], command))
 
