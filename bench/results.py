@@ -22,6 +22,7 @@ SCHEMA = 1
 PHASES = ("before", "peak", "hold_end", "after")
 
 Verdict = Literal["pass", "fail", "aborted"]
+Side = Literal["server", "client"]
 
 
 class Model(BaseModel):

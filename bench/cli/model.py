@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import capacity, fit, inventory, planning, progress, scenario, survey, transport
+from bench.bounds import binding
 from bench.catalogue import CATALOGUE
 from bench.cli.common import (
     ExtraVarsOption,
@@ -77,9 +78,7 @@ class Outlook:
             "scenario": self.scenario.name,
             "connections": self.scenario.connections,
             **self.predicted.model_dump(mode="json"),
-            "binding": {
-                end: one.name for end, one in capacity.binding(self.predicted.bounds).items()
-            },
+            "binding": {end: one.name for end, one in binding(self.predicted.bounds).items()},
             "remarks": [one._asdict() for one in self.remarks],
         }
 
@@ -102,7 +101,7 @@ def predict(
             return
         console = Console()
         console.print(_limits(seen.predicted.bounds))
-        for end, one in capacity.binding(seen.predicted.bounds).items():
+        for end, one in binding(seen.predicted.bounds).items():
             console.print(f"{end}: {one.name} binds at {count(one.max_connections)}", style="bold")
             console.print(f"  raised by {CATALOGUE[one.name].raise_by}", highlight=False)
         _notes(console, seen)

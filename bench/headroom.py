@@ -1,0 +1,210 @@
+"""What hosts said before a run as the model takes it: how much of each limit there is and is used."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+from bench.agent.memory import PINNED_BYTES
+from bench.agent.workers import RESERVE, SPARE
+from bench.bounds import Kernel, Room, Share
+from bench.collect import cgroups, objects, slab
+from bench.footprint import WORKER_BYTES
+from bench.inventory import Host, Inventory
+from bench.results import HostRecord, Phase, Side
+from bench.scenario import Scenario
+
+OWN_FDS = {"server": 11, "client": 10}
+"""Descriptors that a worker really has open beside its connections and listeners: its streams,
+its orders, the bell, epoll, the memory gauge and what else it inherits. Where a limit is looked
+for, or the number of workers is given, nothing is kept in reserve, and this is what counts."""
+
+SIDES: dict[str, Side] = {"servers": "server", "clients": "client"}
+"""The inventory's groups that take part in a run, and the end that each is."""
+
+
+def watches_default(mem_total_kib: int, watch_bytes: int = 120 + 64) -> int:
+    """Default of fs.epoll.max_user_watches: 4 % of memory over the cost of one watch.
+
+    fs/eventpoll.c ``eventpoll_init``: ``((totalram - totalhigh) / 25) << PAGE_SHIFT`` divided by
+    ``EP_ITEM_COST``, the size of an epitem and an eppoll_entry (120 + 64 B on Linux 6.1 and
+    6.18, 128 + 72 B on 5.10). ``totalram`` is that of boot, up to 2 % less than MemTotal.
+    """
+    return mem_total_kib * 1024 // 25 // watch_bytes
+
+
+def local_ports(scenario: Scenario, inventory: Inventory, host: Host, record: HostRecord) -> int:
+    """Connections of a client whose source ports the kernel chooses.
+
+    From one address to one endpoint, as many as ``ip_local_port_range`` has, less
+    ``ip_local_reserved_ports`` (ip-sysctl.rst). A host that told of no range has the default.
+    """
+    words = record.sysctl.get("net.ipv4.ip_local_port_range", "32768 60999").split()
+    first, last = int(words[0]), int(words[1])
+    reserved = set(_ports(record.sysctl.get("net.ipv4.ip_local_reserved_ports", "")))
+    each = len(set(range(first, last + 1)) - reserved)
+    pairs = sum(
+        ipaddress.ip_address(source).version == ipaddress.ip_address(target).version
+        for source in host.data_addresses
+        for server in inventory.of("servers")
+        for target in server.data_addresses
+    )
+    return each * pairs * len(scenario.server_ports)
+
+
+def _ports(text: str) -> Iterable[int]:
+    """Ports of a list such as ``8080,9000-9010``."""
+    for item in text.replace(",", " ").split():
+        first, _, last = item.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def share(
+    scenario: Scenario,
+    inventory: Inventory,
+    name: str,
+    record: HostRecord,
+    texts: Mapping[str, str],
+    group: str,
+    part: Fraction,
+) -> Share:
+    """A host's share of the run on one side, from what it said before the ramp."""
+    host = inventory.hosts[name]
+    server = group == "servers"
+    watched = server and scenario.watch == "epoll"
+    most, now = (_number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
+    # A maximum of 0 is none (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc).
+    tracked = bool(most) and bool(record.limits.get("tracking"))
+    parts = objects.parts(
+        server=server,
+        watched=watched,
+        tracked=tracked,
+        v6=ipaddress.ip_address(host.data_addresses[0]).version == 6,
+        sources=len(host.data_addresses),
+    )
+    try:
+        caches = slab.parse(texts.get("slabinfo", ""))
+        aliases = slab.parse_aliases(texts.get("slab_aliases", ""))
+    except ValueError:  # the phase names it in ``missing``; the table stands in
+        caches, aliases = {}, {}
+    nofile = int(record.limits[f"nofile_{scenario.nofile}"])
+    listeners = len(scenario.server_ports) * len(host.data_addresses) if server else 0
+    chosen = not server and scenario.source_ports == "kernel"
+    to_the_end = scenario.workers is not None or scenario.expect == "limit"
+    before = record.phases.get("before")
+    return Share(
+        host=name,
+        end=SIDES[group],
+        part=part,
+        nofile=nofile,
+        nr_open=_number(record, "fs.nr_open") or nofile,
+        reserve=(OWN_FDS[SIDES[group]] if to_the_end else RESERVE) + listeners,
+        kernel_bytes=objects.endpoint_bytes(parts, record.kernel, caches, aliases),
+        workers=scenario.workers,
+        watches=int(watched),
+        tracked=Room(most or 0, now or 0) if tracked else None,
+        ports=Room(local_ports(scenario, inventory, host, record), 0) if chosen else None,
+        tasks=_grouped_tasks(record, before),
+        memory_max=_least_room(before, "memory.max", "memory.current"),
+        worker_bytes=0 if scenario.workers or before is None or before.workers else WORKER_BYTES,
+    )
+
+
+def _own_tasks(record: HostRecord, before: Phase) -> int:
+    """Tasks found on a host that are this run's: workers, doorkeeper, who gathered the evidence."""
+    doorkeeper = int("servers" in record.groups and before.workers > 0)
+    return before.workers + doorkeeper + 1
+
+
+def _grouped_tasks(record: HostRecord, before: Phase | None) -> Room | None:
+    """Of the agent's cgroups, the one with the least room for workers.
+
+    What the agent keeps for itself is :data:`SPARE`.
+    """
+    grouped = _least_room(before, "pids.max", "pids.current")
+    if grouped is None or before is None:
+        return None
+    return Room(grouped.limit, grouped.used + SPARE - _own_tasks(record, before))
+
+
+def _tasks(record: HostRecord, before: Phase | None, own_run: int, agents: int) -> Room | None:
+    """The limit on a kernel's tasks that leaves the least room for workers.
+
+    :param own_run: tasks found that are this run's, on all hosts of the kernel
+    :param agents: of the run on this kernel
+    """
+    if before is None:
+        return None
+    rooms = []
+    own, allowed = record.limits.get("own_tasks"), before.limits.get("max_processes_soft")
+    if isinstance(own, int) and isinstance(allowed, int):
+        rooms.append(Room(allowed, own + SPARE * agents))
+    running = str(before.limits.get("/proc/loadavg", "")).partition("/")[2].split(" ")[0]
+    if running.isdigit():
+        for key in ("kernel.pid_max", "kernel.threads-max"):
+            most = before.limits.get(key)
+            if isinstance(most, int):
+                rooms.append(Room(most, int(running) + SPARE * agents - own_run))
+    return min(rooms, key=lambda room: room.limit - room.used, default=None)
+
+
+def _least_room(before: Phase | None, limit: str, used: str) -> Room | None:
+    """Of the agent's cgroups, the one with the least room left under a limit."""
+    groups = before.cgroups if before else {}
+    found = cgroups.rooms(groups, limit, used)
+    return Room(*min(found, key=lambda room: room[0] - room[1])) if found else None
+
+
+def kernel(
+    scenario: Scenario, name: str, hosts: Mapping[str, HostRecord], shares: tuple[Share, ...]
+) -> Kernel:
+    """The kernel that a host runs on, as the host saw it before the ramp.
+
+    :param hosts: all on that kernel
+    :param shares: of all of them
+    """
+    host = hosts[name]
+    own_run = sum(
+        _own_tasks(one, one.phases["before"]) for one in hosts.values() if "before" in one.phases
+    )
+    before = host.phases.get("before")
+    most = _number(host, "fs.file-max")
+    used = _files(before)
+    free = _free_kib(before, used)
+    watches = _number(host, "fs.epoll.max_user_watches")
+    return Kernel(
+        host=name,
+        shares=shares,
+        memory=None if free is None else Room(free * 1024, scenario.memory_floor_mib << 20),
+        files=None if most is None else Room(most, used),
+        tasks=_tasks(host, before, own_run, len(hosts)),
+        watches=Room(watches_default(host.mem_total_kib) if watches is None else watches, 0),
+    )
+
+
+def _number(host: HostRecord, key: str) -> int | None:
+    """A sysctl that is one number; None where the host has none of that name."""
+    text = host.sysctl.get(key, "")
+    return int(text) if text.strip().isdigit() else None
+
+
+def _files(before: Phase | None) -> int:
+    """Open files of the kernel: fs.file-nr's first number, else the file objects in use."""
+    if before is None:
+        return 0
+    listed = before.limits.get("fs.file-nr")
+    if listed is not None:
+        return int(str(listed).split()[0])
+    return before.slab_objects.get("filp", 0)
+
+
+def _free_kib(before: Phase | None, files: int) -> int | None:
+    """Memory really free or reclaimable: MemAvailable without what open files pin.
+
+    The kernel counts dentries and inodes of open files as reclaimable
+    (:mod:`bench.agent.memory`).
+    """
+    if before is None or "MemAvailable" not in before.meminfo_kib:
+        return None
+    return max(0, before.meminfo_kib["MemAvailable"] - files * PINNED_BYTES // 1024)
