@@ -12,8 +12,8 @@ from typing import Any
 from bench import capacity, drain, facts, kmsg, planning, report, survey
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
-from bench.diagnose import End, Floor
 from bench.errors import InputError
+from bench.findings import End, Floor
 from bench.inventory import Host, Inventory
 from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Step, Store
 from bench.scenario import Scenario

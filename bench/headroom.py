@@ -1,4 +1,4 @@
-"""What hosts said before a run as the model takes it: how much of each limit there is and is used."""
+"""What hosts said before a run, as the model takes it: how much of each limit there is."""
 
 from __future__ import annotations
 

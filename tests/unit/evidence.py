@@ -8,7 +8,7 @@ from typing import Any
 
 from runs import host, million
 
-from bench.diagnose import Floor
+from bench.findings import Floor
 from bench.results import Established, HostRecord, Measured, Predicted, Step
 
 HOST = {"server": "server1", "client": "client1"}

@@ -4,7 +4,8 @@ import pytest
 from evidence import Found, hosts, measured
 from runs import SCENARIO
 
-from bench.diagnose import Floor, diagnose
+from bench.diagnose import diagnose
+from bench.findings import Floor
 from bench.results import Established, Predicted, Step
 
 
@@ -87,6 +88,13 @@ def test_no_buffers_under_tcp_pressure_is_tcp_mem() -> None:
     assert diagnose(SCENARIO, measured(), Found(pressed, errors)).bound_by == "tcp_mem"
     counted = hosts(nstat={"TcpExtTCPMemoryPressures": 3})
     assert diagnose(SCENARIO, measured(), Found(counted, errors)).bound_by == "tcp_mem"
+
+
+def test_time_outs_under_tcp_pressure_are_the_hosts_that_is_short() -> None:
+    pressed = hosts(sockstat={"TCP": {"mem_pages": 383_868}})
+    diagnosis = diagnose(SCENARIO, measured(), Found(pressed, {"client": {"ETIMEDOUT": 5_000}}))
+    assert (diagnosis.bound_by, diagnosis.host, diagnosis.end) == ("tcp_mem", "server1", "server")
+    assert "server1: TCP was charged 383,868 pages" in diagnosis.evidence[0]
 
 
 def test_a_full_conntrack_table() -> None:

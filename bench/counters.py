@@ -1,0 +1,186 @@
+"""What kernels wrote, show as full, and counted, and the limits that it tells of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.catalogue import CATALOGUE
+from bench.collect import kernellog
+from bench.findings import (
+    COUNTED,
+    SAID,
+    SIDES,
+    VAGUE,
+    End,
+    Evidence,
+    Finding,
+    at_the_end,
+    grown,
+    hosts_with,
+    too_few,
+)
+from bench.results import HostRecord, Measured, Phase
+from bench.scenario import Scenario
+
+
+def said(name: str, host: HostRecord) -> Iterator[Finding]:
+    """What the host's kernel wrote, or shows as full."""
+    before, peak = host.phases.get("before"), host.phases.get("peak")
+    end = _end_of(host)
+    if before is None or peak is None:
+        return
+    for bound, lines in kernellog.fresh(before.kernel_log, peak.kernel_log).items():
+        raising = CATALOGUE[bound].raise_by if bound in CATALOGUE else _BY_MESSAGE.get(bound, bound)
+        times = f" ({len(lines)} such messages)" if len(lines) > 1 else ""
+        # SYN flooding is a warning that comes long before anything is lost.
+        rank = COUNTED if bound == "backlog" else SAID
+        yield Finding(
+            rank,
+            bound,
+            f"{name}, kernel: {lines[-1].strip()!r}{times}",
+            f"raise {raising}" if bound != "link" else "look at the link",
+            end,
+            name,
+        )
+    full = _conntrack(host)
+    if full:
+        yield Finding(
+            SAID,
+            "nf_conntrack_max",
+            f"{name}: {full}",
+            f"raise {CATALOGUE['nf_conntrack_max'].raise_by}",
+            end,
+            name,
+        )
+    for bound, seen in _full(host, peak):
+        raising = CATALOGUE[bound].raise_by if bound in CATALOGUE else _BY_MESSAGE[bound]
+        yield Finding(SAID, bound, f"{name}: {seen}", f"raise {raising}", end, name)
+    for group, figures in peak.cgroups.items():
+        was = before.cgroups.get(group, {})
+        for event, bound in (("pids.events:max", "pids"), ("memory.events:max", "memory.max")):
+            gained = figures.get(event, 0) - was.get(event, 0)
+            if gained > 0:
+                yield Finding(
+                    SAID,
+                    bound,
+                    f"{name}: cgroup {group} met its limit {gained:,} times ({event})",
+                    f"raise {CATALOGUE[bound].raise_by}",
+                    end,
+                    name,
+                )
+
+
+def _full(host: HostRecord, peak: Phase) -> Iterator[tuple[str, str]]:
+    """What the host shows as used up: (limit, in words)."""
+    most, open_now = peak.limits.get("fs.file-max"), str(peak.limits.get("fs.file-nr", "")).split()
+    if isinstance(most, int) and open_now and int(open_now[0]) >= 0.99 * most:
+        yield "fs.file-max", f"{int(open_now[0]):,} files open of at most {most:,}"
+    orphans = peak.sockstat.get("TCP", {}).get("orphan", 0)
+    allowed = host.sysctl.get("net.ipv4.tcp_max_orphans", "")
+    if allowed.isdigit() and orphans >= int(allowed) > 0:
+        yield "tcp_max_orphans", f"{orphans:,} orphaned sockets of at most {int(allowed):,}"
+
+
+_BY_MESSAGE = {
+    "tcp_mem": "net.ipv4.tcp_mem",
+    "tcp_max_orphans": "net.ipv4.tcp_max_orphans",
+    "backlog": "backlog and net.core.somaxconn",
+    "gc_thresh3": "net.ipv4.neigh.default.gc_thresh3",
+}
+
+
+def counted(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator[Finding]:
+    """What counters suggest of connects that ran out of time."""
+    late = sum(count for _, count in hosts_with(at_the_end(found), "client", "ETIMEDOUT"))
+    if not late:
+        return
+    waited = f"clients: ETIMEDOUT {late:,} times"
+    rank = VAGUE if too_few(late, scenario, measured, found) else COUNTED
+    # SNMP counters, net/ipv4/proc.c; each network namespace has its own.
+    drops = {
+        "TcpExtListenOverflows": (
+            "backlog",
+            "accept queues overflowed",
+            f"raise backlog ({scenario.backlog:,}) and net.core.somaxconn, or lower the rate",
+        ),
+        "TcpExtTCPReqQFullDrop": (
+            "tcp_max_syn_backlog",
+            "SYNs were dropped",
+            "raise net.ipv4.tcp_max_syn_backlog, or lower the rate",
+        ),
+        "TcpExtListenDrops": (
+            "backlog",
+            "listeners dropped SYNs",
+            "raise backlog, net.core.somaxconn and tcp_max_syn_backlog, or lower the rate",
+        ),
+    }
+    told = False
+    for counter, (bound, what, cure) in drops.items():
+        for name, host in sorted(found.hosts.items()):
+            gained = grown({name: host}, "servers", counter)
+            if gained:
+                told = True
+                yield Finding(
+                    rank,
+                    bound,
+                    f"{waited}; {name}, server: {what} {gained:,} times ({counter})",
+                    cure,
+                    "server",
+                    name,
+                )
+    pressed = tcp_pressure(found)
+    if pressed:
+        told = True
+        name, seen = pressed
+        end = _end_of(found.hosts[name])
+        cure = "raise net.ipv4.tcp_mem"
+        yield Finding(rank, "tcp_mem", f"{waited}; {name}: {seen}", cure, end, name)
+    if not told:
+        sent = grown(found.hosts, "clients", "TcpExtTCPSynRetrans")
+        yield Finding(
+            VAGUE,
+            "network",
+            f"{waited}, {sent:,} SYNs were sent again and no server counted a drop",
+            "look at the links between the hosts and at net.core.netdev_max_backlog",
+            "path",
+        )
+
+
+def tcp_pressure(found: Evidence) -> tuple[str, str] | None:
+    """Which host's TCP was short of ``tcp_mem``, and how that shows; None if nobody's was."""
+    for name, host in sorted(found.hosts.items()):
+        peak = host.phases.get("peak")
+        marks = host.sysctl.get("net.ipv4.tcp_mem", "").split()
+        pages = peak.sockstat.get("TCP", {}).get("mem_pages", 0) if peak else 0
+        if len(marks) == 3 and pages >= int(marks[1]):
+            begins = int(marks[1])
+            return name, f"TCP was charged {pages:,} pages, pressure begins at {begins:,}"
+        times = sum(grown({name: host}, group, "TcpExtTCPMemoryPressures") for group in host.groups)
+        if times:
+            return name, f"TCP came under memory pressure {times:,} times"
+    return None
+
+
+def _conntrack(host: HostRecord) -> str:
+    """Whether the host's connection tracking was full at the peak, in words; empty if not."""
+    before, peak = host.phases.get("before"), host.phases.get("peak")
+    if before is None or peak is None:
+        return ""
+    dropped = peak.conntrack.get("drop", 0) - before.conntrack.get("drop", 0)
+    most = peak.limits.get("net.netfilter.nf_conntrack_max")
+    now = peak.limits.get("net.netfilter.nf_conntrack_count")
+    if not (isinstance(most, int) and isinstance(now, int) and most > 0):
+        return ""
+    # The table is full within what is freed and taken while one looks. Packets are dropped for
+    # other reasons as well: that counts where the table is nearly full.
+    if now < (0.9 if dropped > 0 else 0.99) * most:
+        return ""
+    drops = f", {dropped:,} packets dropped for that" if dropped > 0 else ""
+    return f"{now:,} tracked connections of at most {most:,}{drops}"
+
+
+def _end_of(host: HostRecord) -> End:
+    sides = [side for side in SIDES if f"{side}s" in host.groups]
+    if len(sides) != 1:
+        return "both" if sides else ""
+    return sides[0]
