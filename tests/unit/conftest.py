@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from tune_loader import load
-from vm_parts import Machine, Module, OnPath, kvm, parameters, qemu, site
+from vm_parts import NAME, Machine, Make, Module, OnPath, fleet, kvm, making, parameters, qemu, site
 
 lab_vm = load("lab_vm", "library", "lab_vm")
 
@@ -40,9 +40,9 @@ def vm_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(qemu, "answers", fake.answers)
     monkeypatch.setattr(qemu, "port_is_free", lambda _: True)
     monkeypatch.setattr(kvm, "why_not_kvm", fake.probe)
-    monkeypatch.setattr(site, "run", fake.run)
-    monkeypatch.setattr(site, "_available_mib", lambda: fake.available)
-    monkeypatch.setattr(site, "_resident_mib", lambda pid: fake.resident.get(pid, 0))
+    monkeypatch.setattr(making, "run", fake.run)
+    monkeypatch.setattr(making, "_available_mib", lambda: fake.available)
+    monkeypatch.setattr(making, "_resident_mib", lambda pid: fake.resident.get(pid, 0))
     return fake
 
 
@@ -80,3 +80,12 @@ def qemu_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnPath:
         return fake
 
     return put
+
+
+@pytest.fixture
+def vm_maker(lab_dir: Path, vm_image: Path, vm_machine: Machine) -> Make:
+    def made(lab: Any = None, kind: str = "tcg", path: Path = vm_image) -> Any:
+        where = site.Site(lab_dir, NAME)
+        return making.Maker(where, fleet() if lab is None else lab, path, kind, lab_dir)
+
+    return made

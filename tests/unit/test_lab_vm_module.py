@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_parts import NAME, Machine, Module, host, site
+from vm_parts import NAME, Machine, Module, host, making
 
 
 def test_the_module_makes_a_lab_once_and_removes_it_once(vm_module: Module) -> None:
@@ -63,7 +63,7 @@ def test_a_full_disk_is_said_in_one_line(
     def full(path: Path, *_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(site, "write", full)
+    monkeypatch.setattr(making, "write", full)
     failed = vm_module(host("server1"))
     assert failed["msg"].startswith("lab_vm: ")
     assert "No space left on device" in failed["msg"]

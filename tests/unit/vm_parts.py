@@ -25,11 +25,13 @@ plan = load("lab_vm", "module_utils", "connlab_vm_plan")
 qemu = load("lab_vm", "module_utils", "connlab_vm_qemu")
 kvm = load("lab_vm", "module_utils", "connlab_vm_kvm")
 site = load("lab_vm", "module_utils", "connlab_vm_site")
+making = load("lab_vm", "module_utils", "connlab_vm_maker")
 
 NAME = "connlab-vm"
 IMAGE = "/lab/image/1"
 NOT_INSTALLED = "qemu-system-x86_64: not installed: apt install qemu-system-x86 qemu-utils"
 
+Make = Callable[..., Any]
 Module = Callable[..., dict[str, Any]]
 """Calls the module lab_vm, and returns what it says."""
 

@@ -9,7 +9,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_layout import LabError
 from ansible.module_utils.connlab_vm_layout import lay_out
-from ansible.module_utils.connlab_vm_site import Maker, Site, locked
+from ansible.module_utils.connlab_vm_maker import Maker
+from ansible.module_utils.connlab_vm_site import Site, locked
 
 DOCUMENTATION = r"""
 module: lab_vm
