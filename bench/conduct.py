@@ -13,9 +13,18 @@ from bench import capacity, drain, facts, kmsg, planning, report, survey
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
 from bench.errors import InputError
-from bench.findings import End, Floor
+from bench.findings import Floor
 from bench.inventory import Host, Inventory
-from bench.results import Established, HostRecord, Liveness, Phase, Predicted, Step, Store
+from bench.results import (
+    Established,
+    HostRecord,
+    Liveness,
+    Phase,
+    Predicted,
+    Side,
+    Step,
+    Store,
+)
 from bench.scenario import Scenario
 from bench.session import Agent, Session
 from bench.tuples import Plan
@@ -98,19 +107,20 @@ class Conduct:
 
     def _unasked(self, agent: Agent, message: Mapping[str, Any]) -> None:
         if message["event"] == "floor":
-            self._short_of_memory = True
-            end: End = "server" if agent.role == "server" else "client"
-            first = Floor(agent.name, end, int(message["mem_free_kib"]))
-            self.found.floor = self.found.floor or first
+            self._at_the_floor(agent.name, _side(agent), int(message["mem_free_kib"]))
             return
         self.recorder.tick(agent.name, agent.role, message)
         if self.scenario.expect == "floor":
             self._descent.tick(
-                f"{agent.name} {agent.role}", float(message["t"]), int(message["mem_free_kib"])
+                (agent.name, _side(agent)), float(message["t"]), int(message["mem_free_kib"])
             )
         self._newest[agent] = message
         self.found.errors[agent.role, agent.name] = dict(message["errors"])
         self.found.retried = sum(int(self._newest[one]["retried"]) for one in self._newest)
+
+    def _at_the_floor(self, host: str, side: Side, free_kib: int) -> None:
+        self._short_of_memory = True
+        self.found.floor = self.found.floor or Floor(host, side, free_kib)
 
     def prepare(self) -> None:
         """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
@@ -226,7 +236,10 @@ class Conduct:
         clients stop before that, and what is under way still gets in. (Who looks for any limit
         goes on to the floor itself, and lets go of what did not get in.)
         """
-        return self._short_of_memory or self._descent.near()
+        near = self._descent.near()
+        if near:
+            self._at_the_floor(*near)
+        return self._short_of_memory
 
     def _open_all(self, began: float) -> None:
         scenario, found = self.scenario, self.found
@@ -349,3 +362,7 @@ class Conduct:
             servers=sum(one.held for one in of(self.servers)),
             ss=sum(one.established or 0 for one in of(self.servers)),
         )
+
+
+def _side(agent: Agent) -> Side:
+    return "server" if agent.role == "server" else "client"

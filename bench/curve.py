@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import IO, Any, NamedTuple
 
 from bench import wire
-from bench.results import CurvePoint, Latency
+from bench.results import CurvePoint, Latency, Side
 
 Message = Mapping[str, Any]
 
@@ -80,20 +80,24 @@ class Descent:
 
     def __init__(self, floor_kib: int) -> None:
         self._floor = floor_kib
-        self._seen: dict[str, deque[tuple[float, int]]] = {}
+        self._seen: dict[tuple[str, Side], deque[tuple[float, int]]] = {}
 
-    def tick(self, agent: str, seconds: float, free_kib: int) -> None:
-        """Take in one look: the agent's own clock and what is free or reclaimable."""
+    def tick(self, agent: tuple[str, Side], seconds: float, free_kib: int) -> None:
+        """Take in one look: host and side, the agent's own clock, what is free or reclaimable."""
         seen = self._seen.setdefault(agent, deque(maxlen=4))
         if not seen or seconds - seen[-1][0] >= SPAN_SECONDS:
             seen.append((seconds, free_kib))
 
-    def near(self) -> bool:
-        """Whether :data:`REACTION_SECONDS` of the steepest recent pace would reach the floor."""
-        return any(
-            seen[-1][1] - self._floor <= REACTION_SECONDS * _steepest(seen)
-            for seen in self._seen.values()
-        )
+    def near(self) -> tuple[str, Side, int] | None:
+        """Who would reach the floor within :data:`REACTION_SECONDS` of its steepest recent pace.
+
+        :return: host, side, and what was free there last, KiB; None if nobody would
+        """
+        for (host, side), seen in self._seen.items():
+            free = seen[-1][1]
+            if free - self._floor <= REACTION_SECONDS * _steepest(seen):
+                return host, side, free
+        return None
 
 
 def _steepest(seen: Iterable[tuple[float, int]]) -> float:

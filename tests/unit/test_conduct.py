@@ -15,6 +15,7 @@ from bench import drain
 from bench.agent import spec
 from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
+from bench.findings import Floor
 from bench.inventory import Host, Inventory
 from bench.results import Store
 from bench.scenario import Scenario
@@ -172,6 +173,7 @@ def test_clients_stop_short_of_a_floor_that_is_the_aim(tmp_path: Path) -> None:
     falling(near, 200, 180, 160, 140, 120, 104)
     assert near.session.told == [(["client1"], "halt")]
     assert near.conduct.found.stopped_by == "memory"
+    assert near.conduct.found.floor == Floor("server1", "server", 104 * MIB)
 
 
 def test_a_floor_that_is_not_the_aim_is_the_agents_to_keep(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_note_is_said_once_and_is_no_point() -> None:
 def descent(*looks: tuple[float, int], floor: int = 1_000) -> Descent:
     made = Descent(floor)
     for seconds, free in looks:
-        made.tick("server1 server", seconds, free)
+        made.tick(("server1", "server"), seconds, free)
     return made
 
 
@@ -145,6 +145,6 @@ def test_looks_that_are_too_close_say_nothing_of_the_pace() -> None:
 
 def test_the_host_that_is_nearest_decides() -> None:
     made = descent((1, 5_000), (2, 4_000))
-    made.tick("client1 client", 1, 3_000)
-    made.tick("client1 client", 2, 2_000)
-    assert made.near()
+    made.tick(("client1", "client"), 1, 3_000)
+    made.tick(("client1", "client"), 2, 2_000)
+    assert made.near() == ("client1", "client", 2_000)
