@@ -6,8 +6,8 @@ import os
 import time
 from typing import Any, Callable, Dict, Optional
 
+from bench.agent import about, control, probe, spec, workers
 from bench.agent import board as cell
-from bench.agent import control, probe, spec, workers
 from bench.agent.client import Client
 from bench.agent.duty import Aside, Duty, Misuse, Say
 from bench.agent.server import Server
@@ -95,7 +95,7 @@ class Commands(Duty):
 
     def _facts(self, command: Dict[str, Any]) -> None:
         keys = [str(key) for key in command.get("sysctls") or []]
-        self._read(lambda: probe.facts(keys, self._nofile))
+        self._read(lambda: about.facts(keys, self._nofile))
 
     def _serve(self, command: Dict[str, Any]) -> None:
         try:

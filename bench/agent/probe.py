@@ -1,4 +1,4 @@
-"""Evidence of one host: the texts that its tools print, and its limits as facts.
+"""Evidence of one host: the texts that its tools print.
 
 Nothing here walks ``/proc/<pid>/fd``: that would leave an inode in the kernel's cache for every
 socket and so change what is measured.
@@ -7,21 +7,15 @@ socket and so change what is measured.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import platform
 import shutil
-import socket
-import struct
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set
 
 from bench import wire
 
-ROLES = Path("/var/lib/connlab")
-CAP_SYS_RESOURCE = 24  # include/uapi/linux/capability.h
 TIMEOUT = 60
 LIMITS = (
     "/proc/self/limits",
@@ -44,9 +38,6 @@ CGROUP_FILES = (
     "memory.current",
     "memory.events",
 )
-TRACKED = 8
-"""Connections over loopback that show whether there is connection tracking."""
-
 LOG_LINES = 400
 """Kernel messages that a phase keeps, the newest: a limit says so once or a few times a second."""
 
@@ -255,107 +246,3 @@ def collect(
         "workers": len(pids) - 1,
         "pss_kib": pss,
     }
-
-
-def facts(sysctls: Iterable[str], nofile: Sequence[int]) -> wire.Facts:
-    """This host's limits as found."""
-    found: Dict[str, str] = {}
-    for key in sysctls:
-        try:
-            found[key] = " ".join(text(sysctl_path(key)).split())
-        except Unreadable:
-            continue
-    meminfo = text("/proc/meminfo")
-    total = next(int(row.split()[1]) for row in meminfo.splitlines() if row.startswith("MemTotal:"))
-    return {
-        "event": "facts",
-        "hostname": socket.gethostname(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "cpu": os.cpu_count() or 1,
-        "mem_total_kib": total,
-        "nofile_soft": nofile[0],
-        "nofile_hard": nofile[1],
-        "own_tasks": _own_tasks(),
-        "tracking": _tracking(),
-        "cap_sys_resource": _may_raise(),
-        "sysctl": found,
-        "addresses": _addresses(),
-        "ehash_entries": abs(int(_or("0", "/proc/sys/net/ipv4/tcp_ehash_entries"))),
-        "roles": _roles(),
-    }
-
-
-def sysctl_path(key: str) -> str:
-    """Path of a sysctl. Dots separate; a slash in the key stands for a dot in a name."""
-    return "/proc/sys/" + key.translate(str.maketrans("./", "/."))
-
-
-def _or(other: str, path: str) -> str:
-    try:
-        return text(path).strip()
-    except Unreadable:
-        return other
-
-
-def _own_tasks() -> int:
-    """Tasks of this user, which RLIMIT_NPROC counts (getrlimit(2))."""
-    own, total = os.getuid(), 0
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if path.stat().st_uid == own:
-                total += sum(1 for _ in (path / "task").iterdir())
-    return total
-
-
-def _tracking() -> bool:
-    """Whether connections are tracked in this network namespace.
-
-    Its hooks come and go with the rules that want them, and entries outlive both
-    (net/netfilter/nf_conntrack_proto.c ``nf_ct_netns_get``): so a few connections over loopback
-    are tried, and whether the count goes up is what tells.
-    """
-    path = "/proc/sys/net/netfilter/nf_conntrack_count"
-    ends: List[socket.socket] = []
-    try:
-        before = int(text(path))
-        ends.append(socket.create_server(("127.0.0.1", 0), backlog=TRACKED))
-        for _ in range(TRACKED):
-            ends.append(socket.create_connection(ends[0].getsockname(), timeout=5))
-            ends[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return int(text(path)) - before > TRACKED // 2  # others may end meanwhile
-    except (Unreadable, OSError):
-        return False  # no such module, or no loopback: the data plane has none either
-    finally:
-        for end in reversed(ends):
-            end.close()
-
-
-def _may_raise() -> bool:
-    """Whether root on this host may raise hard limits: CAP_SYS_RESOURCE in the bounding set."""
-    for line in text("/proc/self/status").splitlines():
-        if line.startswith("CapBnd:"):
-            return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
-    return False
-
-
-def _addresses() -> List[str]:
-    """Addresses and prefixes that this host answers for: the kernel's table ``local``."""
-    found: List[str] = []
-    for family in ("-4", "-6"):
-        query = [tool("ip"), "-j", family, "route", "show", "table", "local", "type", "local"]
-        try:
-            found += [route["dst"] for route in json.loads(output(query) or "[]")]
-        except (Unreadable, ValueError):
-            continue  # a kernel without that family
-    return found
-
-
-def _roles() -> Dict[str, Any]:
-    found: Dict[str, Any] = {}
-    for path in sorted(ROLES.glob("*.json")):
-        try:
-            found[path.stem] = json.loads(text(str(path)))
-        except (Unreadable, ValueError) as reason:
-            found[path.stem] = {"unreadable": str(reason)}
-    return found
