@@ -25,6 +25,9 @@ STOP_SECONDS = 20.0
 
 OLDEST_PYTHON = (3, 9)
 
+TRIALS = ("trial", "root")
+"""Roles of one side of a small experiment."""
+
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 Connect = Callable[[Host], Link]
@@ -84,8 +87,11 @@ class Session:
     ) -> None:
         self.close()
 
-    def start(self, hosts: Iterable[tuple[Host, str]]) -> None:
-        """Push and start an agent on every host, all at once.
+    def start(self, hosts: Iterable[tuple[Host, str]]) -> list[Agent]:
+        """Push and start an agent on every host, all at once; returns them in that order.
+
+        The role ``trial`` starts one side of a small experiment (:mod:`bench.agent.stage`),
+        ``root`` the same as root by sudo(8).
 
         :raises LabError: if a host cannot be reached or its agent does not answer.
         :raises InputError: if a host has no Python that can run it.
@@ -97,14 +103,15 @@ class Session:
         for problem in problems:
             if problem is not None:
                 raise problem
-        # In the order asked for, not in the order of arrival.
-        order = {(host.name, role): number for number, (host, role) in enumerate(wanted)}
-        self.agents.sort(key=lambda agent: order[agent.name, agent.role])
-        for agent, hello in self.gather(self.agents, "hello", 30).items():
+        agents = [future.result() for future in started]
+        for agent, hello in self.gather(agents, "hello", 30).items():
             if hello["version"] != wire.VERSION:
                 raise LabError(f"host {agent.name}: agent speaks version {hello['version']}")
+        # In the order asked for, not in the order of arrival.
+        self.agents = [agent for agent in self.agents if agent not in agents] + agents
+        return agents
 
-    def _start(self, host: Host, role: str) -> None:
+    def _start(self, host: Host, role: str) -> Agent:
         link = self._connect(host)
         try:
             _check_python(host, link)
@@ -113,7 +120,7 @@ class Session:
             link.close()
             raise
         try:
-            process = link.start(["python3", path])
+            process = link.start(_command(role, path))
         except BaseException:
             with contextlib.suppress(LabError):
                 link.remove(path)
@@ -124,6 +131,7 @@ class Session:
             self.agents.append(agent)
         threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
         threading.Thread(target=self._listen_errors, args=(agent,), daemon=True).start()
+        return agent
 
     def _listen(self, agent: Agent) -> None:
         for line in agent.process.lines():
@@ -204,6 +212,8 @@ class Session:
             except queue.Empty:
                 self._check_silence()
                 return None
+            if agent not in self.agents:
+                continue  # dismissed: its last words are of no interest
             agent.heard = time.monotonic()
             if message is None:
                 raise LabError(agent.obituary())
@@ -225,16 +235,24 @@ class Session:
                     f"{SILENCE_SECONDS:.0f} s"
                 )
 
+    def dismiss(self, agents: Iterable[Agent]) -> None:
+        """Stop some agents while the others go on. Never raises."""
+        ended = list(agents)
+        self.agents = [agent for agent in self.agents if agent not in ended]
+        with uninterrupted():
+            _stop_all(ended)
+
     def close(self, *, drained: bool = False) -> None:
         """Stop every agent, remove what was pushed, close the connections. Never raises.
 
         :param drained: whether no connection is held, so that the order does not matter.
         """
-        # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT.
-        turns = [("client", "server")] if drained else [("client",), ("server",)]
-        with uninterrupted(), ThreadPoolExecutor(max(1, len(self.agents))) as pool:
-            for roles in turns:
-                list(pool.map(_stop, [agent for agent in self.agents if agent.role in roles]))
+        # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT. What a trial
+        # has set as root goes back last, when nothing depends on it any more.
+        first, then, last = ("client", "trial"), ("server",), ("root",)
+        with uninterrupted():
+            for roles in [(*first, *then, *last)] if drained else [first, then, last]:
+                _stop_all([agent for agent in self.agents if agent.role in roles])
         self.agents.clear()
 
 
@@ -250,6 +268,18 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _command(role: str, path: str) -> list[str]:
+    plain = ["python3", path]
+    if role not in TRIALS:
+        return plain
+    return [*(["sudo", "-n"] if role == "root" else []), *plain, "trial"]
+
+
+def _stop_all(agents: Sequence[Agent]) -> None:
+    with ThreadPoolExecutor(max(1, len(agents))) as pool:
+        list(pool.map(_stop, agents))
 
 
 def _stop(agent: Agent) -> None:

@@ -18,7 +18,10 @@ if sys.version_info < (3, 9):
                       "message": "python3 is " + found + ", 3.9 or newer is needed"}))
     sys.exit(2)
 
-from bench.agent.main import main
+if sys.argv[1:] == ["trial"]:
+    from bench.agent.stage import main
+else:
+    from bench.agent.main import main
 
 main()
 """
@@ -40,9 +43,9 @@ def build() -> Bundle:
         "bench/__init__.py": b"",
         "bench/wire.py": (here.parent / "wire.py").read_bytes(),
     }
-    for path in sorted(here.glob("*.py")):
+    for path in sorted(here.rglob("*.py")):
         if path != Path(__file__):
-            files[f"bench/agent/{path.name}"] = path.read_bytes()
+            files[f"bench/agent/{path.relative_to(here)}"] = path.read_bytes()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():

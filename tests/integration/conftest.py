@@ -1,9 +1,11 @@
 """Fixtures: namespaces and agents of its own for each test."""
 
 import os
+from pathlib import Path
 
 import pytest
 from agents import CLIENT, CLIENT6, SERVER, SERVER6, Lab
+from beds import Bed
 
 from bench.agent import bundle
 from perf.netns import Namespaces
@@ -30,3 +32,8 @@ def lab(net, packed):
     made = Lab(net, packed)
     yield made
     made.close()
+
+
+@pytest.fixture
+def bed(net: Namespaces, tmp_path: Path) -> Bed:
+    return Bed(net, tmp_path / "results")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from agents import CLIENT
-from test_controller import Bed, LocalLink
+from beds import Bed, LocalLink
 
 from bench.agent import memory
 from bench.inventory import Host

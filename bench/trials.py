@@ -1,0 +1,93 @@
+"""Small experiments on hosts, led step by step: the controller's side of ``bench.agent.trials``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from bench.agent import bundle
+from bench.inventory import Host
+from bench.session import Agent, Connect, Session
+
+STEP_SECONDS = 60.0
+"""For one step, where the experiment names no other time."""
+
+
+class Trial:
+    """One side of an experiment, on one host."""
+
+    def __init__(self, session: Session, agent: Agent, name: str) -> None:
+        self.name = name
+        self.agent = agent
+        self.first: Mapping[str, Any] = {}
+        """What it told when it had begun."""
+        self._session = session
+
+    def go(self, seconds: float = STEP_SECONDS, **fields: Any) -> Mapping[str, Any]:
+        """Take the next step and return its figures.
+
+        :raises LabError: if the trial fails, dies, or takes longer.
+        :raises InputError: if it rejects what it was told.
+        """
+        return self._session.ask([self.agent], "go", "told", seconds, **fields)[self.agent]
+
+    def end(self) -> None:
+        """End it before the others: it puts back what it has changed."""
+        self._session.dismiss([self.agent])
+
+
+class Trials:
+    """Experiments on several hosts, as a context: on the way out nothing of them stays."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._session = Session(connect, bundle.build().data)
+
+    def __enter__(self) -> Trials:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.close()
+
+    def begin(
+        self,
+        host: Host,
+        name: str,
+        *,
+        root: bool = False,
+        seconds: float = STEP_SECONDS,
+        **args: Any,
+    ) -> Trial:
+        """Begin a trial on a host and wait for its first figures.
+
+        :param name: of a module in ``bench.agent.trials``
+        :param root: run it as root, by sudo(8)
+        :raises LabError: if the host cannot be reached, or the trial fails.
+        :raises InputError: if the trial rejects its arguments.
+        """
+        agent = self._session.start([(host, "root" if root else "trial")])[0]
+        trial = Trial(self._session, agent, name)
+        told = self._session.ask([agent], "trial", "told", seconds, name=name, args=args)
+        trial.first = told[agent]
+        return trial
+
+    def together(
+        self, steps: Mapping[Trial, Mapping[str, Any]], seconds: float = STEP_SECONDS
+    ) -> dict[Trial, Mapping[str, Any]]:
+        """Take a step in several trials at once."""
+        for trial, fields in steps.items():
+            trial.agent.tell({"op": "go", **fields})
+        return self.gather(steps, seconds)
+
+    def gather(
+        self, trials: Iterable[Trial], seconds: float = STEP_SECONDS
+    ) -> dict[Trial, Mapping[str, Any]]:
+        """The answers of steps that are under way."""
+        asked = list(trials)
+        told = self._session.gather([trial.agent for trial in asked], "told", seconds)
+        return {trial: told[trial.agent] for trial in asked}

@@ -1,0 +1,98 @@
+"""Small experiments over real processes in namespaces, and settings that go back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from agents import running, until
+from beds import Bed
+
+from bench.errors import InputError, LabError
+from bench.trials import Trials
+
+KEY = "net.ipv4.tcp_fin_timeout"
+
+
+@pytest.fixture
+def trials(bed: Bed):
+    # `sudo` is not needed in a namespace: root already.
+    with Trials(bed.connect) as made:
+        yield made
+
+
+def found(bed: Bed, host: str = "client") -> str:
+    return bed.net.run(host, "sysctl", "-n", KEY).strip()
+
+
+def guard(trials: Trials, bed: Bed, **args):
+    return trials.begin(bed.inventory().hosts["client"], "guard", **args)
+
+
+def test_what_a_guard_sets_goes_back_when_it_is_told_to(trials: Trials, bed: Bed) -> None:
+    before = found(bed)
+    one = guard(trials, bed, sysctl={KEY: "7"})
+    assert one.first["found"] == {KEY: before}
+    assert found(bed) == "7"
+    one.go(sysctl={KEY: "9"}, tables={"inet connlab_test": "chain c { }"})
+    assert found(bed) == "9"
+    assert "connlab_test" in bed.net.run("client", "nft", "list", "tables")
+    one.go(back=True)
+    assert found(bed) == before
+    assert "connlab_test" not in bed.net.run("client", "nft", "list", "tables")
+
+
+@pytest.mark.parametrize("how", ["dismissed", "input ended", "terminated"])
+def test_what_a_guard_sets_goes_back_however_it_ends(how: str, trials: Trials, bed: Bed) -> None:
+    before = found(bed)
+    one = guard(trials, bed, sysctl={KEY: "7"})
+    process = bed.links["client"].started[0]
+    assert found(bed) == "7"
+    if how == "dismissed":
+        one.end()
+    elif how == "input ended":
+        process.child.stdin.close()
+    else:
+        os.kill(process.child.pid, signal.SIGTERM)
+    assert until(lambda: found(bed) == before)
+    assert until(lambda: not running(process.child.pid))
+    assert not Path(bed.links["client"].paths[0]).parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ({"sysctl": {"kernel.panic": "1"}}, "sysctl: got kernel.panic, expected a key of net"),
+        ({"tables": {"inet filter": ""}}, "table: got 'inet filter', expected FAMILY connlab_NAME"),
+        ({"files": {"/etc/passwd": ""}}, "file: got /etc/passwd, expected one in"),
+        ({"files": {"/etc/security/limits.d/../x": ""}}, "file: got"),
+    ],
+)
+def test_a_guard_changes_only_what_it_may(trials: Trials, bed: Bed, args, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        guard(trials, bed, **args)
+
+
+def test_a_value_that_does_not_stick_is_put_back(trials: Trials, bed: Bed) -> None:
+    before = found(bed)
+    with pytest.raises((InputError, LabError)):
+        guard(trials, bed, sysctl={KEY: "5", "net.ipv4.ip_local_port_range": "9 1"})
+    assert found(bed) == before
+
+
+@pytest.mark.parametrize("name", ["no_such", "../guard", "guard.py"])
+def test_a_trial_that_there_is_not_is_named(trials: Trials, bed: Bed, name: str) -> None:
+    with pytest.raises(InputError, match=r"trial: got .* expected the name of a trial"):
+        trials.begin(bed.inventory().hosts["server"], name)
+
+
+def test_two_trials_on_one_host_do_not_mix(trials: Trials, bed: Bed) -> None:
+    one = guard(trials, bed, sysctl={KEY: "7"})
+    other = trials.begin(bed.inventory().hosts["server"], "guard", sysctl={KEY: "8"})
+    told = trials.together({one: {"sysctl": {KEY: "11"}}, other: {"sysctl": {KEY: "12"}}})
+    assert told[one]["found"] == {KEY: "7"} and told[other]["found"] == {KEY: "8"}
+    one.end()
+    assert found(bed, "server") == "12"  # dismissing one leaves the other
+    assert other.go(sysctl={KEY: "13"})["found"] == {KEY: "12"}
