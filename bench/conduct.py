@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, drain, facts, kmsg, planning, report, survey
+from bench import capacity, drain, facts, kmsg, paths, planning, report, survey
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
 from bench.errors import InputError
 from bench.findings import Floor
-from bench.inventory import Host, Inventory
+from bench.inventory import Inventory
 from bench.results import (
     Established,
     HostRecord,
@@ -149,7 +149,7 @@ class Conduct:
         :raises LabError: if a server lacks an address that it should listen on.
         :raises InputError: if the clients' addresses do not allow that many connections.
         """
-        sources, missing = planning.there(self.inventory, self.found.hosts)
+        sources, missing = planning.there(self.scenario, self.inventory, self.found.hosts)
         try:
             return planning.plan_for(self.scenario, self.inventory, sources)
         except InputError as error:
@@ -161,16 +161,22 @@ class Conduct:
                 f"{self.scenario.connections}"
             ) from error
 
-    def _control(self, host: Host) -> Endpoint:
-        return (host.data_addresses[0], self.scenario.control_port)
+    def _endpoints(self, agent: Agent) -> list[Endpoint]:
+        return paths.endpoints(self.scenario, self.inventory, agent.host)
 
     def _server_spec(self, agent: Agent, tuples: Plan) -> ServerSpec:
-        listening = planning.endpoints(agent.host, self.scenario)
+        listening = self._endpoints(agent)
+        fronts: list[Endpoint] = []
+        share = tuples.held_by(listening)
+        if self.scenario.path == "proxied":  # whom the proxies choose is theirs
+            fronts = paths.targets(self.scenario, self.inventory)
+            share = -(-tuples.held_by(fronts) // len(self.servers))
         return ServerSpec(
             nonce=self._nonce,
             endpoints=listening,
-            control=self._control(agent.host),
-            connections=tuples.held_by(listening),
+            fronts=fronts,
+            control=(listening[0][0], self.scenario.control_port),
+            connections=share,
             backlog=self.scenario.backlog,
             listener=self.scenario.listener,
             watch=self.scenario.watch,
@@ -187,7 +193,7 @@ class Conduct:
         share = tuples.share(agent.name) / planned
         return ClientSpec(
             nonce=self._nonce,
-            controls=[self._control(server.host) for server in self.servers],
+            controls=paths.controls(self.scenario, self.inventory),
             blocks=list(tuples.blocks[agent.name]),
             max_in_flight=self.scenario.max_in_flight,
             connect_rate=(self.scenario.connect_rate or 0.0) * share,
@@ -338,7 +344,7 @@ class Conduct:
         """
         for agent in self.session.agents:
             server = agent.role == "server"
-            count = planning.endpoints(agent.host, self.scenario) if server else None
+            count = self._endpoints(agent) if server else None
             agent.tell({"op": "collect", "phase": phase, "count": count, "state": state})
         told = self.session.gather(
             self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import curve, diagnose, report
+from bench import curve, diagnose, paths, report
 from bench.agent import bundle
 from bench.collect import cost
 from bench.conduct import Conduct, Evidence
@@ -59,8 +59,8 @@ def run(
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(connect, bundle.build().data))
         session.start(
-            [(host, "server") for host in inventory.of("servers")]
-            + [(host, "client") for host in inventory.of("clients")]
+            [(host, "server") for host in paths.servers(scenario, inventory)]
+            + [(host, "client") for host in paths.clients(scenario, inventory)]
         )
         run_id, folder = store.create(scenario.name, started)
         samples = stack.enter_context((folder / "samples.ndjson").open("w"))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
+from bench import paths
 from bench.agent.memory import PINNED_BYTES
 from bench.agent.workers import RESERVE, SPARE
 from bench.bounds import Kernel, Room, Share
@@ -44,13 +44,8 @@ def local_ports(scenario: Scenario, inventory: Inventory, host: Host, record: Ho
     first, last = int(words[0]), int(words[1])
     reserved = set(_ports(record.sysctl.get("net.ipv4.ip_local_reserved_ports", "")))
     each = len(set(range(first, last + 1)) - reserved)
-    pairs = sum(
-        ipaddress.ip_address(source).version == ipaddress.ip_address(target).version
-        for source in host.data_addresses
-        for server in inventory.of("servers")
-        for target in server.data_addresses
-    )
-    return each * pairs * len(scenario.server_ports)
+    used = paths.sources(scenario, inventory, host)
+    return each * len(used) * len(paths.targets(scenario, inventory))
 
 
 def _ports(text: str) -> Iterable[int]:
@@ -80,16 +75,16 @@ def share(
         server=server,
         watched=watched,
         tracked=tracked,
-        v6=ipaddress.ip_address(host.data_addresses[0]).version == 6,
-        sources=len(host.data_addresses),
+        v6=paths.family(scenario, inventory) == 6,
+        sources=0 if server else len(paths.sources(scenario, inventory, host)),
     )
     try:
         caches = slab.parse(texts.get("slabinfo", ""))
         aliases = slab.parse_aliases(texts.get("slab_aliases", ""))
     except ValueError:  # the phase names it in ``missing``; the table stands in
         caches, aliases = {}, {}
-    nofile = int(record.limits[f"nofile_{scenario.nofile}"])
-    listeners = len(scenario.server_ports) * len(host.data_addresses) if server else 0
+    nofile = _nofile(scenario, record)
+    listeners = len(paths.endpoints(scenario, inventory, host)) if server else 0
     chosen = not server and scenario.source_ports == "kernel"
     to_the_end = scenario.workers is not None or scenario.expect == "limit"
     before = record.phases.get("before")
@@ -109,6 +104,13 @@ def share(
         memory_max=_least_room(before, "memory.max", "memory.current"),
         worker_bytes=0 if scenario.workers or before is None or before.workers else WORKER_BYTES,
     )
+
+
+def _nofile(scenario: Scenario, record: HostRecord) -> int:
+    """Descriptors that a process of the agent may have."""
+    if isinstance(scenario.nofile, int):
+        return min(scenario.nofile, int(record.limits["nofile_hard"]))
+    return int(record.limits[f"nofile_{scenario.nofile}"])
 
 
 def _own_tasks(record: HostRecord, before: Phase) -> int:

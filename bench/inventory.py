@@ -11,7 +11,7 @@ import ipaddress
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class Host:
     key_file: str | None
     known_hosts: str | None
     data_addresses: tuple[str, ...]
+    """Own one first; IPv4 before IPv6 where both are given by count."""
+    routed_addresses: tuple[str, ...] = ()
+    """Those of them that are reached only through a router."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
         start = _address(where, "alias_ips_first", first, prefixes)
         for step in range(number("alias_ips_count", 1, 0, 65_536)):
             aliases.append(_address(where, "alias_ips_count", str(start + step), prefixes))
+    aliases += _counted6(where, text, number, prefixes)
     block = text("alias_ips_prefix")
     if block is not None:
         try:
@@ -212,6 +216,10 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
         aliases += [
             _address(where, "alias_ips_prefix", str(item), prefixes) for item in network.hosts()
         ]
+    routed = found.get("lab_routed_addresses", [])
+    if isinstance(routed, str) or not isinstance(routed, Sequence):
+        raise InputError(f"{where}: lab_routed_addresses: got {routed!r}, expected a list")
+    behind = [_address(where, "lab_routed_addresses", str(item), prefixes) for item in routed]
     addresses += [alias for alias in dict.fromkeys(aliases) if alias not in addresses]
     return Host(
         name=name,
@@ -222,7 +230,26 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
         key_file=text("ansible_ssh_private_key_file"),
         known_hosts=text("lab_known_hosts"),
         data_addresses=tuple(str(item) for item in addresses),
+        routed_addresses=tuple(str(item) for item in behind),
     )
+
+
+def _counted6(
+    where: str,
+    text: Callable[[str], str | None],
+    number: Callable[[str, int, int, int], int],
+    prefixes: Sequence[Network],
+) -> list[Address]:
+    """A host's own IPv6 address and those that it has by count."""
+    found = []
+    own, first = text("lab_data_address6"), text("alias_ips_first6")
+    if own is not None:
+        found.append(_address(where, "lab_data_address6", own, prefixes))
+    if first is not None:
+        start = _address(where, "alias_ips_first6", first, prefixes)
+        for step in range(number("alias_ips_count", 1, 0, 65_536)):
+            found.append(_address(where, "alias_ips_count", str(start + step), prefixes))
+    return found
 
 
 def _prefixes(where: str, listed: Any) -> list[Network]:

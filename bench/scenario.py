@@ -22,6 +22,20 @@ class Scenario(BaseModel):
     name: str
     title: str
     connections: int = Field(1_000_000, ge=1, le=100_000_000)
+    path: Literal["direct", "routed", "proxied"] = Field(
+        "direct", description="between clients and servers: nothing, a router, or proxies"
+    )
+    family: Literal["auto", 4, 6] = Field(
+        "auto", description="IP version; auto: that of the first server's first address"
+    )
+    clients: int | None = Field(None, ge=1, description="client hosts that connect; none: all")
+    client_addresses: int | None = Field(
+        None, ge=1, description="of each client's addresses, the first so many; none: all"
+    )
+    server_addresses: int | None = Field(
+        None, ge=1, description="of each server's addresses, the first so many; none: all"
+    )
+    proxies: int | None = Field(None, ge=1, description="proxies that are used; none: all")
     server_ports: list[Port] = Field(default=[5000], min_length=1, max_length=1024)
     control_port: Port = 4999
     first_client_port: Port = 1024
@@ -74,8 +88,9 @@ class Scenario(BaseModel):
     source_ports: Literal["plan", "kernel"] = Field(
         "plan", description="who chooses clients' source ports; kernel: ip_local_port_range"
     )
-    nofile: Literal["hard", "soft"] = Field(
-        "hard", description="limit on open files that the agents live with"
+    nofile: Literal["hard", "soft"] | Annotated[int, Field(ge=256, le=2**31 - 1)] = Field(
+        "hard",
+        description="limit on open files that the agents live with; a number: at most so many",
     )
     workers: int | None = Field(
         None,
@@ -180,6 +195,8 @@ def _first_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return str(first["ctx"]["error"])
-    field = ".".join(str(part) for part in first["loc"])
+    # A union's error goes on with the name of the alternative that was tried.
+    place = first["loc"]
+    field = ".".join(str(part) for part in place if part == place[0] or isinstance(part, int))
     expected = first["msg"].removeprefix("Input should be ")
     return f"{field}: got {first['input']!r}, expected {expected}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from bench import facts
+from bench import facts, paths
 from bench.agent import bundle
 from bench.inventory import Inventory
 from bench.results import HostRecord
+from bench.scenario import Scenario
 from bench.session import Agent, Connect, Session
 
 SECONDS = 60.0
@@ -43,15 +44,16 @@ def hosts(session: Session, agents: Sequence[Agent]) -> dict[str, HostRecord]:
 
 
 def look(
-    inventory: Inventory, connect: Connect
+    scenario: Scenario, inventory: Inventory, connect: Connect
 ) -> tuple[dict[str, HostRecord], dict[str, Mapping[str, str]]]:
-    """Every server and client as it is now: its record with the phase ``before``, and the texts.
+    """Every server and client of a scenario as it is now: its record with the phase ``before``,
+    and the texts.
 
     :raises LabError: if a host cannot be reached or does not answer.
     :raises InputError: if a host has no Python that can run the agent.
     """
-    wanted = {host.name: (host, "server") for host in inventory.of("servers")}
-    for host in inventory.of("clients"):
+    wanted = {host.name: (host, "server") for host in paths.servers(scenario, inventory)}
+    for host in paths.clients(scenario, inventory):
         wanted.setdefault(host.name, (host, "client"))
     with Session(connect, bundle.build().data) as session:
         session.start(wanted.values())

@@ -28,6 +28,11 @@ stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
 ``facts`` and ``collect`` need no task; all others but ``stop`` come after ``serve`` or ``prepare``.
+A process started with the argument ``trial`` is one side of a small experiment instead
+(:mod:`bench.agent.stage`). It takes ``trial`` {name, args}, then ``go`` {the trial's own fields}
+for each further step, answers each with ``told`` {the trial's own figures}, says ``alive`` every
+second, and ends like an agent.
+
 An agent says ``hello`` (:class:`Hello`) first, ``tick`` (:class:`Tick`) every second from
 ``serve`` or ``prepare`` on, ``floor`` {mem_free_kib, floor_kib} once memory falls below its floor,
 and ``error`` {kind: input|fault|refused, message} instead of an answer when a command fails.
@@ -38,11 +43,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import Any, Dict, List, Optional, Tuple, TypedDict
+from typing import Any, Dict, List, Optional, Tuple, TypedDict, Union
 
 VERSION = 1
 
-UNASKED = ("tick", "floor")
+UNASKED = ("tick", "floor", "alive")
 """Events that answer no command."""
 
 Endpoint = Tuple[str, int]
@@ -90,6 +95,8 @@ class ServerSpec(TypedDict):
     nonce: str
     """Hex; names this run and keys the handshake and the echoes."""
     endpoints: List[Endpoint]
+    fronts: List[Endpoint]
+    """Of proxies that lead to the endpoints: clients may connect to them as well."""
     control: Endpoint
     connections: int
     """How many it must be able to hold."""
@@ -103,8 +110,9 @@ class ServerSpec(TypedDict):
     nap_ms: float
     """How long an acceptor sleeps once the queue is empty."""
     memory_floor_kib: int
-    nofile: str
-    """``hard``: the soft limit on open files is raised as far as it goes; ``soft``: it is kept."""
+    nofile: Union[str, int]
+    """``hard``: the soft limit on open files is raised as far as it goes; ``soft``: it is kept; a
+    number: it is set to that, or as near as it goes."""
     workers: int
     """How many; 0: as many as the limit on open files demands. With a number a worker goes on to
     what accept(2) lets it."""
@@ -141,7 +149,7 @@ class ClientSpec(TypedDict):
     active: int
     """Workers that connect at a time."""
     memory_floor_kib: int
-    nofile: str
+    nofile: Union[str, int]
     """As in :class:`ServerSpec`."""
     workers: int
     """How many; 0: as many as the limit on open files demands."""

@@ -53,6 +53,7 @@ def run_engine(
         told: ServerSpec = {
             "nonce": nonce,
             "endpoints": [endpoint],
+            "fronts": [],
             "control": control,
             "connections": wanted,
             "backlog": scenario.backlog,

@@ -41,7 +41,8 @@ class Server:
             self.keeper = undo.enter_context(listener(spec["control"], 128, reuse=False))
             refused = workers.muster(self._start, count, limit)
             undo.callback(self.crew.disband)
-            workers.begin(control.Doorkeeper(self.keeper, spec["nonce"], spec["endpoints"]))
+            known = [*spec["endpoints"], *spec["fronts"]]
+            workers.begin(control.Doorkeeper(self.keeper, spec["nonce"], known))
             undo.pop_all()
         self.board.add(refused)
         self._dead: Set[int] = set()

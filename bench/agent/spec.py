@@ -22,6 +22,7 @@ def server(spec: Any) -> ServerSpec:
     endpoints = [_endpoint(entry, "endpoints") for entry in _list(found, "endpoints")]
     if len(set(endpoints)) < len(endpoints):
         raise BadSpec("endpoints: one is named twice")
+    fronts = [_endpoint(entry, "fronts") for entry in found.get("fronts") or []]
     control = _endpoint(found.get("control"), "control")
     if control in endpoints:
         raise BadSpec(f"control: {control[0]} port {control[1]} is a data endpoint too")
@@ -32,7 +33,7 @@ def server(spec: Any) -> ServerSpec:
     _whole(found, "acceptors", 1, 1024)
     _number(found, "nap_ms", 0, 1000)
     _common(found)
-    return cast(ServerSpec, {**found, "endpoints": endpoints, "control": control})
+    return cast(ServerSpec, {**found, "endpoints": endpoints, "fronts": fronts, "control": control})
 
 
 def client(spec: Any) -> ClientSpec:
@@ -56,7 +57,10 @@ def client(spec: Any) -> ClientSpec:
 def _common(found: Dict[str, Any]) -> None:
     """What both sides have."""
     _whole(found, "memory_floor_kib", 0, 1 << 40)
-    _choice(found, "nofile", ("hard", "soft"))
+    if isinstance(found.get("nofile"), str):
+        _choice(found, "nofile", ("hard", "soft"))
+    else:
+        _whole(found, "nofile", 1, (1 << 31) - 1)
     _whole(found, "workers", 0, 1024)
     if not isinstance(found.get("limit"), bool):
         raise BadSpec(f"limit: {found.get('limit')!r} is none of true, false")

@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import traceback
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple, Union
 
 RESERVE = 64
 """Descriptors of a worker that are not connections: pipes, epoll, listeners, libraries."""
@@ -74,12 +74,13 @@ def nofile_found() -> Tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def open_files(nofile: str) -> int:
+def open_files(nofile: Union[str, int]) -> int:
     """Descriptors that this process and its workers can have from now on.
 
-    With ``hard`` the soft limit is raised first, as far as it goes. A hard limit above fs.nr_open
-    cannot even be written back (kernel/sys.c ``do_prlimit``: EPERM), so there both are set to
-    fs.nr_open: no table of descriptors grows beyond it (fs/file.c ``expand_files``).
+    With ``hard`` the soft limit is raised first, as far as it goes; with a number it is set to
+    that, where the hard limit lets it. A hard limit above fs.nr_open cannot even be written back
+    (kernel/sys.c ``do_prlimit``: EPERM), so there both are set to fs.nr_open: no
+    table of descriptors grows beyond it (fs/file.c ``expand_files``).
     """
     if nofile == "hard":
         hard = nofile_found()[1]
@@ -88,6 +89,9 @@ def open_files(nofile: str) -> int:
         except ValueError:  # what the resource module makes of EPERM
             most = min(hard, _nr_open())
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    elif nofile != "soft":
+        hard = nofile_found()[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(int(nofile), hard), hard))
     return min(nofile_found()[0], _nr_open())
 
 

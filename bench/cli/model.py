@@ -57,8 +57,8 @@ class Outlook:
         self.inventory: Inventory = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
         self.scenario: Scenario = wanted(name, overrides, self.inventory)
         self.hosts: Mapping[str, HostRecord]
-        self.hosts, texts = survey.look(self.inventory, transport.connect)
-        sources_there, missing = planning.there(self.inventory, self.hosts)
+        self.hosts, texts = survey.look(self.scenario, self.inventory, transport.connect)
+        sources_there, missing = planning.there(self.scenario, self.inventory, self.hosts)
         self.predicted: Predicted = capacity.predict(
             self.scenario,
             self.inventory,

@@ -4,147 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from agents import CLIENT, SERVER, running
+from agents import CLIENT, running
+from beds import Bed
 
-from bench import capacity, controller, planning, scenario, survey
+from bench import capacity, planning, scenario, survey
 from bench.agent import memory
-from bench.curve import Progress
 from bench.errors import InputError, LabError
-from bench.inventory import Host, Inventory
-from bench.results import Run, Store
-from perf.netns import Namespaces
-
-
-class LocalProcess:
-    """A process on this machine as the transport's Process."""
-
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.child = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-        )
-
-    def write(self, data: bytes) -> None:
-        assert self.child.stdin
-        self.child.stdin.write(data)
-
-    def lines(self) -> Iterator[bytes]:
-        assert self.child.stdout
-        with self.child.stdout as out:
-            for line in iter(out.readline, b""):
-                yield line.rstrip(b"\n")
-
-    def errors(self) -> Iterator[bytes]:
-        assert self.child.stderr
-        with self.child.stderr as out:
-            yield from iter(out.readline, b"")
-
-    def close(self) -> None:
-        assert self.child.stdin
-        self.child.stdin.close()
-        self.child.wait(10)
-
-
-class LocalLink:
-    """A namespace as the transport's Link."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
-        self.started: list[LocalProcess] = []
-        self.paths: list[str] = []
-
-    def put(self, data: bytes, name: str) -> str:
-        path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
-        path.write_bytes(data)
-        self.paths.append(str(path))
-        return str(path)
-
-    def remove(self, path: str) -> None:
-        shutil.rmtree(Path(path).parent, ignore_errors=True)
-
-    def run(self, argv: Sequence[str]) -> str:
-        done = subprocess.run([*self.words, *argv], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LabError(done.stderr.strip())
-        return done.stdout
-
-    def start(self, argv: Sequence[str]) -> LocalProcess:
-        self.started.append(LocalProcess([*self.words, *argv]))
-        return self.started[-1]
-
-    def close(self) -> None:
-        return None
-
-
-class Bed:
-    """An inventory over two namespaces and everything that was started there."""
-
-    def __init__(self, net: Namespaces, results: Path) -> None:
-        self.net = net
-        self.store = Store(results)
-        self.links: dict[str, LocalLink] = {}
-        self.seen: list[Progress] = []
-
-    def connect(self, host: Host) -> LocalLink:
-        self.links[host.name] = LocalLink(self.net.enter(host.name))
-        return self.links[host.name]
-
-    def inventory(self, clients: Sequence[str] = (CLIENT,)) -> Inventory:
-        def host(name: str, group: str, addresses: Sequence[str]) -> Host:
-            return Host(name, (group,), name, 22, "lab", None, None, tuple(addresses))
-
-        hosts = {
-            "server": host("server", "servers", [SERVER]),
-            "client": host("client", "clients", clients),
-        }
-        return Inventory("test", "local", hosts, True, None, None)
-
-    def run(self, clients: Sequence[str] = (CLIENT,), **fields: Any) -> Run:
-        wanted = scenario.load(
-            "million", {"connections": 3000, "hold_seconds": 0.5, "memory_floor_mib": 16, **fields}
-        )
-        return controller.run(
-            wanted, self.inventory(clients), self.store, self.connect, self.seen.append
-        )
-
-    def agent_pid(self, name: str) -> int:
-        return self.links[name].started[0].child.pid
-
-    def await_hold(self) -> None:
-        """Wait until the run has held for a while, so that its peak is counted."""
-        while not (self.store.root / "latest").exists():
-            held = [now for now in self.seen if now.phase == "hold"]
-            if held and held[-1].seconds_left is not None and held[-1].seconds_left < 26:
-                return
-            time.sleep(0.01)
-
-    def clean(self) -> bool:
-        """Nothing of a run is left: processes, files, sockets."""
-        gone = all(
-            not running(process.child.pid)
-            for link in self.links.values()
-            for process in link.started
-        )
-        files = all(
-            not Path(path).parent.exists() for link in self.links.values() for path in link.paths
-        )
-        sockets = "".join(self.net.run(name, "ss", "-Htan") for name in ("server", "client"))
-        return gone and files and not sockets.strip()
-
-
-@pytest.fixture
-def bed(net: Namespaces, tmp_path: Path) -> Bed:
-    return Bed(net, tmp_path / "results")
 
 
 def test_a_run_from_end_to_end(bed: Bed) -> None:
@@ -266,15 +136,16 @@ def test_how_many_fit_above_the_floor(bed: Bed) -> None:
 
 
 def test_hosts_are_looked_at_and_nothing_is_opened(bed: Bed) -> None:
-    found, texts = survey.look(bed.inventory([CLIENT, "198.18.99.99"]), bed.connect)
+    wanted = scenario.load("ceiling")
+    hosts = bed.inventory([CLIENT, "198.18.99.99"])
+    found, texts = survey.look(wanted, hosts, bed.connect)
     assert set(found) == set(texts) == {"server", "client"}
     before = found["server"].phases["before"]
     assert (before.held, before.workers, before.established) == (0, 0, None)
     assert before.meminfo_kib["MemAvailable"] > 0 and before.slab_bytes["TCP"] > 0
     assert found["client"].limits["own_tasks"]
     assert found["client"].limits["tracking"] is False
-    wanted = scenario.load("ceiling")
-    there, missing = planning.there(bed.inventory([CLIENT, "198.18.99.99"]), found)
+    there, missing = planning.there(wanted, hosts, found)
     assert (dict(there), missing) == ({"client": [CLIENT]}, 1)
     tuples = planning.tuples(wanted, bed.inventory(), there)
     predicted = capacity.predict(wanted, bed.inventory(), found, texts, tuples)

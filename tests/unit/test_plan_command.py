@@ -253,7 +253,7 @@ def test_what_is_written_is_what_preflight_looks_at(
     few = {"connections": "1.5M", "client_ram": "8GiB"}
     assert call("--write", str(folder), server_ports="4", **few).exit_code == 0
 
-    def look(hosts: Inventory, _: Any) -> tuple[dict[str, HostRecord], dict[str, Any]]:
+    def look(_: Any, hosts: Inventory, __: Any) -> tuple[dict[str, HostRecord], dict[str, Any]]:
         """Hosts with all their addresses, and nothing else known of them."""
         found = {
             host.name: HostRecord(

@@ -57,7 +57,10 @@ def test_settings_without_a_key_or_value(text: str) -> None:
         ("resolution", 0, "resolution: got 0, expected greater than 0"),
         ("resolution", 2, "resolution: got 2, expected less than or equal to 1"),
         ("source_ports", "none", "source_ports: got 'none', expected 'plan' or 'kernel'"),
-        ("nofile", 1024, "nofile: got 1024, expected 'hard' or 'soft'"),
+        ("nofile", "all", "nofile: got 'all', expected 'hard' or 'soft'"),
+        ("path", "bent", "path: got 'bent', expected 'direct', 'routed' or 'proxied'"),
+        ("family", 5, "family: got 5, expected 'auto', 4 or 6"),
+        ("clients", 0, "clients: got 0, expected greater than or equal to 1"),
         ("workers", 0, "workers: got 0, expected greater than or equal to 1"),
         ("workers", 1025, "workers: got 1025, expected less than or equal to 1024"),
         ("workers", "two", "workers: got 'two', expected a valid integer"),
@@ -97,6 +100,7 @@ def test_unknown_scenario_names_the_known_ones() -> None:
 def test_a_scenario_expects_all_connections_unless_it_says_otherwise() -> None:
     assert {name: scenario.load(name).expect for name in scenario.names()} == {
         "ceiling": "limit",
+        "claim": "all",
         "epoll-3.9g": "floor",
         "million": "all",
         "million-3.9g": "all",
