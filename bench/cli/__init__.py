@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench.cli import model, plan, runs
+from bench.cli import claims, model, plan, runs
 
 app = typer.Typer(
     name="bench",
@@ -19,3 +19,4 @@ app.command("report")(runs.report_)
 app.command("predict")(model.predict)
 app.command("preflight")(model.preflight)
 app.command("plan")(plan.plan)
+app.add_typer(claims.app, name="claims")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
 import traceback
@@ -71,6 +72,11 @@ def exit_status(show: Show = Show.auto) -> Iterator[None]:
         _fail("interrupted; everything that the run opened is closed", 130, show)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def end_with_parent() -> None:
+    """Be interrupted when the program that reads the events dies: prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _fail(line: str, status: int, show: Show) -> NoReturn:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import controller, inventory, planning, progress, report, results, scenario, transport
+from bench import (
+    controller,
+    inventory,
+    paths,
+    planning,
+    progress,
+    report,
+    results,
+    scenario,
+    transport,
+)
 from bench.cli.common import (
     RESULTS,
     ExtraVarsOption,
@@ -20,6 +28,7 @@ from bench.cli.common import (
     ResultsOption,
     SettingsOption,
     Show,
+    end_with_parent,
     exit_status,
     wanted,
 )
@@ -41,7 +50,7 @@ def run(
 ) -> None:
     """Run a scenario on the hosts of an inventory and keep the results."""
     if show is Show.ndjson:
-        _end_with_parent()
+        end_with_parent()
     with exit_status(show):
         overrides = scenario.parse_settings(settings or [])
         hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
@@ -49,8 +58,9 @@ def run(
         if dry_run:
             tuples = planning.plan_for(asked, hosts)
             typer.echo(
-                f"{name}: {asked.connections:,} connections from {len(hosts.of('clients'))} "
-                f"clients to {len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
+                f"{name}: {asked.connections:,} connections from "
+                f"{len(paths.clients(asked, hosts))} clients to "
+                f"{len(paths.servers(asked, hosts))} servers; {tuples.capacity:,} tuples planned"
             )
             return
         with progress.view(show.value, Console(stderr=as_json)) as update:
@@ -129,8 +139,3 @@ def report_(
         else:
             for line in report.summary(found, store / found.run_id):
                 typer.echo(line)
-
-
-def _end_with_parent() -> None:
-    """Be interrupted when the program that reads the events dies: prctl(2), PR_SET_PDEATHSIG."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

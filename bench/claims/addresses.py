@@ -1,0 +1,67 @@
+"""What addresses and ports allow: the claims about 65,535 connections."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, Parameters
+
+LAST_PORT = 65_535
+FIRST_PORT = 1_024
+"""Ports below it are privileged (net.ipv4.ip_unprivileged_port_start, ip-sysctl.rst)."""
+
+
+class PortMythParameters(Parameters):
+    """How many connections one server address and port is to hold."""
+
+    connections: int
+
+
+class PortMythFound(Found):
+    """What one server address and port held."""
+
+    held: int = Field(description="ESTAB connections on one server address and port, by ss")
+    client_addresses: int = Field(description="addresses that they came from")
+    echoes_asked: int = Field(description="of the held connections, asked for an echo")
+    echoes_answered: int = Field(description="of those, that answered rightly")
+
+
+def measure_port_myth(lab: Lab, parameters: PortMythParameters) -> PortMythFound:
+    """Hold more connections than there are ports, on one port."""
+    done = lab.held(connections=parameters.connections, server_addresses=1, server_ports=[5000])
+    used = {
+        name: len(host.addresses) for name, host in done.hosts.items() if "clients" in host.groups
+    }
+    return PortMythFound(
+        held=done.measured.established.ss,
+        client_addresses=sum(used.values()),
+        echoes_asked=done.measured.liveness.asked,
+        echoes_answered=done.measured.liveness.answered,
+    )
+
+
+def judge_port_myth(found: PortMythFound) -> Judgement:
+    """Refuted by one connection more than there are ports."""
+    measured = f"{found.held:,} ESTAB on one server address and port"
+    if found.held > LAST_PORT and found.echoes_answered == found.echoes_asked > 0:
+        return Judgement(
+            "refuted",
+            measured,
+            "a server port is shared by all its connections; only client address and port have to "
+            "differ",
+        )
+    return Judgement("inconclusive", measured, "no more than 65,535 connections were held")
+
+
+PORT_MYTH = Claim(
+    id="port-myth",
+    said="A server can hold at most 65,535 connections, because ports have 16 bits.",
+    cure="Nothing to cure: one listening port is enough for any number of clients.",
+    read="docs/scenarios.md",
+    small=PortMythParameters(connections=66_000),
+    full=PortMythParameters(connections=200_000),
+    measure=measure_port_myth,
+    judge=judge_port_myth,
+    connections=lambda parameters: parameters.connections,
+)

@@ -1,0 +1,137 @@
+"""What a claim has of the lab: whole runs, small experiments, and settings changed for seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import controller, paths, scenario
+from bench.claims.model import NotMeasurable
+from bench.curve import Progress
+from bench.errors import LabError
+from bench.inventory import Host, Inventory
+from bench.results import HostRecord, Run, Store
+from bench.session import Connect
+from bench.trials import Trial, Trials
+
+KERNEL_WIDE = (
+    "fs.",
+    "net.ipv4.tcp_mem",
+    "net.ipv4.tcp_max_orphans",
+    "net.core.netdev_max_backlog",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_buckets",
+)
+"""Parameters that belong to a kernel and not to a network namespace: where the lab's hosts share
+one with the machine underneath, they are that machine's, and no experiment lowers them."""
+
+
+class Lab:
+    """The hosts of an inventory, for one claim."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        hosts: Mapping[str, HostRecord],
+        connect: Connect,
+        folder: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        """``hosts``: what they are, as just asked; ``folder``: where the claim's runs are kept."""
+        self.inventory = inventory
+        self.hosts = hosts
+        self._connect = connect
+        self._store = Store(folder / "runs")
+        self._progress = progress
+
+    @property
+    def server(self) -> Host:
+        """The first server."""
+        return self.inventory.of("servers")[0]
+
+    @property
+    def client(self) -> Host:
+        """The first client."""
+        return self.inventory.of("clients")[0]
+
+    @property
+    def shared_kernel(self) -> bool:
+        """Whether the hosts share the kernel of the machine underneath."""
+        return self.inventory.underlay
+
+    def note(self, text: str) -> None:
+        """Say where the claim stands."""
+        self._progress(text)
+
+    def run(self, name: str = "claim", **fields: Any) -> Run:
+        """Run a scenario on these hosts and keep it beside the claim.
+
+        :raises LabError: if the lab failed.
+        """
+        wanted = scenario.load(name, {**self.inventory.settings, **fields})
+        shown = ""
+
+        def update(now: Progress) -> None:
+            nonlocal shown
+            if now.phase != shown:
+                shown = now.phase
+                self.note(f"{name}: {now.phase}")
+
+        return controller.run(wanted, self.inventory, self._store, self._connect, update)
+
+    def held(self, name: str = "claim", **fields: Any) -> Run:
+        """The same for a run that has to pass for its figures to mean anything.
+
+        :raises LabError: if it does not.
+        """
+        done = self.run(name, **fields)
+        if done.verdict != "pass":
+            raise LabError(f"run {done.run_id}: {done.reason}")
+        return done
+
+    def trials(self) -> Trials:
+        """Small experiments, as a context."""
+        return Trials(self._connect)
+
+    @contextmanager
+    def settings(
+        self,
+        hosts: Sequence[Host],
+        sysctl: Mapping[str, str | int] | None = None,
+        tables: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Iterator[dict[str, Mapping[str, str]]]:
+        """Have hosts changed for as long as the context lasts (``bench.agent.trials.guard``).
+
+        :param tables: nftables tables, ``family name`` to body
+        :return: by host, kernel parameter to the value found
+        :raises NotMeasurable: for a parameter of the kernel where the hosts share one.
+        """
+        for key in sysctl or {}:
+            if self.shared_kernel and key.startswith(KERNEL_WIDE):
+                raise NotMeasurable(
+                    f"{key} belongs to the whole kernel, which these hosts share with the machine "
+                    "underneath; virtual machines have kernels of their own (-i inventory/vm)"
+                )
+        with self.trials() as trials:
+            guards: dict[str, Trial] = {
+                host.name: trials.begin(
+                    host,
+                    "guard",
+                    root=True,
+                    sysctl={key: str(value) for key, value in (sysctl or {}).items()},
+                    tables=dict(tables or {}),
+                    files=dict(files or {}),
+                )
+                for host in hosts
+            }
+            yield {name: dict(guard.first["found"]) for name, guard in guards.items()}
+            for guard in guards.values():
+                guard.go(back=True)  # here, so that what cannot be put back is an error
+
+    def require(self, group: str) -> Host:
+        """The first host of a group. :raises InputError: naming the command that builds it."""
+        paths.require(group, self.inventory)
+        return self.inventory.of(group)[0]

@@ -1,0 +1,63 @@
+"""``docs/claims.md``: each claim, what was measured, why, and the cure. From records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bench.claims.model import Claim
+from bench.claims.record import Record
+from bench.units import count
+
+UNMEASURED = ("not measurable here", "failed", "inconclusive")
+
+
+def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
+    """The page.
+
+    Of each claim the newest full record with a verdict; the newest small one where there is none.
+    """
+    chosen = choose(records)
+    env = Environment(
+        loader=PackageLoader("bench", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    env.filters["figure"] = figure
+    return env.get_template("claims.md.j2").render(
+        rows=[(claim, chosen.get(claim.id)) for claim in claims]
+    )
+
+
+def choose(records: Iterable[Record]) -> dict[str, Record]:
+    """By claim, the record that is told of: one with a verdict before one without, a full one
+    before a small one, the newest of those."""
+
+    def rank(one: Record) -> tuple[bool, bool, str]:
+        return one.verdict not in UNMEASURED, one.profile == "full", one.id
+
+    best: dict[str, Record] = {}
+    for one in records:
+        if one.claim not in best or rank(one) > rank(best[one.claim]):
+            best[one.claim] = one
+    return best
+
+
+def figure(value: Any) -> str:
+    """A figure for a reader."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(figure(one) for one in value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {figure(one)}" for key, one in value.items())
+    return str(value)

@@ -1,0 +1,99 @@
+"""What a claim's run leaves behind, as data.
+
+``results/<id>/`` holds ``claim.json`` (:class:`Record`) and ``runs/``, the runs that it was
+measured by. ``results/claims.json`` and ``results/claims.md`` are the table of the newest batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.claims.model import Outcome, Profile
+
+FILE = "claim.json"
+
+
+class Figure(BaseModel):
+    """One figure that was measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    value: Any
+    description: str = Field(description="what it is, with its unit")
+
+
+class Record(BaseModel):
+    """One claim, measured once."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    id: str = Field(description="UTC time, claim- and the claim's name: the directory's name")
+    claim: str
+    said: str
+    profile: Profile
+    verdict: Outcome | Literal["failed"] = Field(
+        description="failed: the lab broke, reason says how"
+    )
+    measured: str = Field(description="the figures, in a line")
+    reason: str
+    cure: str
+    read: str
+    substrate: str
+    kernels: dict[str, str] = Field(description="host to kernel release")
+    started: datetime
+    finished: datetime
+    parameters: dict[str, Any]
+    figures: list[Figure] = Field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.finished - self.started).total_seconds()
+
+
+class Records:
+    """The directory that claims' records are kept in: that of the runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, record_id: str) -> Path:
+        """The directory of one record, made."""
+        made = self.root / record_id
+        made.mkdir(parents=True, exist_ok=True)
+        return made
+
+    def write(self, record: Record) -> Path:
+        """Keep one."""
+        target = self.folder(record.id) / FILE
+        _replace(target, record.model_dump_json(by_alias=True, indent=1) + "\n")
+        return target
+
+    def batch(self, records: Iterable[Record], table: str) -> None:
+        """Keep the table of a batch, as data and as text."""
+        kept = [json.loads(one.model_dump_json(by_alias=True)) for one in records]
+        _replace(self.root / "claims.json", json.dumps(kept, indent=1) + "\n")
+        _replace(self.root / "claims.md", table)
+
+    def all(self) -> Iterator[Record]:
+        """Every record, oldest first."""
+        if not self.root.is_dir():
+            return
+        for folder in sorted(self.root.iterdir()):
+            if not folder.is_symlink() and (folder / FILE).is_file():
+                yield Record.model_validate_json((folder / FILE).read_text())
+
+
+def _replace(target: Path, text: str) -> None:
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    scratch.write_text(text)
+    os.replace(scratch, target)

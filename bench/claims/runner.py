@@ -1,0 +1,143 @@
+"""Claims measured one after the other, each with a record of how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import capacity, paths, planning, scenario, survey
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Profile
+from bench.claims.record import Figure, Record, Records
+from bench.errors import InputError, LabError
+from bench.inventory import Inventory
+from bench.results import HostRecord, new_run_id
+from bench.session import Connect
+
+Progress = Callable[[str, str], None]
+"""Called with a claim's name and where it stands."""
+
+
+class Asked(NamedTuple):
+    """A claim with the parameters that it is measured with."""
+
+    claim: Claim[Any, Any]
+    parameters: Any
+
+
+class Runner:
+    """Measures claims on the hosts of one inventory."""
+
+    def __init__(
+        self, inventory: Inventory, connect: Connect, store: Path, progress: Progress
+    ) -> None:
+        self._inventory = inventory
+        self._connect = connect
+        self._records = Records(store)
+        self._progress = progress
+
+    def run(self, asked: Sequence[Asked], profile: Profile, by_name: bool) -> list[Record]:
+        """Measure claims and keep a record of each.
+
+        :param by_name: whether they were asked for one by one: then what the inventory lacks is bad
+            input; of all of them, those that need it are not measurable.
+        :raises InputError: before anything is opened, for a topology that is missing, or a profile
+            that is too large for the hosts.
+        :raises LabError: if the hosts cannot be reached.
+        """
+        if by_name:
+            for claim, _ in asked:
+                for group in claim.groups:
+                    _require(claim, group, self._inventory)
+        hosts = self._fit(asked)
+        return [self._one(*one, profile, hosts) for one in asked]
+
+    def _fit(self, asked: Sequence[Asked]) -> Mapping[str, HostRecord]:
+        """What the hosts are. :raises InputError: if a claim holds more than fits their memory."""
+        usual = scenario.load("claim", self._inventory.settings)
+        hosts, texts = survey.look(usual, self._inventory, self._connect)
+        there, _ = planning.there(usual, self._inventory, hosts)
+        tuples = planning.tuples(usual, self._inventory, there)
+        found = capacity.predict(usual, self._inventory, hosts, texts, tuples).limits
+        most = found.get("memory")
+        for claim, parameters in asked:
+            wanted = claim.connections(parameters)
+            if most is not None and wanted > most:
+                raise InputError(
+                    f"claim {claim.id}: connections: got {wanted:,}, expected at most {most:,}: "
+                    f"more does not fit these hosts' memory; choose the small profile, or fewer by "
+                    "--set"
+                )
+        return hosts
+
+    def _one(
+        self,
+        claim: Claim[Any, Any],
+        parameters: Any,
+        profile: Profile,
+        hosts: Mapping[str, HostRecord],
+    ) -> Record:
+        started = datetime.now(UTC)
+        record_id = new_run_id(f"claim-{claim.id}", started)
+        lab = Lab(
+            self._inventory,
+            hosts,
+            self._connect,
+            self._records.root / record_id,
+            lambda text: self._progress(claim.id, text),
+        )
+        self._progress(claim.id, "begins")
+        found, judgement = self._measured(claim, parameters, lab)
+        record = Record(
+            schema_=1,
+            id=record_id,
+            claim=claim.id,
+            said=claim.said,
+            profile=profile,
+            verdict="failed" if judgement is None else judgement.verdict,
+            measured="" if judgement is None else judgement.measured,
+            reason=found if isinstance(found, str) else judgement.reason if judgement else "",
+            cure=claim.cure,
+            read=claim.read,
+            substrate=self._inventory.substrate,
+            kernels={name: host.kernel for name, host in hosts.items()},
+            started=started,
+            finished=datetime.now(UTC),
+            parameters=parameters.model_dump(mode="json"),
+            figures=[] if isinstance(found, str) else figures(found),
+        )
+        self._records.write(record)
+        self._progress(claim.id, f"{record.verdict}: {record.measured or record.reason}")
+        return record
+
+    def _measured(
+        self, claim: Claim[Any, Any], parameters: Any, lab: Lab
+    ) -> tuple[Found | str, Judgement | None]:
+        """What was found and the judgement; or why it failed, and none."""
+        try:
+            for group in claim.groups:
+                _require(claim, group, self._inventory)
+            found = claim.measure(lab, parameters)
+            return found, claim.judge(found)
+        except (NotMeasurable, InputError) as error:
+            return str(error), Judgement("not measurable here", "", str(error))
+        except LabError as error:
+            return str(error), None
+
+
+def figures(found: Found) -> list[Figure]:
+    """What was measured, as a list of figures."""
+    fields = type(found).model_fields
+    return [
+        Figure(name=name, value=value, description=fields[name].description or "")
+        for name, value in found.model_dump(mode="json").items()
+    ]
+
+
+def _require(claim: Claim[Any, Any], group: str, inventory: Inventory) -> None:
+    try:
+        paths.require(group, inventory)
+    except InputError as error:
+        raise InputError(f"claim {claim.id}: {error}") from None

@@ -1,0 +1,166 @@
+"""Claims: list what is said about limits, measure it, write the page of what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bench import inventory, progress, scenario, transport
+from bench.claims import page, register, table
+from bench.claims.model import PROFILES
+from bench.claims.record import Record, Records
+from bench.claims.runner import Asked, Runner
+from bench.cli.common import (
+    RESULTS,
+    ExtraVarsOption,
+    InventoryOption,
+    JsonOption,
+    ResultsOption,
+    Show,
+    end_with_parent,
+    exit_status,
+)
+from bench.errors import InputError
+
+app = typer.Typer(
+    invoke_without_command=True,
+    help="What people say about connection limits: list it, measure it.",
+)
+
+
+@app.callback()
+def list_(
+    context: typer.Context, store: ResultsOption = RESULTS, as_json: JsonOption = False
+) -> None:
+    """List the claims, each with its newest verdict."""
+    if context.invoked_subcommand:
+        return
+    with exit_status():
+        newest = {one.claim: one for one in Records(store).all()}
+        if as_json:
+            typer.echo(
+                json.dumps(
+                    [
+                        {
+                            "claim": one.id,
+                            "said": one.said,
+                            "groups": ["servers", "clients", *one.groups],
+                            "profiles": {
+                                "small": one.small.model_dump(mode="json"),
+                                "full": one.full.model_dump(mode="json"),
+                            },
+                            "read": one.read,
+                            "newest": _short(newest.get(one.id)),
+                        }
+                        for one in register.CLAIMS.values()
+                    ],
+                    indent=1,
+                )
+            )
+            return
+        shown = Table("claim", "what is said", "newest verdict", box=SIMPLE_HEAD, pad_edge=False)
+        for one in register.CLAIMS.values():
+            last = newest.get(one.id)
+            verdict = f"[{table.COLOURS[last.verdict]}]{last.verdict}[/]" if last else "-"
+            shown.add_row(one.id, one.said, verdict)
+        Console().print(shown)
+
+
+def _short(record: Record | None) -> dict[str, str] | None:
+    if record is None:
+        return None
+    return {"id": record.id, "verdict": record.verdict, "profile": record.profile}
+
+
+@app.command("run")
+def run(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Which (default: all).")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="small: seconds each; full: as large as it is told.")
+    ] = "small",
+    sources: InventoryOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a parameter of one claim."),
+    ] = None,
+    extra_vars: ExtraVarsOption = None,
+    store: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+    show: Annotated[
+        Show, typer.Option("--progress", help="ndjson: one JSON line per event, for programs.")
+    ] = Show.auto,
+) -> None:
+    """Measure claims on the hosts of an inventory, and end in one table.
+
+    Exit status 1 if one is inconclusive, 3 if the lab failed in one.
+    """
+    if show is Show.ndjson:
+        end_with_parent()
+    with exit_status(show):
+        wanted = [register.claim(name) for name in names or register.CLAIMS]
+        overrides = scenario.parse_settings(settings or [])
+        if overrides and len(wanted) != 1:
+            raise InputError(f"--set: got {len(wanted)} claims, expected one claim to set it of")
+        if profile not in PROFILES:
+            raise InputError(f"--profile: got {profile!r}, expected one of {', '.join(PROFILES)}")
+        asked = [Asked(one, one.parameters(profile, overrides)) for one in wanted]
+        hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
+        console = Console(stderr=as_json)
+
+        def update(claim: str, text: str) -> None:
+            line = f"{claim}: {text}"
+            if show is Show.ndjson:
+                progress.emit({"event": "progress", "claim": claim, "text": line})
+            else:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        runner = Runner(hosts, transport.connect, store, update)
+        records = runner.run(asked, "full" if profile == "full" else "small", bool(names))
+        text = table.markdown(records)
+        Records(store).batch(records, text)
+        if show is Show.ndjson:
+            progress.emit(
+                {
+                    "event": "claims",
+                    "path": str((store / "claims.json").resolve()),
+                    "summary": text.splitlines(),
+                    "verdicts": {one.claim: one.verdict for one in records},
+                }
+            )
+        elif as_json:
+            typer.echo(
+                json.dumps([json.loads(one.model_dump_json(by_alias=True)) for one in records])
+            )
+        else:
+            console.print(table.rich_table(records))
+        verdicts = {one.verdict for one in records}
+        if "failed" in verdicts:
+            raise typer.Exit(3)
+        if "inconclusive" in verdicts:
+            raise typer.Exit(1)
+
+
+@app.command("page")
+def page_(
+    target: Annotated[Path, typer.Argument(help="File to write.")] = Path("docs/claims.md"),
+    store: ResultsOption = RESULTS,
+) -> None:
+    """Write the page of what was measured, from the newest full record of each claim."""
+    with exit_status():
+        text = page.render(list(register.CLAIMS.values()), list(Records(store).all()))
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            scratch.write_text(text)
+            os.replace(scratch, target)
+        except OSError as error:
+            raise InputError(f"page: {target}: {error.strerror}") from error
+        typer.echo(f"written: {target}")
