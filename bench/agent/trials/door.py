@@ -1,6 +1,7 @@
-"""Both sides of a trial prove to each other that they are of this experiment, before anything else.
+"""Both sides of a trial prove that they are of this experiment, before anything else.
 
-The handshake is that of a run (:mod:`bench.agent.control`): the controller gives both sides a nonce.
+The handshake is that of a run (:mod:`bench.agent.control`): both sides have a nonce from the
+controller.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bench.agent.stage import Misuse
 
 @contextlib.contextmanager
 def kept(nonce: str, where: wire.Endpoint, endpoints: List[wire.Endpoint]) -> Iterator[None]:
-    """The server's side: vouch for these endpoints at ``where`` for as long as the context lasts."""
+    """The server's side: vouch for these endpoints, at ``where``, while the context lasts."""
     keeper = listener((where[0], where[1]), 128, reuse=False)
     try:
         control.Doorkeeper(keeper, nonce, endpoints).start()
