@@ -4,8 +4,10 @@
 # make down    put everything back as it was found (root)
 # make vm-down  remove the virtual machines alone
 # make test    lint, roles on real hosts, unit and integration tests (root)
+# make claims  what people say about limits, each measured, with its verdict (root)
 # make perf    the engine beside plain C, alternating, in the lab that is up (root)
 # Variables: CONNECTIONS=50000 CLIENTS=4 SCENARIO=name SET='{"hold_seconds": 5}',
+#            PROFILE=full for claims as large as they are told,
 #            and to run a second lab beside the first: LAB=name PREFIX=169.254.200.0/24,
 #            or for virtual machines LAB=name PORTS=22400
 
@@ -29,7 +31,7 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 
 VM_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/vm/group_vars/all.yml))
 
-.PHONY: help setup dev lab vm-lab vm-setup down vm-down test lint perf root
+.PHONY: help setup dev lab claims vm-lab vm-setup down vm-down test lint perf root
 .DEFAULT_GOAL := help
 
 help:
@@ -65,6 +67,13 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 
 lab: root $(VENV)/.runtime
 	@ansible-playbook lab.yml $(EXTRA)
+
+# A lab with all that the claims need. The small profile holds fewer than 100,000 connections.
+claims: root $(VENV)/.runtime
+	@ansible-playbook playbooks/claims.yml -e lab_routers=1 -e lab_proxies=2 \
+	  -e lab_server_addresses=2 \
+	  $(if $(PROFILE),-e profile=$(PROFILE)) $(if $(filter full,$(PROFILE)),,-e connections=100000) \
+	  $(EXTRA)
 
 vm-lab: $(VENV)/.runtime
 	@ansible-playbook -i inventory/vm lab.yml $(EXTRA)

@@ -47,12 +47,18 @@ class Runner:
             that is too large for the hosts.
         :raises LabError: if the hosts cannot be reached.
         """
-        if by_name:
-            for claim, _ in asked:
-                for group in claim.groups:
-                    _require(claim, group, self._inventory)
+        self.check(asked, by_name)
         hosts = self._fit(asked)
         return [self._one(*one, profile, hosts) for one in asked]
+
+    def check(self, asked: Sequence[Asked], by_name: bool) -> None:
+        """See that the inventory has what claims need that were asked for one by one.
+
+        :raises InputError: naming the group and the command that builds it.
+        """
+        for claim, _ in asked if by_name else ():
+            for group in claim.groups:
+                _require(claim, group, self._inventory)
 
     def _fit(self, asked: Sequence[Asked]) -> Mapping[str, HostRecord]:
         """What the hosts are. :raises InputError: if a claim holds more than fits their memory."""

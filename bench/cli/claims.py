@@ -98,6 +98,9 @@ def run(
     show: Annotated[
         Show, typer.Option("--progress", help="ndjson: one JSON line per event, for programs.")
     ] = Show.auto,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check claims, profile and topology; touch nothing.")
+    ] = False,
 ) -> None:
     """Measure claims on the hosts of an inventory, and end in one table.
 
@@ -124,6 +127,10 @@ def run(
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
 
         runner = Runner(hosts, transport.connect, store, update)
+        if dry_run:
+            runner.check(asked, bool(names))
+            typer.echo(f"claims: {', '.join(one.claim.id for one in asked)}; profile {profile}")
+            return
         records = runner.run(asked, "full" if profile == "full" else "small", bool(names))
         text = table.markdown(records)
         Records(store).batch(records, text)

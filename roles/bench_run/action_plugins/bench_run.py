@@ -7,6 +7,9 @@ its curve.
 
 With ``preflight`` it is ``python -m bench preflight``: the hosts are asked whether the run would
 fit. Returns ``fits``, ``summary`` and ``variables`` for the tuning roles; fails where it does not.
+
+With ``claims`` (names; none are all) it is ``python -m bench claims run`` with ``profile``. Returns
+``summary`` (the table), ``verdicts`` (claim to verdict) and ``claims_json`` (path).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,9 @@ INTERRUPTED = 130
 class ActionModule(ActionBase):  # type: ignore[misc]
     """The action; runs on the controller, whatever host the task is for."""
 
-    _VALID_ARGS = frozenset({"scenario", "set", "results", "dry_run", "preflight"})
+    _VALID_ARGS = frozenset(
+        {"scenario", "set", "results", "dry_run", "preflight", "claims", "profile"}
+    )
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
@@ -66,6 +71,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 msg="; ".join(line.strip() for line in ended["lines"]),
                 variables=ended["variables"],
             )
+        elif ended.get("event") == "claims":
+            result.update(_claims(ended, child.returncode))
         elif child.returncode:
             said = ended.get("message", f"{' '.join(command[1:3])} exited {child.returncode}")
             result.update(failed=True, msg=said)
@@ -81,6 +88,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         fields = args.get("set") or {}
         if not isinstance(fields, Mapping):
             raise AnsibleActionFail(f"bench_run: set: got {fields!r}, expected a dict of fields")
+        if "claims" in args:
+            return self._claims_command(args, task_vars)
         extra = load_extra_vars(self._loader)
         overrides = {"connections": extra["connections"]} if "connections" in extra else {}
         overrides.update(fields)
@@ -90,11 +99,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         else:
             command += ["run", str(args.get("scenario", ""))]
             command += ["--results", str(PROJECT / args.get("results", "results"))]
-        command += ["--progress", "ndjson"]
-        for source in task_vars.get("ansible_inventory_sources") or []:
-            command += ["--inventory", str(source)]
-        for text in context.CLIARGS.get("extra_vars") or ():
-            command += ["--extra-vars", text]
+        command += self._hosts(task_vars)
         if "set" in args:
             command += ["--extra-vars", '{"set": {}}']  # what the variable says is in the argument
         for key, value in overrides.items():
@@ -103,6 +108,27 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if not args.get("preflight") and (args.get("dry_run") or self._task.check_mode):
             command.append("--dry-run")
         return command
+
+    def _claims_command(self, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> list[str]:
+        names = args["claims"]
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise AnsibleActionFail(f"bench_run: claims: got {names!r}, expected a list of names")
+        command = [sys.executable, "-m", "bench", "claims", "run", *map(str, names)]
+        command += ["--profile", str(args.get("profile", "small"))]
+        command += ["--results", str(PROJECT / args.get("results", "results"))]
+        command += self._hosts(task_vars)
+        if args.get("dry_run") or self._task.check_mode:
+            command.append("--dry-run")
+        return command
+
+    def _hosts(self, task_vars: Mapping[str, Any]) -> list[str]:
+        """Options that have the command read the inventory as this play does."""
+        words = ["--progress", "ndjson"]
+        for source in task_vars.get("ansible_inventory_sources") or []:
+            words += ["--inventory", str(source)]
+        for text in context.CLIARGS.get("extra_vars") or ():
+            words += ["--extra-vars", text]
+        return words
 
     def _follow(self, child: subprocess.Popen[str]) -> dict[str, Any]:
         """Show the progress; return the last event that is not progress."""
@@ -125,6 +151,20 @@ def _events(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         except ValueError:
             event = {"event": "text", "text": line.strip()}
         yield event
+
+
+def _claims(ended: Mapping[str, Any], status: int) -> dict[str, Any]:
+    verdicts = ended["verdicts"]
+    found: dict[str, Any] = {
+        "failed": status != 0,
+        "summary": ended["summary"],
+        "verdicts": verdicts,
+        "claims_json": ended["path"],
+    }
+    if status:
+        bad = [name for name, one in verdicts.items() if one in ("failed", "inconclusive")]
+        found["msg"] = f"claims without a verdict: {', '.join(bad)}"
+    return found
 
 
 def _outcome(ended: Mapping[str, Any]) -> dict[str, Any]:
