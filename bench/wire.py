@@ -17,6 +17,7 @@ ramp       upto: connections to have been tried by its end, all   ramped (:class
 halt       (none); ends the ramp early, keeps what is held        halted {}
 collect    phase, count: list of [address, port] or null,         collected (:class:`Collected`)
            state: of the sockets to count, as ss(8) names it
+count      :class:`CountSpec`'s fields                            counted (:class:`Counted`)
 answer     on: bool; the server answers echoes or has stopped     answering {on, echoes, wrong}
 echo       mode: sample|all|fresh (those that the last ramp       echoed {asked, answered,
            opened), sample: int, patience_ms: int, drop: bool;    wrong, dropped}
@@ -27,7 +28,9 @@ status     (none)                                                 status {held, 
 stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
-``facts`` and ``collect`` need no task; all others but ``stop`` come after ``serve`` or ``prepare``.
+``facts``, ``collect`` and ``count`` need no task; all others but ``stop`` come after ``serve`` or
+``prepare``.
+
 A process started with the argument ``trial`` is one side of a small experiment instead
 (:mod:`bench.agent.stage`). It takes ``trial`` {name, args}, then ``go`` {the trial's own fields}
 for each further step, answers each with ``told`` {the trial's own figures}, says ``alive`` every
@@ -49,6 +52,29 @@ VERSION = 1
 
 UNASKED = ("tick", "floor", "alive")
 """Events that answer no command."""
+
+TCP_STATES = {
+    "established": 1,
+    "syn-sent": 2,
+    "syn-recv": 3,
+    "fin-wait-1": 4,
+    "fin-wait-2": 5,
+    "time-wait": 6,
+    "close-wait": 8,
+    "last-ack": 9,
+    "closing": 11,
+}
+"""The states of a connection as ss(8) names them, and the kernel's numbers (net/tcp_states.h).
+A socket that listens is no connection, one that is closed is in no table."""
+
+COUNT_BY = ("port", "state", "peer", "none")
+"""What connections are counted by: port, state, remote address, or all of them as one."""
+
+COUNT_SIDES = ("local", "peer")
+"""Whose ports are meant: the host's own, or those at the other end."""
+
+COUNT_RANGES = 256
+"""Port ranges that may be asked for: the kernel goes through them for every socket."""
 
 Endpoint = Tuple[str, int]
 """(IP address as text, TCP port)."""
@@ -212,6 +238,30 @@ class Collected(TypedDict):
     workers: int
     pss_kib: int
     """Sum over the agent's parent and workers, ``/proc/<pid>/smaps_rollup``."""
+
+
+class CountSpec(TypedDict):
+    """Which connections to count, and by what."""
+
+    ranges: List[Tuple[int, int]]
+    """Of ports, first and last, at most :data:`COUNT_RANGES`."""
+    side: str
+    """Of :data:`COUNT_SIDES`."""
+    states: List[str]
+    """Of :data:`TCP_STATES`."""
+    by: str
+    """Of :data:`COUNT_BY`."""
+
+
+class Counted(TypedDict):
+    """Connections of one host's network namespace."""
+
+    event: str
+    counts: Dict[str, int]
+    """By port, state or address; empty if by none of them."""
+    total: int
+    seconds: float
+    """What the kernel's answer and reading it took."""
 
 
 class WireError(ValueError):

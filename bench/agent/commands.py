@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Optional
 
-from bench.agent import about, control, probe, spec, workers
+from bench.agent import about, control, probe, spec, tally, workers
 from bench.agent import board as cell
 from bench.agent.client import Client
 from bench.agent.duty import Aside, Duty, Misuse, Say
@@ -37,6 +37,7 @@ class Commands(Duty):
             "ramp": self._ramp,
             "halt": self._halt,
             "collect": self._collect,
+            "count": self._count,
             "answer": self._answer,
             "echo": self._echo,
             "verify": self._verify,
@@ -49,8 +50,8 @@ class Commands(Duty):
             if self._role or self._preparing:
                 raise Misuse(f"{op}: this agent has its task already")
             if self._reading:  # a fork would take the pipes of that thread's tools along
-                raise Misuse(f"{op} while facts or collect is under way")
-        elif op in ("facts", "collect"):
+                raise Misuse(f"{op} while facts, collect or count is under way")
+        elif op in ("facts", "collect", "count"):
             if self._preparing:
                 raise Misuse(f"{op} while prepare is under way")
         elif not self._role:
@@ -186,6 +187,13 @@ class Commands(Duty):
             return role.board.total(cell.HELD) if role else 0
 
         self._read(lambda: probe.collect(phase, ends, side, state, held, pids))
+
+    def _count(self, command: Dict[str, Any]) -> None:
+        try:
+            wanted = spec.count(command)
+        except spec.BadSpec as error:
+            raise Misuse(str(error)) from error
+        self._read(lambda: tally.count(wanted))
 
     def _answer(self, command: Dict[str, Any]) -> None:
         server = self._server("answer")

@@ -5,7 +5,16 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, List, Tuple, cast
 
-from bench.wire import ClientSpec, Endpoint, ServerSpec
+from bench.wire import (
+    COUNT_BY,
+    COUNT_RANGES,
+    COUNT_SIDES,
+    TCP_STATES,
+    ClientSpec,
+    CountSpec,
+    Endpoint,
+    ServerSpec,
+)
 
 MOST_CONNECTIONS = 1 << 32
 NONCE_BYTES = 16
@@ -52,6 +61,24 @@ def client(spec: Any) -> ClientSpec:
     _choice(found, "source_ports", ("plan", "kernel"))
     _common(found)
     return cast(ClientSpec, {**found, "controls": controls})
+
+
+def count(command: Dict[str, Any]) -> CountSpec:
+    """What to count, checked. :raises BadSpec: with one line that names the field."""
+    ranges = [_range(entry) for entry in _list(command, "ranges")]
+    if len(ranges) > COUNT_RANGES:
+        raise BadSpec(f"ranges: {len(ranges)} of them, at most {COUNT_RANGES} can be asked for")
+    states = [str(name) for name in _list(command, "states")]
+    for name in states:
+        _choice({"states": name}, "states", tuple(TCP_STATES))
+    _choice(command, "side", COUNT_SIDES)
+    _choice(command, "by", COUNT_BY)
+    return {
+        "ranges": ranges,
+        "side": command["side"],
+        "states": states,
+        "by": command["by"],
+    }
 
 
 def _common(found: Dict[str, Any]) -> None:
@@ -117,6 +144,13 @@ def _endpoint(entry: Any, key: str) -> Endpoint:
     if not isinstance(entry, (list, tuple)) or len(entry) != 2:
         raise BadSpec(f"{key}: {entry!r} is not [address, port]")
     return _address(entry[0], key), _whole({key: entry[1]}, key, 1, 65535)
+
+
+def _range(entry: Any) -> Tuple[int, int]:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+        raise BadSpec(f"ranges: {entry!r} is not [first port, last port]")
+    low = _whole({"ranges": entry[0]}, "ranges", 1, 65535)
+    return low, _whole({"ranges": entry[1]}, "ranges", low, 65535)
 
 
 def _block(entry: Any, at: int) -> Dict[str, Any]:

@@ -292,7 +292,7 @@ def test_no_task_begins_while_evidence_is_gathered(lab):
     agent = lab.agent("server")
     agent.send("collect", phase="before", count=None)
     agent.send("serve", spec=lab.server_spec())
-    assert agent.hear("error")["message"] == "serve while facts or collect is under way"
+    assert agent.hear("error")["message"] == "serve while facts, collect or count is under way"
     assert agent.hear("collected")["workers"] == 0
     agent.ask("serve", "serving", spec=lab.server_spec())
 
