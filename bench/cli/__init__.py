@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench.cli import claims, model, plan, runs
+from bench.cli import claims, count, model, plan, runs
 
 app = typer.Typer(
     name="bench",
@@ -20,3 +20,4 @@ app.command("predict")(model.predict)
 app.command("preflight")(model.preflight)
 app.command("plan")(plan.plan)
 app.add_typer(claims.app, name="claims")
+app.command("count")(count.count_)

@@ -1,0 +1,134 @@
+"""Connections that hosts have, counted by their kernels; nothing is opened."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bench import wire
+from bench.agent import bundle
+from bench.errors import InputError
+from bench.inventory import Host, Inventory
+from bench.session import Connect, Session
+
+SECONDS = 60.0
+"""For one host's answer: a million sockets take about one, their addresses as text some more."""
+
+GROUPS = ("servers", "clients", "routers", "proxies")
+PORTS = 1, 65_535
+"""First and last TCP port (RFC 9293); 0 is none."""
+
+Ranges = list[tuple[int, int]]
+
+
+class Count(NamedTuple):
+    """What one host has."""
+
+    host: str
+    total: int
+    counts: dict[str, int]
+    """By port, state or remote address, the most first; empty if by none of them."""
+    seconds: float
+    """What counting took on the host."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As data, without the name."""
+        return {"total": self.total, "seconds": self.seconds, "counts": self.counts}
+
+
+def ranges(text: str) -> Ranges:
+    """Port ranges as typed: ``5000``, ``5000-5010``, ``22,80,8000-8099``; in order, none twice.
+
+    :raises InputError: if a part is no port or range, or they are too many
+    """
+    found = sorted(_range(part.strip()) for part in text.split(","))
+    merged: Ranges = []
+    for low, high in found:
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(merged[-1][1], high)
+        else:
+            merged.append((low, high))
+    if len(merged) > wire.COUNT_RANGES:
+        raise InputError(
+            f"--ports: got {len(merged)} ranges apart from each other, "
+            f"expected at most {wire.COUNT_RANGES}"
+        )
+    return merged
+
+
+def _range(part: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,9})(?: *- *([0-9]{1,9}))?", part)
+    if match:
+        low, high = int(match[1]), int(match[2] or match[1])
+        if PORTS[0] <= low <= high <= PORTS[1]:
+            return low, high
+    raise InputError(
+        f"--ports: got {part!r}, expected a port or a range such as 5000-5010, "
+        f"from {PORTS[0]} to {PORTS[1]}"
+    )
+
+
+def states(names: Iterable[str]) -> list[str]:
+    """The states to count: those named, or all of a connection if none is.
+
+    :raises InputError: for a name that is none of ss(8)
+    """
+    wanted = _words(names)
+    for name in wanted:
+        if name not in wire.TCP_STATES:
+            raise InputError(f"--state: got {name!r}, expected {', '.join(wire.TCP_STATES)}")
+    return wanted or list(wire.TCP_STATES)
+
+
+def hosts(inventory: Inventory, names: Iterable[str]) -> list[Host]:
+    """The hosts named, by name or group; the servers if none is.
+
+    :raises InputError: for a name that the inventory does not have
+    """
+    found: dict[str, Host] = {}
+    for name in _words(names) or ["servers"]:
+        members = inventory.of(name) if name in GROUPS else []
+        if name in inventory.hosts:
+            members = [inventory.hosts[name]]
+        if not members:
+            raise InputError(f"--hosts: got {name!r}, expected {_near(name, inventory)}")
+        found |= {host.name: host for host in members}
+    return list(found.values())
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    """The words of some lists with commas, each once."""
+    return list(dict.fromkeys(word.strip() for text in texts for word in text.split(",")))
+
+
+def _near(name: str, inventory: Inventory) -> str:
+    """The hosts and groups whose names are most like one, the first of them if none is."""
+    there = [*(group for group in GROUPS if inventory.of(group)), *inventory.hosts]
+    near = difflib.get_close_matches(name, there, 3)
+    return " or ".join(near) or ", ".join([*there[:10], *(["…"] if len(there) > 10 else [])])
+
+
+def look(asked: Sequence[Host], connect: Connect, spec: wire.CountSpec) -> list[Count]:
+    """What the hosts have in the states and on the ports asked for, all counting at once.
+
+    :raises LabError: if a host cannot be reached or its kernel does not tell.
+    :raises InputError: if a host has no Python that can run the agent.
+    """
+    with Session(connect, bundle.build().data) as session:
+        session.start((host, "client" if "clients" in host.groups else "server") for host in asked)
+        told = session.ask(session.agents, "count", "counted", SECONDS, **spec)
+        found = [_count(agent.name, told[agent]) for agent in session.agents]
+        session.close(drained=True)
+    return found
+
+
+def _count(host: str, message: Mapping[str, Any]) -> Count:
+    most_first = sorted(message["counts"].items(), key=lambda entry: (-entry[1], _rank(entry[0])))
+    return Count(host, message["total"], dict(most_first), message["seconds"])
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """Ports by number, the rest by name."""
+    return (int(key), "") if key.isdigit() else (0, key)
