@@ -21,6 +21,8 @@ install -m 0600 "$SSH/id_ed25519.pub" "$root/home/lab/.ssh/authorized_keys"
 chroot "$root" chown -R lab:lab /home/lab/.ssh
 
 chroot "$root" systemctl --quiet enable systemd-networkd.service ssh.service
+# Debian's packages enable their services: a host is no proxy unless a role makes it one.
+chroot "$root" systemctl --quiet disable haproxy.service
 # Nothing may wake up by itself on a host that is being measured, and nothing waits for a network
 # that has no way out.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \

@@ -26,7 +26,7 @@ options:
   sources: {type: list, elements: str, default: [], description: [sources.list lines to use.]}
   keyring: {type: path, required: true, description: [Keys that sign the derived sources.]}
   mgmt_prefix: {type: str, required: true, description: [Management network of the hosts.]}
-  hosts: {type: int, default: 33, description: [Hosts that known_hosts covers.]}
+  hosts: {type: int, default: 118, description: [Addresses that known_hosts covers.]}
   ports:
     type: list
     elements: int
@@ -65,7 +65,7 @@ def main() -> None:
             "sources": {"type": "list", "elements": "str", "default": []},
             "keyring": {"type": "path", "required": True},
             "mgmt_prefix": {"type": "str", "required": True},
-            "hosts": {"type": "int", "default": 33},
+            "hosts": {"type": "int", "default": 118},
             "ports": {"type": "list", "elements": "int", "default": []},
             "keep": {"type": "int", "default": 2},
         },
