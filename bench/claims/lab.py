@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import controller, paths, scenario
+from bench import controller, count, paths, scenario, wire
 from bench.claims.model import NotMeasurable
+from bench.count import Count
 from bench.curve import Progress
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
@@ -65,9 +66,12 @@ class Lab:
         """Say where the claim stands."""
         self._progress(text)
 
-    def run(self, name: str = "claim", **fields: Any) -> Run:
+    def run(
+        self, name: str = "claim", during: Callable[[], None] = lambda: None, **fields: Any
+    ) -> Run:
         """Run a scenario on these hosts and keep it beside the claim.
 
+        :param during: called once, when all connections are held
         :raises LabError: if the lab failed.
         """
         wanted = scenario.load(name, {**self.inventory.settings, **fields})
@@ -78,18 +82,32 @@ class Lab:
             if now.phase != shown:
                 shown = now.phase
                 self.note(f"{name}: {now.phase}")
+                if now.phase == "hold":
+                    during()
 
         return controller.run(wanted, self.inventory, self._store, self._connect, update)
 
-    def held(self, name: str = "claim", **fields: Any) -> Run:
+    def held(
+        self, name: str = "claim", during: Callable[[], None] = lambda: None, **fields: Any
+    ) -> Run:
         """The same for a run that has to pass for its figures to mean anything.
 
         :raises LabError: if it does not.
         """
-        done = self.run(name, **fields)
+        done = self.run(name, during, **fields)
         if done.verdict != "pass":
             raise LabError(f"run {done.run_id}: {done.reason}")
         return done
+
+    def count(self, ports: str, by: str) -> Count:
+        """The first server's connections on these local ports, as ``python -m bench count``."""
+        spec: wire.CountSpec = {
+            "ranges": count.ranges(ports),
+            "side": "local",
+            "states": count.states(["established"]),
+            "by": by,
+        }
+        return count.look([self.server], self._connect, spec)[0]
 
     def trials(self) -> Trials:
         """Small experiments, as a context."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bench.claims import addresses
+from bench.claims import addresses, counting
 from bench.claims.model import Claim
 from bench.errors import InputError
 
-CLAIMS: dict[str, Claim[Any, Any]] = {claim.id: claim for claim in (addresses.PORT_MYTH,)}
+_ALL: tuple[Claim[Any, Any], ...] = (
+    addresses.PORT_MYTH,
+    counting.COUNT_BY_PORT,
+)
+
+CLAIMS = {claim.id: claim for claim in _ALL}
 
 
 def claim(name: str) -> Claim[Any, Any]:

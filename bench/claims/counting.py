@@ -1,0 +1,105 @@
+"""Counting the connections in a range of ports."""
+
+from __future__ import annotations
+
+import time
+
+from pydantic import Field
+
+from bench import paths, planning
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.count import Count
+from bench.errors import LabError
+from bench.scenario import Scenario
+
+FIRST_PORT = 5_000
+SECONDS = 5.0
+"""Longer than that is no answer to somebody who waits for it."""
+
+
+class CountParameters(Parameters):
+    """What is held while it is counted."""
+
+    connections: int
+    ports: int
+    """Server ports that share them."""
+
+
+class CountFound(Found):
+    """What was counted beside what was held."""
+
+    held: int = Field(description="ESTAB connections held, by the run's own count (ss)")
+    counted: int = Field(description="counted on ports 1-65535 by the kernel's socket diagnostics")
+    ports: int = Field(description="server ports that shared them")
+    wrong_ports: int = Field(description="of those, counted with another number than was opened")
+    seconds: float = Field(description="counting on the host, by port, seconds")
+    seconds_in_all: float = Field(description="the whole command, SSH and agent included, seconds")
+
+
+def measure(lab: Lab, parameters: CountParameters) -> CountFound:
+    """Hold connections on several ports and count them meanwhile."""
+    ports = list(range(FIRST_PORT, FIRST_PORT + parameters.ports))
+    counted: list[tuple[Count, float]] = []
+
+    def during() -> None:
+        began = time.monotonic()
+        found = lab.count("1-65535", "port")
+        counted.append((found, time.monotonic() - began))
+
+    done = lab.held(
+        during=during,
+        connections=parameters.connections,
+        server_ports=ports,
+        server_addresses=1,
+        hold_seconds=1,
+    )
+    if not counted:
+        raise LabError("the run ended before its connections could be counted")
+    found, seconds = counted[0]
+    wanted = Scenario.model_validate(done.config)
+    tuples = planning.plan_for(wanted, lab.inventory)
+    address = paths.listening(wanted, lab.inventory, lab.server)[0]
+    return CountFound(
+        held=done.measured.established.ss,
+        counted=sum(found.counts.get(str(port), 0) for port in ports),
+        ports=parameters.ports,
+        wrong_ports=sum(
+            found.counts.get(str(port), 0) != tuples.held_by([(address, port)]) for port in ports
+        ),
+        seconds=round(found.seconds, 3),
+        seconds_in_all=round(seconds, 3),
+    )
+
+
+def judge(found: CountFound) -> Judgement:
+    """Confirmed by the same number as was held, in seconds."""
+    measured = (
+        f"{found.counted:,} of {found.held:,} connections on {found.ports} ports counted in "
+        f"{found.seconds:.2f} s ({found.seconds_in_all:.1f} s with SSH)"
+    )
+    if found.counted != found.held or found.wrong_ports:
+        return Judgement("inconclusive", measured, "what was counted is not what was held")
+    if found.seconds > SECONDS:
+        return Judgement(
+            "depends", measured, f"the number is right and took longer than {SECONDS:.0f} s"
+        )
+    return Judgement(
+        "confirmed",
+        measured,
+        "the kernel filters by port itself (sock_diag) and tells 72 bytes a socket, so that "
+        "nothing is printed and searched",
+    )
+
+
+COUNT_BY_PORT = Claim(
+    id="count-by-port",
+    said="A script can count the TCP connections in a range of ports (1-65535 by default).",
+    cure="Use `python -m bench count --ports 1-65535 --by port` instead of netstat and grep.",
+    read="docs/counting.md",
+    small=CountParameters(connections=20_000, ports=4),
+    full=CountParameters(connections=1_000_000, ports=4),
+    measure=measure,
+    judge=judge,
+    connections=lambda parameters: parameters.connections,
+)
