@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bench.claims import addresses, counting
+from bench.claims import addresses, counting, nat
 from bench.claims.model import Claim
 from bench.errors import InputError
 
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
+    nat.NAT,
     counting.COUNT_BY_PORT,
 )
 

@@ -1,0 +1,214 @@
+"""What a NAT in the path allows."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.collect import slab
+from bench.inventory import Host
+from bench.results import Run
+from bench.trials import Trials
+
+COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
+MAX = "net.netfilter.nf_conntrack_max"
+
+PORT = 5_000
+"""First of the server ports; each part has its own, so that no part meets connections of another
+that the router still remembers (nf_conntrack_tcp_timeout_close, 10 s)."""
+
+TABLE_FULL = "table full"
+"""What nf_conntrack says when it drops a packet for want of an entry
+(net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc)."""
+
+
+class NatParameters(Parameters):
+    """The NAT's ports, and how far beyond them is tried."""
+
+    first_port: int
+    last_port: int
+    beyond: int
+    """Connections that are tried beyond what the ports allow."""
+    table: int
+    """Entries that conntrack is left with in the last part."""
+
+
+class NatFound(Found):
+    """Where each part stopped."""
+
+    ports: int = Field(description="ports of the NAT for one address and one destination")
+    one: int = Field(description="held through one NAT address to one destination")
+    tried: int = Field(description="connections that were tried for that")
+    two_destinations: int = Field(description="held through one NAT address to two destinations")
+    two_addresses: int | None = Field(
+        description="held through two NAT addresses to one destination; none: the router has one"
+    )
+    client_saw: dict[str, int] = Field(
+        description="errors that the refused clients saw, errno to count"
+    )
+    entry_bytes: float | None = Field(
+        description="slab of one conntrack entry, bytes; none: slabinfo does not tell"
+    )
+    full_table: int | None = Field(
+        description="entries that conntrack was left with, all protocols; none: not lowered here"
+    )
+    full_held: int | None = Field(description="connections held when that table was full")
+    full_said: int | None = Field(description="kernel messages on the router that it was")
+    full_why_not: str = Field(description="why the full table could not be measured; else empty")
+
+
+def measure(lab: Lab, parameters: NatParameters) -> NatFound:
+    """Open more connections through the router than its NAT has ports, in several ways."""
+    router = lab.require("routers")
+    addresses = [one for one in router.data_addresses if ":" not in one]
+    ports = parameters.last_port - parameters.first_port + 1
+    with lab.trials() as trials:
+        watch = trials.begin(router, "observe", root=True)
+        one = _run(lab, router, parameters, addresses[:1], [PORT], ports)
+        entry = _entry_bytes(str(watch.go(files=["/proc/slabinfo"])["texts"].get("/proc/slabinfo")))
+    two = _run(lab, router, parameters, addresses[:1], [PORT + 1, PORT + 2], 2 * ports)
+    both = None
+    if len(addresses) > 1:
+        both = _run(lab, router, parameters, addresses[:2], [PORT + 3], 2 * ports)
+    full: tuple[int, int] | None = None
+    why_not = ""
+    try:
+        full = _full(lab, router, parameters, addresses[:1])
+    except NotMeasurable as error:
+        why_not = str(error)
+    return NatFound(
+        ports=ports,
+        one=one.measured.established.ss,
+        tried=one.requested.connections,
+        two_destinations=two.measured.established.ss,
+        two_addresses=None if both is None else both.measured.established.ss,
+        client_saw=one.measured.errors,
+        entry_bytes=entry,
+        full_table=None if full is None else parameters.table,
+        full_held=None if full is None else full[0],
+        full_said=None if full is None else full[1],
+        full_why_not=why_not,
+    )
+
+
+def _run(
+    lab: Lab,
+    router: Host,
+    parameters: NatParameters,
+    addresses: list[str],
+    server_ports: list[int],
+    allowed: int,
+) -> Run:
+    with lab.settings([router], tables=_rules(parameters, addresses)):
+        return _open(lab, server_ports, allowed + parameters.beyond)
+
+
+def _open(lab: Lab, server_ports: list[int], connections: int) -> Run:
+    return lab.run(
+        path="routed",
+        connections=connections,
+        server_addresses=1,
+        server_ports=server_ports,
+        # A NAT without a free port drops the SYN: the client hears nothing. Each try searches anew.
+        connect_timeout_ms=1_000,
+        retries=3,
+        backoff_ms=10,
+        max_in_flight=512,
+    )
+
+
+def _rules(parameters: NatParameters, addresses: list[str]) -> dict[str, str]:
+    """A NAT of its own, before the router's: the first that decides on a connection wins."""
+    to = addresses[0] if len(addresses) == 1 else f"{addresses[0]}-{addresses[-1]}"
+    ports = f"{parameters.first_port}-{parameters.last_port}"
+    return {
+        "ip connlab_claim": (
+            "chain post { type nat hook postrouting priority srcnat - 10; policy accept; "
+            f"ip protocol tcp tcp dport >= {PORT} ip daddr 198.18.0.0/15 snat to {to}:{ports}; }}"
+        )
+    }
+
+
+def _full(
+    lab: Lab, router: Host, parameters: NatParameters, addresses: list[str]
+) -> tuple[int, int]:
+    """Connections held with the table full, and what the router's kernel said of it.
+
+    :raises NotMeasurable: where the table is the whole machine's.
+    """
+    with (
+        lab.settings(
+            [router], sysctl={MAX: parameters.table}, tables=_rules(parameters, addresses)
+        ),
+        lab.trials() as trials,
+    ):
+        before = _messages(trials, router)
+        done = _open(lab, [PORT + 4], parameters.table + parameters.beyond)
+        return done.measured.established.ss, _messages(trials, router) - before
+
+
+def _messages(trials: Trials, router: Host) -> int:
+    watch = trials.begin(router, "observe", root=True, log=True)
+    said = str(watch.first.get("log", "")).count(TABLE_FULL)
+    watch.end()
+    return said
+
+
+def _entry_bytes(text: str) -> float | None:
+    """Bytes of one conntrack entry, slab rounding included."""
+    try:
+        caches = slab.parse(text)
+    except ValueError:
+        return None
+    return round(caches["nf_conntrack"].bytes_each, 1) if "nf_conntrack" in caches else None
+
+
+def judge(found: NatFound) -> Judgement:
+    """Confirmed where each destination and each NAT address brings its own ports, and no more."""
+    measured = (
+        f"{found.one:,} of {found.tried:,} connections through one NAT address with "
+        f"{found.ports:,} ports to one destination; {found.two_destinations:,} to two"
+    )
+    if found.two_addresses is not None:
+        measured += f"; {found.two_addresses:,} through two NAT addresses"
+    if found.full_held is not None:
+        measured += f"; {found.full_held:,} with {found.full_table:,} conntrack entries"
+    if found.one > found.ports or found.tried <= found.ports:
+        return Judgement("inconclusive", measured, "the NAT's ports did not bound the connections")
+    twice = {2 * found.ports}
+    if (
+        found.one == found.ports
+        and {
+            found.two_destinations,
+            2 * found.ports if found.two_addresses is None else found.two_addresses,
+        }
+        == twice
+    ):
+        return Judgement(
+            "confirmed",
+            measured,
+            "the router needs a port of its own for each connection to the same address and port; "
+            "another destination or another NAT address brings them all again",
+        )
+    return Judgement(
+        "depends",
+        measured,
+        "the ports bound it, and the search for a free one gave up before the last was found "
+        "(net/netfilter/nf_nat_core.c nf_nat_l4proto_unique_tuple tries 128 ports at a time)",
+    )
+
+
+NAT = Claim(
+    id="nat",
+    said="A NAT box supports about 55,000-64,000 connections to each unique destination.",
+    cure="Give the NAT more addresses, the server more addresses or ports, and conntrack more "
+    "entries (nf_conntrack_max).",
+    read="docs/your-own-machines.md",
+    small=NatParameters(first_port=40_000, last_port=40_999, beyond=60, table=500),
+    full=NatParameters(first_port=1_024, last_port=65_535, beyond=1_000, table=20_000),
+    measure=measure,
+    judge=judge,
+    connections=lambda parameters: 2 * (parameters.last_port - parameters.first_port + 1),
+    groups=("routers",),
+)

@@ -1,0 +1,97 @@
+"""Who a server takes its peer for, over namespaces; what a host shows of itself."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import struct
+import subprocess
+
+import pytest
+from agents import CLIENT, CONTROL, SERVER
+from beds import Bed
+
+from bench.agent.trials import peers
+from bench.errors import InputError
+from bench.trials import Trials
+
+NONCE = secrets.token_hex(16)
+BOTH = {"nonce": NONCE, "control": [SERVER, CONTROL]}
+
+
+@pytest.fixture
+def trials(bed: Bed):
+    with Trials(bed.connect) as made:
+        yield made
+
+
+def both(trials: Trials, bed: Bed, **changed):
+    hosts = bed.inventory().hosts
+    server = trials.begin(
+        hosts["server"], "peers", side="server", endpoints=[[SERVER, 5000], [SERVER, 5001]], **BOTH
+    )
+    client = trials.begin(
+        hosts["client"], "peers", side="client", source=CLIENT, **{**BOTH, **changed}
+    )
+    return server, client
+
+
+def test_a_server_sees_who_connects(trials: Trials, bed: Bed) -> None:
+    server, client = both(trials, bed)
+    targets = [[SERVER, 5001], [SERVER, 5000]]
+    told = trials.together({server: {"count": 2, "within": 5}, client: {"targets": targets}})
+    assert {one["port"] for one in told[server]["seen"]} == {5000, 5001}
+    assert {(one["peer"], one["header"]) for one in told[server]["seen"]} == {(CLIENT, None)}
+    assert [one[0] for one in told[client]["opened"]] == [CLIENT, CLIENT]
+
+
+def test_a_client_goes_nowhere_else(trials: Trials, bed: Bed) -> None:
+    _, client = both(trials, bed)
+    with pytest.raises(InputError, match="port 9 belongs to no server of this experiment"):
+        client.go(targets=[[SERVER, 9]])
+
+
+def test_a_server_of_another_experiment_is_refused(trials: Trials, bed: Bed) -> None:
+    _, client = both(trials, bed, nonce=secrets.token_hex(16))
+    with pytest.raises(InputError, match="is not a server agent of this run"):
+        client.go(targets=[[SERVER, 5000]])
+
+
+def header(family: int, address: str) -> bytes:
+    kind = socket.AF_INET if family == 1 else socket.AF_INET6
+    packed = socket.inet_pton(kind, address)
+    body = packed + packed + struct.pack(">HH", 1234, 5000)
+    return peers.SIGNATURE + struct.pack(">BBH", 0x21, family << 4 | 1, len(body)) + body
+
+
+@pytest.mark.parametrize(("family", "address"), [(1, "198.18.1.7"), (2, "fd63:6f6e:6e6c:1::7")])
+def test_a_proxy_header_names_the_client(family: int, address: str) -> None:
+    assert peers.address_in(header(family, address)) == address
+    assert peers.address_in(header(family, address)[:18]) is None
+    assert peers.address_in(b"x" + header(family, address)) is None
+
+
+def test_a_proxy_header_reaches_the_server(trials: Trials, bed: Bed) -> None:
+    server, _ = both(trials, bed)
+    sender = (
+        f"import socket, sys; s = socket.create_connection(('{SERVER}', 5000)); "
+        "s.sendall(bytes.fromhex(sys.argv[1])); s.recv(1)"
+    )
+    words = [*bed.net.enter("client"), "python3", "-c", sender, header(1, "198.18.9.9").hex()]
+    child = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    try:
+        seen = server.go(count=1, within=10)["seen"]
+    finally:
+        child.wait(10)
+    assert seen == [{"port": 5000, "peer": CLIENT, "header": "198.18.9.9"}]
+
+
+def test_a_host_shows_its_counters_and_its_processes(trials: Trials, bed: Bed) -> None:
+    host = bed.inventory().hosts["server"]
+    look = trials.begin(host, "observe", files=["/proc/net/sockstat", "/proc/net/no_such"])
+    assert "TCP: inuse 0" in look.first["texts"]["/proc/net/sockstat"]
+    assert set(look.first["texts"]) == {"/proc/net/sockstat"}
+    found = look.go(named="python3")
+    assert found["processes"] >= 1 and found["pss_kib"] > 1_000
+    with pytest.raises(InputError, match="files: got /etc/shadow, expected a file of counters"):
+        look.go(files=["/etc/shadow"])

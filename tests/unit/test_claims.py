@@ -1,0 +1,265 @@
+"""The claims' frame: parameters, records, the table, the page, the command."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import Field
+from typer.testing import CliRunner
+
+from bench import inventory as inventories
+from bench.claims import page, register, runner, table
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.record import Figure, Record, Records
+from bench.cli import app
+from bench.errors import InputError, LabError
+from bench.inventory import Inventory
+
+
+class Size(Parameters):
+    connections: int
+
+
+class Seen(Found):
+    held: int = Field(description="connections held")
+
+
+def measure(lab: Lab, parameters: Size) -> Seen:
+    lab.note("measuring")
+    return Seen(held=parameters.connections)
+
+
+def judge(found: Seen) -> Judgement:
+    return Judgement("confirmed", f"{found.held} held", "that is why")
+
+
+CLAIM = Claim(
+    id="some",
+    said="Something | is said.",
+    cure="Do this.",
+    read="docs/limits.md",
+    small=Size(connections=10),
+    full=Size(connections=1_000),
+    measure=measure,
+    judge=judge,
+    connections=lambda parameters: parameters.connections,
+)
+
+
+def record(**fields: Any) -> Record:
+    began = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    usual: dict[str, Any] = {
+        "schema_": 1,
+        "id": "20260102T030405Z-claim-some",
+        "claim": "some",
+        "said": CLAIM.said,
+        "profile": "small",
+        "verdict": "confirmed",
+        "measured": "10 held",
+        "reason": "that is why",
+        "cure": CLAIM.cure,
+        "read": CLAIM.read,
+        "substrate": "local",
+        "kernels": {"server1": "6.1.0", "client1": "6.1.0"},
+        "started": began,
+        "finished": began + timedelta(seconds=7),
+        "parameters": {"connections": 10},
+        "figures": [Figure(name="held", value=10, description="connections held")],
+    }
+    return Record(**{**usual, **fields})
+
+
+@pytest.mark.parametrize("claim", register.CLAIMS.values(), ids=register.CLAIMS)
+def test_every_claim_is_whole(claim: Claim[Any, Any]) -> None:
+    assert claim.said.endswith(".") and claim.cure.endswith(".")
+    assert claim.read.startswith(("docs/", "https://"))
+    if claim.read.startswith("docs/"):
+        assert (Path(__file__).parents[2] / claim.read).is_file()
+    assert claim.connections(claim.small) <= max(100_000, claim.connections(claim.full))
+    found = claim.judge.__annotations__["found"]
+    model = getattr(__import__(claim.judge.__module__, fromlist=[found]), found)
+    for name, field in model.model_fields.items():
+        assert field.description, f"{claim.id}: {name} has no description"
+
+
+def test_claims_are_those_that_people_make() -> None:
+    assert len(register.CLAIMS) == len(set(register.CLAIMS))
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "line"),
+    [
+        ("huge", {}, "profile: got 'huge', expected one of small, full"),
+        ("small", {"conections": 3}, "claim some: conections: unknown, expected one of connect"),
+        ("small", {"connections": "many"}, "claim some: connections: Input should be a valid int"),
+    ],
+)
+def test_parameters_that_make_no_sense(profile: str, overrides: Any, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        CLAIM.parameters(profile, overrides)
+    assert CLAIM.parameters("full").connections == 1_000
+    assert CLAIM.parameters("full", {"connections": 7}).connections == 7
+
+
+def test_the_nearest_names_are_offered() -> None:
+    with pytest.raises(InputError, match="claim: got 'prt-myth', expected one of port-myth"):
+        register.claim("prt-myth")
+
+
+def test_a_record_is_kept_and_read_back(tmp_path: Path) -> None:
+    kept = Records(tmp_path)
+    one = record()
+    assert kept.write(one) == tmp_path / one.id / "claim.json"
+    (tmp_path / "latest").symlink_to(one.id)
+    assert list(kept.all()) == [one]
+    kept.batch([one], "| table |\n")
+    assert json.loads((tmp_path / "claims.json").read_text())[0]["verdict"] == "confirmed"
+    assert (tmp_path / "claims.md").read_text() == "| table |\n"
+    assert list(Records(tmp_path / "none").all()) == []
+
+
+def test_the_table_has_a_row_for_each_claim() -> None:
+    text = table.markdown([record(), record(claim="other", verdict="refuted", measured="a | b")])
+    rows = text.splitlines()
+    assert rows[2] == "| some | 10 held | confirmed | that is why | docs/limits.md |"
+    assert rows[3].startswith("| other | a \\| b | refuted |")
+    assert rows[-1] == "Profile small, substrate local, Linux 6.1.0, 2026-01-02, 14 s in all."
+
+
+def test_the_page_tells_of_the_record_that_says_most() -> None:
+    records = [
+        record(id="1", verdict="refuted", measured="full", profile="full"),
+        record(id="2", verdict="confirmed", measured="small"),
+        record(id="3", verdict="not measurable here", measured="", profile="full"),
+    ]
+    assert page.choose(records)["some"].id == "1"
+    assert page.choose(records[1:])["some"].id == "2"
+    assert page.choose(records[2:])["some"].id == "3"
+    text = page.render([CLAIM, replace(CLAIM, id="never")], records)
+    assert "**refuted**: full." in text and "| connections held | 10 |" in text
+    assert "not measured yet" in text and "[docs/limits.md](limits.md)" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (None, "-"),
+        (1_234_567, "1,234,567"),
+        (0.12345, "0.1235"),
+        (12_345.6, "12,346"),
+        ([1, 2], "1, 2"),
+        ({"a": 1_000}, "a: 1,000"),
+        ("as it is", "as it is"),
+    ],
+)
+def test_figures_are_for_readers(value: Any, text: str) -> None:
+    assert page.figure(value) == text
+
+
+# Running them.
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Inventory:
+    (tmp_path / "hosts.yml").write_text(
+        "servers: {hosts: {a: {lab_data_address: 198.18.0.1}}}\n"
+        "clients: {hosts: {b: {lab_data_address: 198.18.1.1}}}\n"
+    )
+    return inventories.load([tmp_path])
+
+
+def made(
+    hosts: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[runner.Runner, list[str]]:
+    """A runner that asks no hosts, and what it says."""
+    said: list[str] = []
+    one = runner.Runner(
+        hosts, lambda host: pytest.fail("a host was reached"), tmp_path, lambda c, t: said.append(t)
+    )
+    monkeypatch.setattr(one, "_fit", lambda asked: {})
+    return one, said
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (None, "confirmed"),
+        (NotMeasurable("no such kernel"), "not measurable here"),
+        (InputError("group routers: empty"), "not measurable here"),
+        (LabError("host a: gone"), "failed"),
+    ],
+)
+def test_each_claim_ends_in_a_record(
+    error: Exception | None,
+    verdict: str,
+    hosts: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(lab: Lab, parameters: Size) -> Seen:
+        raise error or AssertionError
+
+    claim = CLAIM if error is None else replace(CLAIM, measure=fails)
+    one, said = made(hosts, tmp_path, monkeypatch)
+    found = one.run([runner.Asked(claim, claim.small)], "small", by_name=False)[0]
+    assert found.verdict == verdict
+    assert found.reason == (str(error) if error else "that is why")
+    assert list(Records(tmp_path).all()) == [found]
+    assert said[0] == "begins" and said[-1].startswith(verdict)
+
+
+def test_what_the_inventory_lacks_is_bad_input_for_who_asks_by_name(
+    hosts: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = made(hosts, tmp_path, monkeypatch)
+    asked = [runner.Asked(replace(CLAIM, groups=("routers",)), CLAIM.small)]
+    with pytest.raises(InputError, match=r"claim some: .* group routers: empty, .*lab_routers=1"):
+        one.run(asked, "small", by_name=True)
+    assert not list(Records(tmp_path).all())
+    assert one.run(asked, "small", by_name=False)[0].verdict == "not measurable here"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["claims", "run", "prt-myth"], "claim: got 'prt-myth', expected one of port-myth"),
+        (["claims", "run", "--profile", "big"], "--profile: got 'big', expected one of small"),
+        (["claims", "run", "--set", "connections=5"], "--set: got .* expected one claim"),
+        (["claims", "run", "port-myth", "--set", "x=5"], "claim port-myth: x: unknown"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], line: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [*words, "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert len(done.output.strip().splitlines()) == 1
+    assert re.search(line, done.output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_claims_are_listed_with_their_newest_verdict(tmp_path: Path) -> None:
+    Records(tmp_path).write(record(claim="port-myth", verdict="refuted"))
+    done = CliRunner().invoke(app, ["claims", "--json", "--results", str(tmp_path)])
+    listed = {one["claim"]: one for one in json.loads(done.stdout)}
+    assert list(listed) == list(register.CLAIMS)
+    assert listed["port-myth"]["newest"]["verdict"] == "refuted"
+    done = CliRunner().invoke(app, ["claims", "--results", str(tmp_path)])
+    assert done.exit_code == 0 and "refuted" in done.output
+
+
+def test_the_page_is_written_whole(tmp_path: Path) -> None:
+    Records(tmp_path).write(record(claim="port-myth", verdict="refuted", profile="full"))
+    target = tmp_path / "claims.md"
+    words = ["claims", "page", str(target), "--results", str(tmp_path)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert "**refuted**: 10 held." in target.read_text()
+    words[2] = str(tmp_path / "none" / "claims.md")
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, "No such file" in done.output) == (2, True)
