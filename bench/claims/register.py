@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bench.claims import addresses, counting, nat
+from bench.claims import addresses, counting, nat, proxy
 from bench.claims.model import Claim
 from bench.errors import InputError
 
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
     nat.NAT,
+    proxy.REVERSE_PROXY,
     counting.COUNT_BY_PORT,
 )
 

@@ -1,0 +1,224 @@
+"""What reverse proxies in the path add, and what the server sees of the clients behind them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.inventory import Host
+from bench.results import Run
+
+RANGE = "net.ipv4.ip_local_port_range"
+LISTEN = "0A"
+"""State of a listening socket in /proc/net/tcp (include/net/tcp_states.h)."""
+
+CONTROL, PLAIN, HEADED, TRANSPARENT = 4999, 5000, 5001, 5002
+"""Ports of the role reverse_proxy: the handshake's, and one for each way to name the client."""
+
+
+class ProxyParameters(Parameters):
+    """Where one proxy is to stop, and what both are to carry."""
+
+    first_port: int
+    last_port: int
+    beyond: int
+    """Connections that are tried beyond what one proxy's source ports allow."""
+    connections: int
+    """Through all proxies together."""
+
+
+class ProxyFound(Found):
+    """What one proxy and all of them carried, what it cost, and who the server saw."""
+
+    ports: int = Field(
+        description="source ports of one address of the proxy, those that it listens on left out"
+    )
+    sources: int = Field(description="addresses that a proxy connects to the server from")
+    one_proxy: int = Field(description="held at the server through one proxy")
+    tried: int = Field(description="connections that were tried for that")
+    held: int = Field(description="held at the server through all proxies")
+    asked: int = Field(description="connections that were asked for through all proxies")
+    per_proxy: dict[str, int] = Field(description="of them, by proxy")
+    haproxy_bytes: float | None = Field(
+        description="HAProxy's own memory (PSS) for a proxied connection, bytes"
+    )
+    kernel_bytes: float | None = Field(
+        description="slab for a proxied connection on a kernel that all hosts share (four sockets) "
+        "or on the server's own (one), bytes"
+    )
+    plain_sees_client: bool = Field(
+        description="whether the server sees the client's address through a plain proxy"
+    )
+    header_names_client: bool = Field(
+        description="whether a PROXY protocol v2 header names the client's address"
+    )
+    transparent_sees_client: bool | None = Field(
+        description="whether the server sees the client's address through a transparent proxy "
+        "(TPROXY); none: the connection did not come about here"
+    )
+
+
+def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
+    """One proxy to its end, then all of them, and a few connections to see who is seen."""
+    proxies = lab.inventory.of("proxies")
+    first = lab.require("proxies")
+    sources = [one for one in first.data_addresses if ":" not in one]
+    with lab.trials() as trials:
+        watch = trials.begin(first, "observe", root=True, files=["/proc/net/tcp"])
+        taken = listening(str(watch.first["texts"]["/proc/net/tcp"]))
+    ports = set(range(parameters.first_port, parameters.last_port + 1)) - taken
+    wanted = len(ports) * len(sources) + parameters.beyond
+    span = f"{parameters.first_port} {parameters.last_port}"
+    with lab.settings([first], sysctl={RANGE: span}):
+        one = _open(lab, 1, wanted)
+    done, per_proxy, memory = _all(lab, proxies, parameters.connections)
+    seen = _seen(lab, first)
+    bytes_each = done.measured.kernel_bytes_per_connection
+    return ProxyFound(
+        ports=len(ports),
+        sources=len(sources),
+        one_proxy=one.measured.established.ss,
+        tried=wanted,
+        held=done.measured.established.ss,
+        asked=parameters.connections,
+        per_proxy=per_proxy,
+        haproxy_bytes=memory,
+        kernel_bytes=bytes_each.both_ends or bytes_each.server,
+        **seen,
+    )
+
+
+def _open(lab: Lab, proxies: int, connections: int, **during: Any) -> Run:
+    return lab.run(
+        path="proxied",
+        proxies=proxies,
+        connections=connections,
+        server_addresses=1,
+        server_ports=[PLAIN],
+        control_port=CONTROL,
+        connect_timeout_ms=5_000,
+        **during,
+    )
+
+
+def _all(
+    lab: Lab, proxies: list[Host], connections: int
+) -> tuple[Run, dict[str, int], float | None]:
+    """A run through all proxies: it, the connections of each, HAProxy's bytes for one."""
+    owner = {address: host.name for host in proxies for address in host.data_addresses}
+    per_proxy: dict[str, int] = {}
+    growth: list[float] = []
+    with lab.trials() as trials:
+        watches = [trials.begin(host, "observe", root=True, named="haproxy") for host in proxies]
+        before = sum(int(watch.first["pss_kib"]) for watch in watches)
+
+        def during() -> None:
+            for peer, number in lab.count(str(PLAIN), "peer").counts.items():
+                name = owner.get(peer, peer)
+                per_proxy[name] = per_proxy.get(name, 0) + number
+            now = sum(int(watch.go(named="haproxy")["pss_kib"]) for watch in watches)
+            growth.append((now - before) * 1024.0)
+
+        done = _open(lab, len(proxies), connections, during=during)
+    held = done.measured.established.ss
+    return done, per_proxy, round(growth[0] / held, 1) if growth and held else None
+
+
+def _seen(lab: Lab, proxy: Host) -> dict[str, bool | None]:
+    """Who the server sees through each kind of front."""
+    server = next(one for one in lab.server.data_addresses if ":" not in one)
+    source = next(one for one in lab.client.data_addresses if ":" not in one)
+    front = next(one for one in proxy.data_addresses if ":" not in one)
+    ports = (PLAIN, HEADED, TRANSPARENT)
+    fronts = [[front, port] for port in ports]
+    nonce = secrets.token_hex(16)
+    with lab.trials() as trials:
+        sees = trials.begin(
+            lab.server,
+            "peers",
+            side="server",
+            control=[server, CONTROL],
+            endpoints=[[server, port] for port in ports],
+            fronts=fronts,
+            nonce=nonce,
+        )
+        asks = trials.begin(
+            lab.client,
+            "peers",
+            side="client",
+            control=[front, CONTROL],
+            source=source,
+            nonce=nonce,
+        )
+        told = trials.together({sees: {"count": 3, "within": 5.0}, asks: {"targets": fronts}})
+    at: dict[int, Mapping[str, Any]] = {one["port"]: one for one in told[sees]["seen"]}
+    return {
+        "plain_sees_client": PLAIN in at and at[PLAIN]["peer"] == source,
+        "header_names_client": HEADED in at and at[HEADED]["header"] == source,
+        "transparent_sees_client": (
+            at[TRANSPARENT]["peer"] == source if TRANSPARENT in at else None
+        ),
+    }
+
+
+def listening(text: str) -> set[int]:
+    """Ports of the listening sockets in /proc/net/tcp: connect(2) picks none of them.
+
+    ``__inet_hash_connect`` passes over a port that a socket was bound to by itself
+    (net/ipv4/inet_hashtables.c).
+    """
+    rows = [row.split() for row in text.splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTEN}
+
+
+def judge(found: ProxyFound) -> Judgement:
+    """Port space per proxy, and whether transparency is needed to know the client."""
+    allowed = found.ports * found.sources
+    each = ", ".join(f"{number:,} through {name}" for name, number in found.per_proxy.items())
+    measured = (
+        f"{found.one_proxy:,} of {found.tried:,} through one proxy with {found.sources} addresses "
+        f"of {found.ports:,} ports; {found.held:,} at one server port through "
+        f"{len(found.per_proxy)} proxies ({each})"
+    )
+    if found.haproxy_bytes is not None:
+        measured += f"; {found.haproxy_bytes:,.0f} B of HAProxy each"
+    if found.one_proxy > allowed or found.held != found.asked:
+        return Judgement("inconclusive", measured, "the proxies' ports did not bound what was held")
+    if found.one_proxy < allowed:
+        return Judgement(
+            "inconclusive", measured, f"one proxy stopped before its {allowed:,} source ports"
+        )
+    if found.header_names_client and not found.plain_sees_client:
+        return Judgement(
+            "depends",
+            measured,
+            "each source address of a proxy does add its ports, and the proxy need not be "
+            "transparent: a PROXY protocol header names the client as well",
+        )
+    return Judgement(
+        "confirmed",
+        measured,
+        "each source address of a proxy adds its ports, and only a transparent proxy shows the "
+        "server who the client is",
+    )
+
+
+REVERSE_PROXY = Claim(
+    id="reverse-proxy",
+    said="Past 64K, add reverse proxies: each adds its own port space; the balancer must be "
+    "transparent.",
+    cure="Give each proxy several source addresses before you add another proxy, and pass the "
+    "client's address on by the PROXY protocol.",
+    read="docs/your-own-machines.md",
+    small=ProxyParameters(first_port=20_000, last_port=20_499, beyond=40, connections=4_000),
+    full=ProxyParameters(first_port=1_024, last_port=65_535, beyond=1_000, connections=200_000),
+    measure=measure,
+    judge=judge,
+    connections=lambda parameters: 2 * parameters.connections,
+    groups=("proxies",),
+)
