@@ -11,11 +11,14 @@ from pydantic import Field
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.inventory import Host
-from bench.results import Run
+from bench.results import KernelBytes, Run
 
 RANGE = "net.ipv4.ip_local_port_range"
 LISTEN = "0A"
 """State of a listening socket in /proc/net/tcp (include/net/tcp_states.h)."""
+
+SOCKETS = 4
+"""Of a proxied connection: the client's, the proxy's two, the server's."""
 
 CONTROL, PLAIN, HEADED, TRANSPARENT = 4999, 5000, 5001, 5002
 """Ports of the role reverse_proxy: the handshake's, and one for each way to name the client."""
@@ -49,7 +52,7 @@ class ProxyFound(Found):
     )
     kernel_bytes: float | None = Field(
         description="slab for a proxied connection on a kernel that all hosts share (four sockets) "
-        "or on the server's own (one), bytes"
+        "or on the server's own (one), bytes; none: others opened or closed sockets there as well"
     )
     plain_sees_client: bool = Field(
         description="whether the server sees the client's address through a plain proxy"
@@ -78,7 +81,6 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
         one = _open(lab, 1, wanted)
     done, per_proxy, memory = _all(lab, proxies, parameters.connections)
     seen = _seen(lab, first)
-    bytes_each = done.measured.kernel_bytes_per_connection
     return ProxyFound(
         ports=len(ports),
         sources=len(sources),
@@ -88,9 +90,17 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
         asked=parameters.connections,
         per_proxy=per_proxy,
         haproxy_bytes=memory,
-        kernel_bytes=bytes_each.both_ends or bytes_each.server,
+        kernel_bytes=_kernel_bytes(done.measured.kernel_bytes_per_connection),
         **seen,
     )
+
+
+def _kernel_bytes(found: KernelBytes) -> float | None:
+    """Slab of a proxied connection, where nothing else opened or closed sockets meanwhile."""
+    if found.both_ends is None:
+        return found.server
+    whole = found.sockets is not None and abs(found.sockets - SOCKETS) < 0.1
+    return found.both_ends if whole else None
 
 
 def _open(lab: Lab, proxies: int, connections: int, **during: Any) -> Run:
