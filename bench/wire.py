@@ -18,13 +18,18 @@ halt       (none); ends the ramp early, keeps what is held        halted {}
 collect    phase, count: list of [address, port] or null,         collected (:class:`Collected`)
            state: of the sockets to count, as ss(8) names it
 count      :class:`CountSpec`'s fields                            counted (:class:`Counted`)
-answer     on: bool; the server answers echoes or has stopped     answering {on, echoes, wrong}
+answer     on: bool; how: tagged|byte, tagged if absent; the      answering {on, echoes, wrong}
+           server answers echoes or rounds, or has stopped
 echo       mode: sample|all|fresh (those that the last ramp       echoed {asked, answered,
            opened), sample: int, patience_ms: int, drop: bool;    wrong, dropped}
            with drop, who does not answer is reset
+round      number: from 1; mode: pipelined|sequential; sample:    rounded (:class:`Rounded`)
+           int, 0 = all; window: under way at a time in a worker
+           that is pipelined; patience_ms
 verify     (none); looks at every held socket                     verified {alive, dead}
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
-status     (none)                                                 status {held, errors}
+status     (none)                                                 status {held, errors,
+                                                                  cpu_seconds}
 stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
@@ -43,6 +48,7 @@ and ``error`` {kind: input|fault|refused, message} instead of an answer when a c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import json
@@ -222,6 +228,24 @@ class Ramped(TypedDict):
     seconds: float
 
 
+class Rounded(TypedDict):
+    """End of an echo round: one byte on each of many held connections, one byte back."""
+
+    event: str
+    asked: int
+    """Connections that a byte was written on, or should have been and had been closed."""
+    answered: int
+    wrong: int
+    """With another byte than the server's of this run, or with more than one."""
+    silent: int
+    """No answer in time, or closed."""
+    seconds: float
+    latency: Dict[str, int]
+    """Of the right answers, from before write(2) until read: buckets' counts."""
+    cpu_seconds: float
+    """That the agent and its workers spent meanwhile, user and system."""
+
+
 class Collected(TypedDict):
     """Evidence of one host in one phase."""
 
@@ -346,3 +370,27 @@ def echo_reply(nonce: str, request: bytes) -> Optional[bytes]:
     ):
         return None
     return head + proof(nonce, "reply", head)[: ECHO_BYTES - 4]
+
+
+ROUND_STEP = 37
+"""From one round to the next a connection's byte moves by this. Odd, so that it takes 256 rounds
+until one comes again."""
+
+
+def round_byte(number: int, round_number: int) -> int:
+    """What a client writes on its connection ``number`` in a round: neighbours write others."""
+    return (number + ROUND_STEP * round_number) & 0xFF
+
+
+@functools.lru_cache(maxsize=1)
+def round_answers(nonce: str) -> bytes:
+    """What a server answers each of the 256 bytes of a round with, for ``bytes.translate()``.
+
+    A cyclic permutation (S. Sattolo, Information Processing Letters 22, 1986) drawn by HMAC from
+    the nonce: no byte is its own answer, so what only comes back as it went is wrong.
+    """
+    table = bytearray(range(256))
+    for last in range(255, 0, -1):
+        drawn = int.from_bytes(proof(nonce, "round", bytes([last]))[:8], "big") % last
+        table[last], table[drawn] = table[drawn], table[last]
+    return bytes(table)

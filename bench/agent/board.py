@@ -21,22 +21,30 @@ FULL, TRIED = 12, 13
 """
 QUOTA, GOAL = 14, 15
 """Written by the parent: echoes to ask, and how many of its share to have tried."""
-ERRORS = 16
+SILENT = 16
+"""Connections without an answer in a round."""
+ERRORS = 17
 ERRNOS = 256
 LATENCY = ERRORS + ERRNOS
-ROW = LATENCY + wire.BUCKETS
+ROUND_LATENCY = LATENCY + wire.BUCKETS
+ROW = ROUND_LATENCY + wire.BUCKETS
 
 # Cells of the common row: written by the parent, read by the workers. HALT is also set by the
 # worker that brings the total of LOST to MOST_LOST.
 HALT, ACTIVE, ANSWER, HOW, RATE, PATIENCE, MOST_LOST, FRESH, DROP, STRETCH, PAUSE = range(11)
+NUMBER, WINDOW, SEQUENTIAL, SILENCES, OVER = range(11, 16)
 COMMON = 16
+
+TAGGED, BYTE = 1, 2
+"""Values of ``ANSWER``: echoes with a tag each, or rounds of single bytes; 0 is neither."""
 
 RST, FIN = 0, 1
 """Values of ``HOW``: close with SO_LINGER 1,0 or with a FIN. ``PATIENCE`` is in ms.
 
 ``FRESH``: echoes only on what the last ramp opened. ``DROP``: reset who does not answer.
 ``STRETCH``: accept beyond the room that is planned for, as far as accept(2) goes. ``PAUSE``: accept
-nothing.
+nothing. ``NUMBER``, ``WINDOW``, ``SEQUENTIAL``: of a round, see :mod:`bench.wire`. ``SILENCES``: of
+a sequential round, counted by the one worker whose turn it is. ``OVER``: rounds end as they are.
 """
 
 
@@ -79,6 +87,18 @@ class Board:
     def latency(self) -> Dict[str, int]:
         """Connect latency: bucket number (as text, it becomes a JSON key) to its count."""
         return {str(at): n for at, n in enumerate(self._sums(LATENCY, wire.BUCKETS)) if n}
+
+    def begin_round(self) -> None:
+        """Nothing has come of this round yet."""
+        self.common[SILENCES] = 0
+        none = memoryview(bytes(8 * wire.BUCKETS)).cast("q")
+        for worker in range(self.workers):
+            self.row(worker)[ROUND_LATENCY:] = none
+
+    def round_latency(self) -> Dict[str, int]:
+        """The latest round's latency, as :meth:`latency`."""
+        sums = self._sums(ROUND_LATENCY, wire.BUCKETS)
+        return {str(at): n for at, n in enumerate(sums) if n}
 
     def _sums(self, start: int, length: int) -> List[int]:
         rows = [self.row(worker)[start : start + length].tolist() for worker in range(self.workers)]

@@ -9,13 +9,11 @@ from typing import Any, Callable, Dict, Optional
 from bench.agent import about, control, probe, spec, tally, workers
 from bench.agent import board as cell
 from bench.agent.client import Client
-from bench.agent.duty import Aside, Duty, Misuse, Say
+from bench.agent.duty import PATIENCE_MS, Aside, Duty, Misuse, Say, whole
+from bench.agent.echoround import EchoRound
 from bench.agent.server import Server
 from bench.agent.spares import Spares
 from bench.agent.workers import TooMany
-
-PATIENCE_MS = 5_000
-"""For the answers of one window of echoes, where the controller names no other, ms."""
 
 
 class Commands(Duty):
@@ -40,6 +38,7 @@ class Commands(Duty):
             "count": self._count,
             "answer": self._answer,
             "echo": self._echo,
+            "round": self._round_of_bytes,
             "verify": self._verify,
             "drain": self._drain,
             "status": self._status,
@@ -137,8 +136,8 @@ class Commands(Duty):
     def _ramp(self, command: Dict[str, Any]) -> None:
         client = self._client("ramp")
         board = client.board
-        upto = _whole(command, "upto", client.asked)
-        most_lost = _whole(command, "most_lost", 0)
+        upto = whole(command, "upto", client.asked)
+        most_lost = whole(command, "most_lost", 0)
         tried, held, lost = client.tried, board.total(cell.HELD), board.total(cell.LOST)
         worth_trying = client.aim(upto)
         board.common[cell.HALT] = 0
@@ -198,8 +197,13 @@ class Commands(Duty):
     def _answer(self, command: Dict[str, Any]) -> None:
         server = self._server("answer")
         on = bool(command.get("on"))
+        how = command.get("how", "tagged")
+        if how not in ("tagged", "byte"):
+            raise Misuse(f"how: {how!r} is none of tagged, byte")
+        if how == "byte" and server.spec["watch"] == "none":
+            raise Misuse("how: byte needs a server that watches (watch: epoll)")
         board = server.board
-        board.common[cell.ANSWER] = int(on)
+        board.common[cell.ANSWER] = (cell.BYTE if how == "byte" else cell.TAGGED) if on else 0
 
         def answer() -> Dict[str, Any]:
             answered, wrong = board.total(cell.ANSWERED), board.total(cell.WRONG)
@@ -215,8 +219,8 @@ class Commands(Duty):
         if not isinstance(drop, bool):
             raise Misuse(f"drop: {drop!r} is none of true, false")
         held = board.total(cell.HELD)
-        sample = _whole(command, "sample", 0) if mode == "sample" else held
-        board.common[cell.PATIENCE] = _whole(command, "patience_ms", PATIENCE_MS, least=1)
+        sample = whole(command, "sample", 0) if mode == "sample" else held
+        board.common[cell.PATIENCE] = whole(command, "patience_ms", PATIENCE_MS, least=1)
         board.common[cell.FRESH], board.common[cell.DROP] = int(mode == "fresh"), int(drop)
         client.quotas(sample)
         counters = (cell.ASKED, cell.ANSWERED, cell.WRONG, cell.DROPPED)
@@ -235,6 +239,10 @@ class Commands(Duty):
             }
 
         self._go("echo", b"E", _cores(), answer)
+
+    def _round_of_bytes(self, command: Dict[str, Any]) -> None:
+        ordered = EchoRound(self._client("round"), command)
+        self._go("round", b"K", 1 if ordered.sequential else _cores(), ordered.answer)
 
     def _verify(self, _: Dict[str, Any]) -> None:
         board = self._must().board
@@ -272,20 +280,17 @@ class Commands(Duty):
 
         def answer() -> Dict[str, Any]:
             board = role.board
-            return {"event": "status", "held": board.total(cell.HELD), "errors": board.errors()}
+            return {
+                "event": "status",
+                "held": board.total(cell.HELD),
+                "errors": board.errors(),
+                "cpu_seconds": round(role.crew.cpu_seconds(), 6),
+            }
 
         if isinstance(role, Server) and role.spec["watch"] == "none" and not self._round:
             self._go("status", b"C", _cores(), answer)
         else:
             self._say(answer())
-
-
-def _whole(command: Dict[str, Any], key: str, default: int, least: int = 0) -> int:
-    """A number of a command. :raises Misuse: if it is none from ``least``."""
-    value = command.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise Misuse(f"{key}: {value!r} is not a whole number from {least}")
-    return value
 
 
 def _cores() -> int:

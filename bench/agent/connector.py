@@ -22,6 +22,7 @@ from bench import wire
 from bench.agent import board as cell
 from bench.agent import sweep
 from bench.agent.control import family_of
+from bench.agent.histogram import BUCKET, QUICK
 from bench.agent.holder import Holder
 from bench.agent.pending import Pending
 from bench.agent.workers import DONE, PASS
@@ -46,9 +47,6 @@ _clock = time.perf_counter_ns
 _make = _socket.socket
 _set, _bind = _socket.socket.setsockopt, _socket.socket.bind
 _connect, _detach = _socket.socket.connect_ex, _socket.socket.detach
-
-_QUICK = 1 << 16
-_BUCKET = array("H", [wire.bucket_of(us) for us in range(_QUICK)])
 
 
 class Block(NamedTuple):
@@ -117,6 +115,8 @@ class Connector(Holder):
                 self._ramp()
             elif order == b"E":
                 self.echo()
+            elif order == b"K":
+                self.round(lambda: self._ring(PASS))
             elif order == b"V":
                 self.verify()
             elif order == b"D":
@@ -234,7 +234,7 @@ class Connector(Holder):
             else:
                 hold(fd)
                 spent = (ended - began) // 1000
-                latency[_BUCKET[spent] if spent < _QUICK else wire.bucket_of(spent)] += 1
+                latency[BUCKET[spent] if spent < QUICK else wire.bucket_of(spent)] += 1
             began = ended
             number += 1
         if code:

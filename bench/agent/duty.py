@@ -25,6 +25,10 @@ ramp could have eaten half of what is left above the floor, so that a floor is o
 least interval's worth at most, and a look (some 100 µs) is rare while there is plenty."""
 
 
+PATIENCE_MS = 5_000
+"""For answers over held connections, where the controller names no other, ms."""
+
+
 class Fault(Exception):
     """Something broke that the controller did not cause."""
 
@@ -35,6 +39,14 @@ class Misuse(Exception):
     def __init__(self, message: str, kind: str = "input") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def whole(command: Dict[str, Any], key: str, default: int, least: int = 0) -> int:
+    """A number of a command. :raises Misuse: if it is none from ``least``."""
+    value = command.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise Misuse(f"{key}: {value!r} is not a whole number from {least}")
+    return value
 
 
 Say = Callable[[Any], None]
@@ -181,7 +193,7 @@ class Duty:
         role = self._role
         if not role:
             return
-        role.board.common[cell.HALT] = 1
+        role.board.common[cell.HALT] = role.board.common[cell.OVER] = 1
         if role.board.total(cell.HELD) or role.board.total(cell.IN_FLIGHT):
             for worker in set(role.crew.pids.values()):
                 role.crew.tell(worker, b"S")

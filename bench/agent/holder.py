@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from typing import Dict, Iterable, List, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Sequence, Set, Tuple
 
 from bench import wire
 from bench.agent import board as cell
 from bench.agent import sweep
+from bench.agent.keystrokes import Keystrokes
 
 WINDOW = 256
 """Echoes under way at a time in one worker."""
@@ -38,6 +39,7 @@ class Holder:
         self._nonce, self._base = nonce, base
         self._fds = array("i")
         self._mark = 0  # how many of them are older than the last ramp
+        self._silent: Set[int] = set()  # that did not answer in a round
 
     def count(self) -> None:
         """Put on the board how many are held."""
@@ -58,6 +60,7 @@ class Holder:
         if not dead:
             return
         sweep.reset(sorted(dead))
+        self._silent -= dead
         self._mark -= sum(fd in dead for fd in self._fds[: self._mark])
         self._fds = array("i", [fd for fd in self._fds if fd not in dead])
         self._closed(len(dead))
@@ -81,6 +84,33 @@ class Holder:
         self._row[cell.ANSWERED] += asking.answered
         self._row[cell.WRONG] += asking.wrong
 
+    def round(self, pass_on: Callable[[], None]) -> None:
+        """One byte on ``QUOTA`` connections, one byte back; who was silent before is left out.
+
+        An answer that came after its round would pass for a wrong one of the next.
+
+        :param pass_on: called once where there is nothing left to do but to wait for stragglers
+        """
+        common, row, held = self._common, self._row, len(self._fds)
+        quota, patience = min(row[cell.QUOTA], held), common[cell.PATIENCE] / 1000
+        places: Sequence[int] = range(held)
+        if quota < held:
+            places = [k * held // quota for k in range(quota)]
+        if self._silent:
+            places = [place for place in places if self._fds[place] not in self._silent]
+        first = wire.round_byte(self._base, common[cell.NUMBER])
+        keystrokes = Keystrokes(self._nonce, common, self._fds, first)
+        if common[cell.SEQUENTIAL]:
+            keystrokes.one_by_one(places, patience)
+        else:
+            keystrokes.pipelined(places, common[cell.WINDOW], patience, pass_on)
+        self._silent |= keystrokes.silent
+        row[cell.ASKED] += keystrokes.asked
+        row[cell.ANSWERED] += keystrokes.answered
+        row[cell.WRONG] += keystrokes.wrong
+        row[cell.SILENT] += len(keystrokes.silent)
+        row[cell.ROUND_LATENCY :] = memoryview(array("q", keystrokes.latency))
+
     def _numbered(self, places: Iterable[int]) -> List[Numbered]:
         return [(self._base + place, self._fds[place]) for place in places]
 
@@ -88,6 +118,7 @@ class Holder:
         """Close all, as and at the rate that the common row says."""
         shut = sweep.close if self._common[cell.HOW] == cell.FIN else sweep.reset
         fds, self._fds, self._mark = self._fds, array("i"), 0
+        self._silent.clear()
         done = 0
         for count in sweep.close_all(fds, shut, self._rate):
             done += count

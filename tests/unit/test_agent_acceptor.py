@@ -3,10 +3,12 @@
 import errno
 import os
 import socket
+import struct
 import time
 
 import pytest
 
+from bench import wire
 from bench.agent import acceptor, board
 from bench.agent.commands import Commands
 from bench.agent.spares import SPARES, Spares
@@ -238,3 +240,61 @@ def test_a_source_that_fails_does_not_keep_the_door_shut():
         then(work())
     assert made._role.board.common[board.PAUSE] == 0
     made._spares.give()
+
+
+def serve_bytes(one, count):
+    """As many connections of which bytes are expected; their peers are ``one.peers``."""
+    for _ in range(count):
+        one.knock()
+    while one.board.total(board.HELD) < count:
+        one.drain()
+    one.board.common[board.ANSWER] = board.BYTE
+
+
+def turn(one):
+    """What the worker's loop does with events; returns those that were no bytes."""
+    return one.worker._answer_bytes(one.worker._epoll.poll(5, acceptor.BATCH))
+
+
+def test_each_byte_is_answered_with_its_own(bed):
+    one = bed()
+    serve_bytes(one, 3)
+    table = wire.round_answers("00" * 16)
+    for peer, sent in zip(one.peers, (b"a", b"xyz", b"\0"), strict=True):
+        peer.sendall(sent)
+    while one.board.total(board.ANSWERED) < 5:
+        assert turn(one) == []
+    answers = [peer.recv(16) for peer in one.peers]
+    assert answers == [sent.translate(table) for sent in (b"a", b"xyz", b"\0")]
+    assert one.board.total(board.WRONG) == 0
+
+
+def test_orders_and_hang_ups_are_left_to_the_loop(bed):
+    one = bed()
+    serve_bytes(one, 2)
+    one.peers[0].close()
+    one.peers[1].sendall(b"a")
+    os.write(one.writing, b"V")
+    left = []
+    while one.board.total(board.ANSWERED) < 1 or len(left) < 2:
+        left = turn(one)
+    assert one.reading in dict(left)
+    assert any(event & acceptor._OVER for _, event in left)
+    assert one.board.total(board.HELD) == 2
+    os.read(one.reading, 1)
+
+
+def test_who_hangs_up_before_the_answer_holds_up_nobody(bed):
+    one = bed()
+    serve_bytes(one, 3)
+    fds = one.worker._fds().tolist()
+    for peer in one.peers:
+        peer.sendall(b"a")
+    events = []
+    while len(events) < 3:
+        events = one.worker._epoll.poll(5, acceptor.BATCH)
+    one.peers[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.peers[1].close()  # with RST: write(2) fails
+    assert one.worker._answer_bytes(events) == []
+    assert one.board.total(board.ANSWERED) == 2
+    assert one.worker._fds().tolist() == [fds[0], fds[2]]

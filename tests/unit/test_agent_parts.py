@@ -35,10 +35,10 @@ def test_errors_of_the_parent_stand_beside_its_workers():
 
 def test_no_cell_of_the_board_is_used_twice():
     row = ["HELD", "OPENED", "CLOSED", "LOST", "RETRIED", "IN_FLIGHT", "ASKED", "ANSWERED"]
-    row += ["WRONG", "DROPPED", "ALIVE", "DEAD", "FULL", "TRIED", "QUOTA", "GOAL"]
+    row += ["WRONG", "DROPPED", "ALIVE", "DEAD", "FULL", "TRIED", "QUOTA", "GOAL", "SILENT"]
     assert sorted(getattr(board, name) for name in row) == list(range(board.ERRORS))
     common = ["HALT", "ACTIVE", "ANSWER", "HOW", "RATE", "PATIENCE", "MOST_LOST", "FRESH"]
-    common += ["DROP", "STRETCH", "PAUSE"]
+    common += ["DROP", "STRETCH", "PAUSE", "NUMBER", "WINDOW", "SEQUENTIAL", "SILENCES", "OVER"]
     assert len({getattr(board, name) for name in common}) == len(common) <= board.COMMON
 
 
