@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, drain, facts, kmsg, paths, planning, report, survey
+from bench import capacity, drain, facts, keystroke, kmsg, paths, planning, report, survey
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
 from bench.errors import InputError
 from bench.findings import Floor
 from bench.inventory import Inventory
 from bench.results import (
+    EchoRound,
     Established,
     HostRecord,
     Liveness,
@@ -64,6 +65,7 @@ class Evidence:
     steps: list[Step] = field(default_factory=list)
     """Of a run that looks for its limit."""
     liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
+    rounds: list[EchoRound] = field(default_factory=list)
     drain_seconds: float | None = None
     left_after: int | None = None
     resets_lost: int | None = None
@@ -295,6 +297,10 @@ class Conduct:
         found.peak = self._counts("peak")
         if scenario.liveness != "none" and found.peak.clients:
             found.liveness = self._echo()
+        for one in keystroke.rounds(
+            self.session, scenario, self.clients, self.servers, found.peak.clients, self.recorder
+        ):
+            found.rounds.append(one)
         # What takes as long at the end as it took now falls into the hold as well.
         rest = began + scenario.hold_seconds - time.monotonic() - counting
         self.session.wait(rest, self.recorder.sample)

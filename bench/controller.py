@@ -118,6 +118,7 @@ def _assemble(
         userland_bytes_per_connection=cost.userland_bytes(found.hosts),
         workers=_workers(found.hosts),
         liveness=found.liveness,
+        rounds=found.rounds,
         drain_seconds=found.drain_seconds,
         left_after=found.left_after,
         resets_lost=found.resets_lost,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from bench import classic
 from bench.collect.cost import disturbed
-from bench.results import Bound, HostRecord, Predicted, Run, Setting
+from bench.results import Bound, EchoRound, HostRecord, Predicted, Run, Setting
 from bench.units import count, latency, pair, short, size
 
 COLUMNS = 100
@@ -75,6 +75,7 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
 
     :param folder: the run's directory; by default ``results/<run-id>``
     :return: lines of at most :data:`COLUMNS` columns; their number grows only with the reason's
+        length, and by the latest echo round of each mode
     """
     m, counts = run.measured, run.measured.established
     lines = _wrap(f"{run.verdict.upper()}: {run.reason}")
@@ -93,6 +94,9 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
             "a second"
         )
         lines += _wrap(f"{how}, connect p50 {latency(late.p50)}, p99 {latency(late.p99)}")
+        latest = {one.mode: (at, one) for at, one in enumerate(m.rounds, start=1)}
+        for at, one in latest.values():
+            lines += _wrap(f"echo round {at} of {len(m.rounds)}: {echo_round(one)}")
         lines += _wrap(f"cost per connection: {cost(run)['line']}")
         lines += _wrap(f"bound by: {_bound(run)}; {predicted(run)}")
     elif reached(run):
@@ -140,6 +144,19 @@ def cost(run: Run) -> dict[str, str]:
         "userland": userland,
         "line": f"{line}; agents {userland}",
     }
+
+
+def echo_round(one: EchoRound) -> str:
+    """An echo round, in one line."""
+    spent = one.client_cpu_seconds + one.server_cpu_seconds
+    each = f", {1e6 * spent / one.asked:.1f} µs of CPU each" if one.asked else ""
+    wrong = f", {count(one.wrong)} wrong" if one.wrong else ""
+    silent = f", {count(one.silent)} silent" if one.silent else ""
+    late = one.latency_us
+    return (
+        f"{count(one.answered)} of {count(one.asked)} bytes answered{wrong}{silent}, {one.mode}, "
+        f"in {one.seconds:,.3f} s{each}, p50 {latency(late.p50)}, p99 {latency(late.p99)}"
+    )
 
 
 def _bound(run: Run) -> str:

@@ -46,7 +46,7 @@ class Established(Model):
 
 
 class Latency(Model):
-    """Time from connect() to established, in µs, as upper edges of 1/16-wide buckets."""
+    """Percentiles of a latency, in µs, as upper edges of 1/16-wide buckets."""
 
     p50: int = 0
     p90: int = 0
@@ -103,6 +103,25 @@ class Liveness(Model):
     wrong: int = 0
 
 
+class EchoRound(Model):
+    """One byte on each of many held connections, one byte back, every answer checked."""
+
+    mode: Literal["pipelined", "sequential"] = Field(
+        description="pipelined: many under way at a time, over all connections; sequential: each "
+        "once the one before has answered, over a sample"
+    )
+    asked: int = Field(description="connections; who was silent in an earlier round is left out")
+    answered: int = Field(description="with the byte that only this run's servers can tell")
+    wrong: int = Field(description="answered with anything else")
+    silent: int = Field(description="no answer in round_timeout_ms, or closed")
+    seconds: float = Field(description="of the client that took longest; sequential: of all")
+    latency_us: Latency = Field(description="from before the write until the answer is read")
+    client_cpu_seconds: float = Field(
+        description="user and system time of the client agents in the round"
+    )
+    server_cpu_seconds: float = Field(description="the same of the server agents")
+
+
 class Step(Model):
     """One step of a run that looks for its limit."""
 
@@ -127,11 +146,14 @@ class Measured(Model):
     )
     retried: int = 0
     errors: dict[str, int] = Field(default_factory=dict, description="errno name to count")
-    connect_latency_us: Latency
+    connect_latency_us: Latency = Field(description="from connect() to established")
     kernel_bytes_per_connection: KernelBytes
     userland_bytes_per_connection: UserlandBytes
     workers: Workers = Field(default_factory=Workers)
     liveness: Liveness
+    rounds: list[EchoRound] = Field(
+        default_factory=list, description="echo rounds during the hold, in order"
+    )
     drain_seconds: float | None = None
     left_after: int | None = Field(
         None, description="sockets on the servers' endpoints, in any state, after the drain"

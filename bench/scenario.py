@@ -64,6 +64,24 @@ class Scenario(BaseModel):
     echo_timeout_ms: int = Field(
         5_000, ge=10, le=120_000, description="how long an echo may take before it counts as none"
     )
+    rounds: int = Field(
+        0,
+        ge=0,
+        le=1_000,
+        description="echo rounds in the hold: one byte on every connection, one byte back",
+    )
+    round_window: int = Field(
+        128, ge=1, le=65_536, description="connections under way in a round, per client worker"
+    )
+    round_timeout_ms: int = Field(
+        5_000, ge=10, le=120_000, description="how long one answer of a round may take"
+    )
+    sequential_sample: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        description="connections of one more round, each asked once the one before has answered",
+    )
     drain: Literal["rst", "fin"] = "rst"
     drain_rate: int = Field(0, ge=0, le=1_000_000, description="closes a second; 0: no cap")
     memory_floor_mib: int = Field(
@@ -118,6 +136,13 @@ class Scenario(BaseModel):
     def _limit_is_alive(self) -> Scenario:
         if self.expect == "limit" and self.liveness == "none":
             raise ValueError("liveness: got 'none', expected 'sample' or 'all' with expect: limit")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_watched(self) -> Scenario:
+        for name in ("rounds", "sequential_sample"):
+            if self.watch == "none" and getattr(self, name):
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 with watch: none")
         return self
 
     @property

@@ -39,9 +39,20 @@ def verdict(
         return "fail", (
             f"{live.answered:,} of {live.asked:,} echoes were answered, {live.wrong:,} wrongly"
         )
+    for number, one in enumerate(measured.rounds, start=1):
+        wanted = counts.clients if one.mode == "pipelined" else one.asked
+        if one.wrong or one.answered < max(1, one.asked, wanted):
+            return "fail", (
+                f"echo round {number} ({one.mode}): {one.answered:,} of "
+                f"{max(one.asked, wanted):,} bytes were answered, {one.wrong:,} wrongly, "
+                f"{one.silent:,} connections were silent"
+            )
     if measured.left_after:
         return "fail", f"{measured.left_after:,} sockets were left after the drain"
     echoes = f", {live.answered:,} of {live.asked:,} echoes answered" if live.asked else ""
+    if measured.rounds:
+        total = sum(one.answered for one in measured.rounds)
+        echoes += f", {total:,} bytes answered in {len(measured.rounds):,} echo rounds"
     where = ""
     if scenario.expect == "floor":
         where = f" above the memory floor of {scenario.memory_floor_mib:,} MiB"

@@ -43,6 +43,24 @@ def test_a_run_from_end_to_end(bed: Bed) -> None:
     }
 
 
+def test_rounds_fall_into_the_hold(bed: Bed) -> None:
+    done = bed.run(rounds=2, sequential_sample=50)
+    assert done.verdict == "pass", done.reason
+    assert "6,050 bytes answered in 3 echo rounds" in done.reason
+    found = [(one.mode, one.asked, one.answered) for one in done.measured.rounds]
+    assert found == [("pipelined", 3000, 3000)] * 2 + [("sequential", 50, 50)]
+    for one in done.measured.rounds:
+        assert one.seconds > 0 and one.latency_us.max >= one.latency_us.p50 > 0
+        assert one.client_cpu_seconds > 0 and one.server_cpu_seconds > 0
+    assert [now.phase for now in bed.seen if now.note.startswith("3,000 of 3,000 bytes")] == [
+        "round 1",
+        "round 2",
+    ]
+    page = (bed.store.root / done.run_id / "report.html").read_text()
+    assert "Echo rounds" in page
+    assert bed.clean()
+
+
 def test_a_bare_accept_loop_and_closing_by_fin(bed: Bed) -> None:
     done = bed.run(watch="none", liveness="sample", liveness_sample=100, listener="reuseport")
     assert done.verdict == "pass", done.reason

@@ -10,7 +10,7 @@ import pytest
 from runs import aborted, curve, million, stopped
 
 from bench import classic, figures, report
-from bench.results import Established, Forecast, KernelBytes, Run, Setting
+from bench.results import EchoRound, Established, Forecast, KernelBytes, Latency, Run, Setting
 
 ALL = (million, stopped, aborted)
 
@@ -319,3 +319,57 @@ def test_the_comparison_claims_nothing_that_was_not_measured() -> None:
     cheaper = classic.compare(run)
     assert cheaper is not None
     assert cheaper.why == []
+
+
+def rounds(**changed: object) -> list[EchoRound]:
+    one = EchoRound(
+        mode="pipelined",
+        asked=1_000_000,
+        answered=999_998,
+        wrong=1,
+        silent=1,
+        seconds=12.5,
+        latency_us=Latency(p50=1_535, p90=2_303, p99=3_071, p999=9_215, max=212_991),
+        client_cpu_seconds=9.5,
+        server_cpu_seconds=11.25,
+    )
+    few = {"mode": "sequential", "asked": 100, "answered": 100, "wrong": 0, "silent": 0}
+    return [one, one, one.model_copy(update={**few, **changed})]
+
+
+def test_rounds_are_a_table_where_there_are_any() -> None:
+    assert "Echo rounds" not in page_of(million)
+    run = million()
+    run.measured.rounds = rounds()
+    text = Page(report.render(run)).text
+    for said in (
+        "Echo rounds: one byte on every connection, one byte back",
+        "999,998 of 1,000,000",
+        "12.500 80,000 1.53 ms 3.07 ms 9.21 ms 213 ms 9.5 µs 11.2 µs",
+        "3 sequential 100 of 100",
+    ):
+        assert said in text, said
+
+
+def test_a_round_of_nothing_has_no_figures() -> None:
+    run = million()
+    run.measured.rounds = rounds(asked=0, answered=0, seconds=0.0, latency_us=Latency())[2:]
+    dashes = " \N{EN DASH}" * 7
+    assert f"0 of 0 0 0 0.000{dashes}" in Page(report.render(run)).text
+    assert "of CPU" not in report.echo_round(run.measured.rounds[0])
+
+
+def test_the_summary_has_the_latest_round_of_each_mode() -> None:
+    run = million()
+    before = len(report.summary(run))
+    run.measured.rounds = rounds()
+    lines = report.summary(run)
+    assert all(len(line) <= report.COLUMNS for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert (
+        "echo round 2 of 3: 999,998 of 1,000,000 bytes answered, 1 wrong, 1 silent, pipelined, "
+        "in 12.500 s, 20.8 µs of CPU each, p50 1.53 ms, p99 3.07 ms"
+    ) in text
+    assert "echo round 3 of 3: 100 of 100 bytes answered, sequential" in text
+    assert "echo round 1 of 3" not in text
+    assert len(lines) == before + 4

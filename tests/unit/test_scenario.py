@@ -66,6 +66,12 @@ def test_settings_without_a_key_or_value(text: str) -> None:
         ("workers", "two", "workers: got 'two', expected a valid integer"),
         ("echo_timeout_ms", 9, "echo_timeout_ms: got 9, expected greater than or equal to 10"),
         ("echo_timeout_ms", 120_001, "echo_timeout_ms: got 120001, expected less than or equal"),
+        ("rounds", -1, "rounds: got -1, expected greater than or equal to 0"),
+        ("rounds", 1001, "rounds: got 1001, expected less than or equal to 1000"),
+        ("rounds", 1.5, "rounds: got 1.5, expected a valid integer"),
+        ("round_window", 0, "round_window: got 0, expected greater than or equal to 1"),
+        ("round_timeout_ms", 9, "round_timeout_ms: got 9, expected greater than or equal to 10"),
+        ("sequential_sample", -1, "sequential_sample: got -1, expected greater than or equal"),
         ("server_ports", [], "server_ports: got \\[\\], expected"),
         ("server_ports", [70000], "server_ports.0: got 70000, expected less than or equal"),
         ("server_ports", [80, 80], "server_ports: got \\[80, 80\\], expected no port twice"),
@@ -86,6 +92,20 @@ def test_what_is_held_at_a_limit_has_to_prove_that_it_lives() -> None:
     assert scenario.load("million", {"liveness": "none"}).liveness == "none"
 
 
+@pytest.mark.parametrize("field", ["rounds", "sequential_sample"])
+def test_rounds_need_a_server_that_watches(field: str) -> None:
+    line = f"^scenario million: {field}: got 2, expected 0 with watch: none$"
+    with pytest.raises(InputError, match=line):
+        scenario.load("million", {"watch": "none", field: 2})
+    assert scenario.load("million", {"watch": "none", field: 0}).watch == "none"
+    assert scenario.load("million", {field: 2}).watch == "epoll"
+
+
+def test_a_keystroke_is_typed_on_all_and_on_some_alone() -> None:
+    one = scenario.load("keystroke")
+    assert (one.rounds, one.sequential_sample, one.connections) == (2, 10_000, 1_000_000)
+
+
 def test_agents_are_as_many_as_they_need_to_be_unless_a_scenario_says() -> None:
     one = scenario.load("ceiling")
     assert (one.workers, one.nofile, one.source_ports) == (None, "hard", "plan")
@@ -102,6 +122,7 @@ def test_a_scenario_expects_all_connections_unless_it_says_otherwise() -> None:
         "ceiling": "limit",
         "claim": "all",
         "epoll-3.9g": "floor",
+        "keystroke": "all",
         "million": "all",
         "million-3.9g": "all",
     }

@@ -7,7 +7,7 @@ from evidence import Found, hosts, measured
 from runs import SCENARIO
 
 from bench.diagnose import diagnose
-from bench.results import Established, Liveness
+from bench.results import EchoRound, Established, Latency, Liveness
 from bench.verdict import verdict
 
 
@@ -42,6 +42,47 @@ def test_verdict_fails_with_its_reason(changes: dict[str, Any], said: str) -> No
     found, reason = judged(**changes)
     assert found == "fail"
     assert said in reason
+
+
+def echo_round(**changed: Any) -> EchoRound:
+    """A round over a million connections, whole unless something is said."""
+    one = EchoRound(
+        mode="pipelined",
+        asked=1_000_000,
+        answered=1_000_000,
+        wrong=0,
+        silent=0,
+        seconds=12.0,
+        latency_us=Latency(),
+        client_cpu_seconds=10.0,
+        server_cpu_seconds=12.0,
+    )
+    return one.model_copy(update=changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"answered": 999_999, "wrong": 1}, "999,999 of 1,000,000 bytes were answered, 1 wrongly"),
+        ({"answered": 999_990, "silent": 10}, "0 wrongly, 10 connections were silent"),
+        ({"asked": 999_990, "answered": 999_990}, "999,990 of 1,000,000 bytes were answered"),
+        ({"mode": "sequential", "asked": 8, "answered": 0, "silent": 8}, "0 of 8 bytes"),
+        ({"mode": "sequential", "asked": 0, "answered": 0}, "0 of 0 bytes"),
+    ],
+)
+def test_every_byte_of_a_round_has_to_be_answered(changes: dict[str, Any], said: str) -> None:
+    bad = echo_round(**changes)
+    found, reason = judged(rounds=[echo_round(), bad])
+    assert found == "fail"
+    assert reason.startswith(f"echo round 2 ({bad.mode}): ")
+    assert said in reason
+
+
+def test_rounds_are_part_of_the_proof() -> None:
+    few = echo_round(mode="sequential", asked=100, answered=100)
+    found, reason = judged(rounds=[echo_round(), echo_round(), few])
+    assert found == "pass"
+    assert reason.endswith("echoes answered, 2,000,100 bytes answered in 3 echo rounds")
 
 
 def test_verdict_without_echoes_or_drain() -> None:

@@ -1,0 +1,131 @@
+"""Echo rounds: one byte on every held connection, one byte back, as if typed in each session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from bench import report
+from bench.curve import Recorder, latency, merge
+from bench.results import EchoRound
+from bench.scenario import Scenario
+from bench.session import Agent, Session
+
+Mode = Literal["pipelined", "sequential"]
+
+START_SECONDS = 300.0
+"""For a round to end on top of the time that its messages take; what is silent falls into it."""
+
+SLOWEST = {"pipelined": 500, "sequential": 50}
+"""Messages a second that a round goes on with at the least: emulated hosts are that slow."""
+
+SILENCES = 10
+"""Connections without an answer, each for as long as it may take, that a client waits out."""
+
+
+def rounds(
+    session: Session,
+    scenario: Scenario,
+    clients: Sequence[Agent],
+    servers: Sequence[Agent],
+    held: int,
+    recorder: Recorder,
+) -> Iterator[EchoRound]:
+    """The rounds that the scenario asks for, each once it is over.
+
+    :param held: connections that all clients hold
+    """
+    modes: list[tuple[Mode, int]] = [("pipelined", held)] * scenario.rounds
+    if scenario.sequential_sample:
+        modes.append(("sequential", min(scenario.sequential_sample, held)))
+    if not modes or not held:
+        return
+    asking = Asking(session, scenario, clients, servers, recorder)
+    asking.servers_answer(True)
+    for number, (mode, wanted) in enumerate(modes, start=1):
+        yield asking.round(number, mode, wanted)
+    asking.servers_answer(False)
+
+
+class Asking:
+    """Rounds over the connections between some clients and their servers."""
+
+    def __init__(
+        self,
+        session: Session,
+        scenario: Scenario,
+        clients: Sequence[Agent],
+        servers: Sequence[Agent],
+        recorder: Recorder,
+    ) -> None:
+        self._session, self._scenario, self._recorder = session, scenario, recorder
+        self._clients, self._servers = clients, servers
+
+    def servers_answer(self, on: bool) -> None:
+        """Have the servers answer single bytes, or stop."""
+        self._session.ask(self._servers, "answer", "answering", START_SECONDS, on=on, how="byte")
+
+    def round(self, number: int, mode: Mode, wanted: int) -> EchoRound:
+        """One round over so many connections, spread over the clients.
+
+        A sequential one goes from client to client, so that one message at a time is under way.
+        """
+        began = self._servers_spent()
+        if mode == "pipelined":
+            told = self._ask(self._clients, mode, number, 0, wanted)
+        else:
+            told = self._one_by_one(number, wanted)
+        spent = self._servers_spent() - began
+        seconds = [float(message["seconds"]) for message in told]
+        made = EchoRound(
+            mode=mode,
+            asked=_sum(told, "asked"),
+            answered=_sum(told, "answered"),
+            wrong=_sum(told, "wrong"),
+            silent=_sum(told, "silent"),
+            seconds=round(max(seconds) if mode == "pipelined" else sum(seconds), 6),
+            latency_us=latency(merge(message["latency"] for message in told)),
+            client_cpu_seconds=round(sum(float(one["cpu_seconds"]) for one in told), 6),
+            server_cpu_seconds=round(max(0.0, spent), 6),
+        )
+        points = self._recorder.points
+        available = points[-1].mem_available_kib if points else 0
+        self._recorder.note(f"round {number}", report.echo_round(made), available)
+        return made
+
+    def _servers_spent(self) -> float:
+        answers = self._session.ask(self._servers, "status", "status", START_SECONDS).values()
+        return sum(float(message["cpu_seconds"]) for message in answers)
+
+    def _one_by_one(self, number: int, wanted: int) -> list[Mapping[str, Any]]:
+        count = len(self._clients)
+        told: list[Mapping[str, Any]] = []
+        for at, client in enumerate(self._clients):
+            share = wanted * (at + 1) // count - wanted * at // count
+            if share:  # none is all on the wire
+                told += self._ask([client], "sequential", number, share, share)
+        return told
+
+    def _ask(
+        self, clients: Sequence[Agent], mode: Mode, number: int, sample: int, most: int
+    ) -> list[Mapping[str, Any]]:
+        patience = self._scenario.round_timeout_ms
+        seconds = START_SECONDS + most / SLOWEST[mode] + SILENCES * patience / 1000
+        return list(
+            self._session.ask(
+                clients,
+                "round",
+                "rounded",
+                seconds,
+                self._recorder.sample,
+                number=number,
+                mode=mode,
+                sample=sample,
+                window=self._scenario.round_window,
+                patience_ms=patience,
+            ).values()
+        )
+
+
+def _sum(told: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(int(message[name]) for message in told)
