@@ -5,6 +5,7 @@ import pytest
 from tune_loader import load
 
 load("tune_sysctl", "module_utils", "connlab_record")
+load("alias_ips", "module_utils", "connlab_ip")
 alias_module = load("alias_ips", "library", "connlab_alias")
 
 

@@ -1,0 +1,81 @@
+"""ip(8) on this host, and the systemd-networkd files that say what an interface has at boot.
+
+Only the standard library, Python 3.9 or newer: this runs on the hosts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Runner(Protocol):
+    """The part of AnsibleModule that runs commands."""
+
+    def get_bin_path(self, arg: str, required: bool = ..., opt_dirs: list[str] | None = ...) -> str:
+        """Return a program's path."""
+
+    def run_command(self, args: list[str], data: str | None = ...) -> tuple[int, str, str]:
+        """Return status, standard output and standard error of a command."""
+
+
+class Ip:
+    """ip(8) on this host."""
+
+    def __init__(self, module: Runner) -> None:
+        self.module = module
+        self.path = module.get_bin_path("ip", required=True, opt_dirs=["/usr/sbin", "/sbin"])
+
+    def json(self, *words: str) -> list[dict[str, Any]]:
+        """Return what ip(8) says as JSON. Errors: ValueError with its own message."""
+        code, out, err = self.module.run_command([self.path, "-j", *words])
+        if code:
+            raise ValueError(f"ip {' '.join(words)}: {err.strip()}")
+        return [entry for entry in json.loads(out or "[]") if entry]
+
+    def addresses(self, interface: str) -> dict[str, str]:
+        """Return an interface's addresses as {address: address/bits}."""
+        links = self.json("addr", "show", "dev", interface)
+        return {
+            entry["local"]: f"{entry['local']}/{entry['prefixlen']}"
+            for link in links
+            for entry in link.get("addr_info", [])
+        }
+
+    def routes(self) -> dict[str, list[str]]:
+        """Return the prefixes (not the single addresses) that are local, with their devices.
+
+        After a boot that kept its network namespace one may be there twice: on lo, and on the
+        interface that systemd-networkd gave it to.
+        """
+        found: dict[str, list[str]] = {}
+        for entry in self.json("route", "show", "table", "local", "type", "local"):
+            if "/" in entry["dst"]:
+                found.setdefault(entry["dst"], []).append(entry["dev"])
+        return found
+
+    def prefixes(self) -> dict[str, tuple[str, str]]:
+        """Return the IPv4 routes of the main table: {prefix: (gateway or nothing, device)}."""
+        found: dict[str, tuple[str, str]] = {}
+        for entry in self.json("-4", "route", "show", "table", "main"):
+            whole = entry["dst"] if "/" in entry["dst"] or entry["dst"] == "default" else ""
+            prefix = whole or f"{entry['dst']}/32"
+            found.setdefault(prefix, (entry.get("gateway", ""), entry.get("dev", "")))
+        return found
+
+    def batch(self, commands: Iterable[str]) -> None:
+        """Run all commands in one ip(8). Errors: ValueError with its own message."""
+        text = "".join(f"{command}\n" for command in commands)
+        if not text:
+            return
+        code, _, err = self.module.run_command([self.path, "-batch", "-"], data=text)
+        if code:
+            raise ValueError(f"ip -batch: {err.strip()}")
+
+
+def network_files(interface: str) -> list[Path]:
+    """Return the systemd-networkd files named for an interface, the ones in /etc first."""
+    roots = (Path("/etc/systemd/network"), Path("/run/systemd/network"))
+    return [path for root in roots for path in sorted(root.glob(f"*-{interface}.network"))]
