@@ -1,0 +1,205 @@
+#!/usr/bin/python
+"""Ansible module: address translation and routes, with a record and a way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils import connlab_nat_parts as parts
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.connlab_nat_files import route_files, router_files, unit_name
+from ansible.module_utils.connlab_nat_parts import (
+    CONNTRACK_MAX,
+    Host,
+    differing,
+    lead,
+    leave,
+    parameters,
+    put_back,
+    refuse,
+    stop,
+    translate,
+)
+from ansible.module_utils.connlab_nft import target
+from ansible.module_utils.connlab_record import (
+    load_record,
+    place_files,
+    remove_record,
+    restore_files,
+    save_record,
+)
+from ansible.module_utils.connlab_sysctl_tree import SysctlError, read_key
+
+DOCUMENTATION = r"""
+module: connlab_nat
+short_description: Make a host a translating router, or lead its traffic through one
+description:
+  - Replaces the nftables table C(inet connlab_nat) in one step, sets kernel parameters, adds
+    routes, reads all of it back, and puts back what was found.
+options:
+  state:
+    description: What to do.
+    type: str
+    choices: [present, absent]
+    default: present
+  lab_name:
+    description: Name of the lab, part of the names of its files.
+    type: str
+    default: connlab
+  interface:
+    description: The interface of the data plane.
+    type: str
+  translation:
+    description:
+      - C(destinations), C(addresses) (none to masquerade) and C(ports) (first and last) of a
+        router; nothing for a host that is none.
+    type: dict
+    default: {}
+  sysctls:
+    description: Kernel parameters of a router.
+    type: dict
+    default: {}
+  conntrack:
+    description: Connections that the router must be able to track.
+    type: int
+    default: 0
+  routes:
+    description: Gateways by destination.
+    type: dict
+    default: {}
+  record:
+    description: The JSON file that keeps what was found.
+    type: path
+    required: true
+author: connlab
+"""
+EXAMPLES = r"""
+- name: Translate what goes to 198.19.0.0/16
+  connlab_nat:
+    interface: data0
+    translation:
+      destinations: [198.19.0.0/16]
+      addresses: [198.18.201.1]
+      ports: [1024, 65535]
+    sysctls: {net.ipv4.ip_forward: "1"}
+    record: /var/lib/connlab/nat_router.json
+
+- name: Reach it through the router
+  connlab_nat:
+    interface: data0
+    routes: {198.19.0.0/16: 198.18.201.1}
+    record: /var/lib/connlab/nat_router.json
+"""
+RETURN = r"""
+reported:
+  description: What could not be had, with the reason.
+  returned: state present
+  type: dict
+"""
+
+ROLE = "nat_router"
+
+
+def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
+    """Bring rules, parameters, routes and files to what is wanted, prove it, keep the record."""
+    given, write = module.params, not module.check_mode
+    record = load_record(given["record"], ROLE)
+    refuse(given, record, host)
+    record["reported"] = {}
+    files: dict[str, str] = {}
+    if given["translation"]:
+        nft = host.nft()
+        files = router_files(given["lab_name"], nft.path, given["translation"], given["sysctls"])
+    if given["routes"]:
+        lasting = route_files(given["lab_name"], given["interface"], given["routes"])
+        files.update(lasting or {})
+        if lasting is None:
+            record["reported"]["persistence"] = (
+                f"wanted a systemd-networkd file for {given['interface']} in "
+                "/etc/systemd/network or /run/systemd/network, found none: the routes end with "
+                "this boot"
+            )
+    diffs = place_files(record, files, write=False)
+    if write and diffs:
+        record.setdefault("translation", given["translation"])
+        save_record(given["record"], record)
+        place_files(record, files, write=True)
+    diffs += translate(given, host, write)
+    diffs += parameters(given, record, write)
+    diffs += lead(given, record, host, write)
+    name = unit_name(given["lab_name"])
+    if given["translation"] and not host.systemctl("is-enabled", "--quiet", name):
+        diffs.append(differing(name, "", "enabled\n"))
+        if write and not host.systemctl("enable", "--quiet", name):
+            raise ValueError(f"{name}: wanted enabled, found it refused")
+    room = read_key(CONNTRACK_MAX, parts.ROOT)
+    if given["translation"] and room is not None and int(room) < given["conntrack"]:
+        record["reported"][CONNTRACK_MAX] = (
+            f"wanted {given['conntrack']}, found {room}: tune_sysctl sets it, and "
+            "tune_sysctl_extra takes another value"
+        )
+    record.update(translation=given["translation"], routes=given["routes"])
+    shown = {f"route {to}": via for to, via in given["routes"].items()}
+    if given["translation"]:
+        to = target(given["translation"])
+        shown.update({f"translate {prefix}": to for prefix in given["translation"]["destinations"]})
+    record["settings"] = {
+        **{key: entry for key, entry in record["settings"].items() if key in record["since"]},
+        **{key: {"found": None, "set": value, "where": "host"} for key, value in shown.items()},
+    }
+    if write:
+        save_record(given["record"], record)
+    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
+
+
+def absent(module: AnsibleModule, host: Host) -> dict[str, Any]:
+    """Put back what was found, prove it, and remove the record."""
+    given, write = module.params, not module.check_mode
+    if not Path(given["record"]).exists():
+        return {"changed": False, "diff": []}
+    record = load_record(given["record"], ROLE)
+    diffs = [
+        *leave(record, host, write),
+        *stop(given, record, host, write),
+        *put_back(record, write),
+        *restore_files(record, write),
+    ]
+    if write:
+        if record.get("translation"):
+            host.systemctl("daemon-reload")
+        remove_record(given["record"])
+    return {"changed": True, "diff": diffs}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "lab_name": {"type": "str", "default": "connlab"},
+            "interface": {"type": "str"},
+            "translation": {"type": "dict", "default": {}},
+            "sysctls": {"type": "dict", "default": {}},
+            "conntrack": {"type": "int", "default": 0},
+            "routes": {"type": "dict", "default": {}},
+            "record": {"type": "path", "required": True},
+        },
+        required_if=[("state", "present", ["interface"])],
+        supports_check_mode=True,
+    )
+    given = module.params
+    given["sysctls"] = {key: str(value) for key, value in given["sysctls"].items()}
+    if given["translation"]:
+        ports = [int(port) for port in given["translation"]["ports"]]
+        given["translation"].update(interface=given["interface"], ports=ports)
+    action = present if given["state"] == "present" else absent
+    try:
+        result = action(module, Host(module))
+    except (SysctlError, ValueError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

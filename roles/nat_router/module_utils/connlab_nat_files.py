@@ -1,0 +1,68 @@
+"""The files that bring address translation and routes back at boot.
+
+Only the standard library, Python 3.9 or newer: this runs on the hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ansible.module_utils.connlab_ip import network_files
+from ansible.module_utils.connlab_nft import FAMILY, TABLE, Translation, ruleset
+
+BY = "Written by the role nat_router, reverted by playbooks/revert.yml."
+
+
+def unit_name(lab_name: str) -> str:
+    """Return the name of the systemd service that loads the table at boot."""
+    return f"{lab_name}-nat.service"
+
+
+def unit(lab_name: str, nft: str, rules: str) -> str:
+    """Return that service. nftables.service empties the whole ruleset when it starts: first it."""
+    return (
+        f"# Lab {lab_name}: {BY}\n"
+        "[Unit]\n"
+        f"Description=Address translation of the lab {lab_name}\n"
+        "After=nftables.service\n"
+        "Before=network.target\n"
+        "\n"
+        "[Service]\n"
+        "Type=oneshot\n"
+        "RemainAfterExit=yes\n"
+        f"ExecStart={nft} -f {rules}\n"
+        f"ExecStop={nft} delete table {FAMILY} {TABLE}\n"
+        "\n"
+        "[Install]\n"
+        "WantedBy=multi-user.target\n"
+    )
+
+
+def router_files(
+    lab_name: str, nft: str, translation: Translation, sysctls: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the files of a router: rules and their service, module and kernel parameters."""
+    rules = f"/etc/nftables.d/90-{lab_name}.nft"
+    values = "".join(f"{key} = {value}\n" for key, value in sysctls.items())
+    return {
+        rules: f"# Lab {lab_name}: {BY}\n{ruleset(translation)}",
+        f"/etc/systemd/system/{unit_name(lab_name)}": unit(lab_name, nft, rules),
+        # Before systemd-sysctl.service: its keys of net.netfilter come with the module.
+        f"/etc/modules-load.d/90-{lab_name}.conf": f"# Lab {lab_name}: {BY}\nnf_conntrack\n",
+        f"/etc/sysctl.d/91-{lab_name}-nat.conf": f"# Lab {lab_name}: {BY}\n{values}",
+    }
+
+
+def route_files(lab_name: str, interface: str, routes: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the systemd-networkd drop-in for routes (systemd.network(5)).
+
+    None where networkd has no file for the interface that it could go with.
+    """
+    lasting = network_files(interface)
+    if not lasting:
+        return None
+    parts = [f"# Lab {lab_name}: {BY}\n"]
+    parts += [f"[Route]\nDestination={to}\nGateway={via}\n" for to, via in routes.items()]
+    folder = Path("/etc/systemd/network") / f"{lasting[0].name}.d"
+    return {str(folder / f"91-{lab_name}-routes.conf"): "\n".join(parts)}

@@ -1,0 +1,157 @@
+"""The lab's nftables table: its text, and what nft(8) says of it, in the same terms.
+
+Only the standard library, Python 3.9 or newer: this runs on the hosts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.module_utils.connlab_ip import Runner
+
+FAMILY, TABLE, CHAIN = "inet", "connlab_nat", "postrouting"
+SRCNAT = 100
+"""Priority of source translation: NF_IP_PRI_NAT_SRC, include/uapi/linux/netfilter_ipv4.h."""
+
+TCP = (6, "tcp")
+"""What nft(8) calls the protocol: 1.0.6 its number (RFC 9293: 6), later ones its name."""
+
+Translation = Mapping[str, Any]
+"""interface: that packets leave by; destinations: prefixes; addresses: those that a source is
+translated to, none for the interface's own (masquerade); ports: [first, last]."""
+
+
+def target(translation: Translation) -> str:
+    """Return what a source is translated to, as a statement of nft(8).
+
+    Of several addresses each new connection takes the next one: conntrack asks the rule once for
+    a connection, and keeps the answer. An address range instead would tie a client's address to
+    one of them (find_best_ips_proto(), net/netfilter/nf_nat_core.c, hashes both addresses), so
+    that one client could not use what two of them have.
+    """
+    first, last = translation["ports"]
+    addresses: Sequence[str] = translation["addresses"]
+    if not addresses:
+        return f"masquerade to :{first}-{last}"
+    if len(addresses) == 1:
+        return f"snat ip to {addresses[0]}:{first}-{last}"
+    turns = ", ".join(f"{turn} : {address}" for turn, address in enumerate(addresses))
+    return f"snat ip to numgen inc mod {len(addresses)} map {{ {turns} }} : {first}-{last}"
+
+
+def ruleset(translation: Translation) -> str:
+    """Return the text for `nft -f` that replaces the lab's table in one step."""
+    rules = "".join(
+        f'\t\toifname "{translation["interface"]}" ip daddr {prefix} '
+        f"meta l4proto tcp {target(translation)}\n"
+        for prefix in translation["destinations"]
+    )
+    return (
+        # Adding a table that is there is no error, deleting one that is not would be.
+        f"add table {FAMILY} {TABLE}\n"
+        f"delete table {FAMILY} {TABLE}\n"
+        f"table {FAMILY} {TABLE} {{\n"
+        f"\tchain {CHAIN} {{\n"
+        f"\t\ttype nat hook postrouting priority srcnat; policy accept;\n"
+        f"{rules}"
+        f"\t}}\n"
+        f"}}\n"
+    )
+
+
+def shown(listing: Mapping[str, Any]) -> Translation | None:
+    """Return the translation that a table does, from `nft -j list table`; None if it is another.
+
+    Of all rules the interface, target and ports have to be the same.
+    """
+    entries = [entry for entry in listing["nftables"] if "metainfo" not in entry]
+    chains = [entry["chain"] for entry in entries if "chain" in entry]
+    rules = [entry["rule"] for entry in entries if "rule" in entry]
+    if len(entries) != 1 + len(chains) + len(rules) or len(chains) != 1:
+        return None
+    at = {key: chains[0].get(key) for key in ("name", "type", "hook", "prio", "policy")}
+    if at != {
+        **{"name": CHAIN, "type": "nat", "hook": "postrouting"},
+        **{"prio": SRCNAT, "policy": "accept"},
+    }:
+        return None
+    try:
+        done = [_rule(rule["expr"]) for rule in rules]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not done or any(other[0] != done[0][0] for other in done):
+        return None
+    return {**done[0][0], "destinations": [prefix for _, prefix in done]}
+
+
+def _rule(parts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Return a rule's translation and its destination. Errors: KeyError, TypeError, ValueError."""
+    by, to, protocol, action = parts
+    if by["match"]["left"] != {"meta": {"key": "oifname"}}:
+        raise ValueError(by)
+    if to["match"]["left"] != {"payload": {"protocol": "ip", "field": "daddr"}}:
+        raise ValueError(to)
+    if protocol["match"]["left"] != {"meta": {"key": "l4proto"}}:
+        raise ValueError(protocol)
+    if protocol["match"]["right"] not in TCP:
+        raise ValueError(protocol)
+    if any(part["match"]["op"] != "==" for part in (by, to, protocol)):
+        raise ValueError(parts)
+    where = to["match"]["right"]
+    # A prefix of 32 bits is printed as an address.
+    prefix = f"{where}/32" if isinstance(where, str) else "{addr}/{len}".format(**where["prefix"])
+    ((kind, said),) = action.items()
+    ports = said["port"]
+    common = {
+        "interface": by["match"]["right"],
+        "ports": list(ports["range"]) if isinstance(ports, Mapping) else [ports, ports],
+    }
+    if kind == "masquerade":
+        return {**common, "addresses": []}, prefix
+    if kind != "snat" or said["family"] != "ip":
+        raise ValueError(action)
+    address = said["addr"]
+    if isinstance(address, str):
+        return {**common, "addresses": [address]}, prefix
+    pairs = address["map"]["data"]["set"]
+    turns = address["map"]["key"]["numgen"]
+    if turns != {"mode": "inc", "mod": len(pairs), "offset": 0}:
+        raise ValueError(turns)
+    return {**common, "addresses": [each for _, each in sorted(pairs)]}, prefix
+
+
+class Nft:
+    """nft(8) on this host."""
+
+    def __init__(self, module: Runner) -> None:
+        self.module = module
+        self.path = module.get_bin_path("nft", required=True, opt_dirs=["/usr/sbin", "/sbin"])
+
+    def has_table(self) -> bool:
+        """Return whether there is a table of the lab's name."""
+        code, out, err = self.module.run_command([self.path, "-j", "list", "tables"])
+        if code:
+            raise ValueError(f"nft list tables: {err.strip()}")
+        named = [entry["table"] for entry in json.loads(out)["nftables"] if "table" in entry]
+        return any((each["family"], each["name"]) == (FAMILY, TABLE) for each in named)
+
+    def translation(self) -> Translation | None:
+        """Return what the lab's table does; None if there is none, or it does something else."""
+        if not self.has_table():
+            return None
+        code, out, err = self.module.run_command([self.path, "-j", "list", "table", FAMILY, TABLE])
+        if code:
+            raise ValueError(f"nft list table: {err.strip()}")
+        return shown(json.loads(out))
+
+    def load(self, text: str) -> None:
+        """Load a ruleset. Errors: ValueError with nft's own message; nothing is changed then."""
+        code, _, err = self.module.run_command([self.path, "-f", "-"], data=text)
+        if code:
+            raise ValueError(f"nft: {err.strip().splitlines()[0]}")
+
+    def delete(self) -> None:
+        """Delete the lab's table."""
+        self.load(f"delete table {FAMILY} {TABLE}\n")
