@@ -1,7 +1,7 @@
 """Print what tuning may change on a machine, as JSON lists of "name = value".
 
-Sysctls, limits, files, addresses and routes. Run by the login, so that the limits are those of
-its session; root's rights come from sudo.
+Sysctls, limits, files, addresses, routes and nftables tables. Run by the login, so that the
+limits are those of its session; root's rights come from sudo.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ MOVING = {
     "and other labs on this machine make and remove theirs",
 }
 DIRECTORIES = (
+    "/etc/modules-load.d",
+    "/etc/nftables.d",
     "/etc/sysctl.d",
     "/etc/security",
     "/etc/systemd",
@@ -33,11 +36,13 @@ DIRECTORIES = (
     "/run/sysctl.d",
 )
 
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
 
 def run(*command: str) -> str:
     """Return what a command prints as root; keys that root may not read are left out."""
     prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    environment = {**os.environ, "PATH": PATH}
     done = subprocess.run(
         [*prefix, *command], capture_output=True, text=True, check=False, env=environment
     )
@@ -66,7 +71,7 @@ def files(directories: list[str]) -> dict[str, str]:
 
 
 def addresses() -> dict[str, str]:
-    """Return the data interface's addresses, and all local routes."""
+    """Return the data interface's addresses and routes, all local routes, and nftables tables."""
     links = json.loads(run("ip", "-j", "addr", "show"))
     found = {
         f"{link['ifname']} {entry['local']}/{entry['prefixlen']}": entry["scope"]
@@ -74,12 +79,21 @@ def addresses() -> dict[str, str]:
         if link["ifname"] in ("lo", "data0")
         for entry in link["addr_info"]
     }
-    routes = json.loads(run("ip", "-j", "route", "show", "table", "local"))
-    return found | {
-        f"route {route['type']} {route['dst']}": route["dev"]
-        for route in routes
-        if route["dev"] in ("lo", "data0")
-    }
+    for table in ("local", "main"):
+        routes = json.loads(run("ip", "-j", "route", "show", "table", table))
+        found |= {
+            f"route {table} {route.get('type', 'unicast')} {route['dst']}": " ".join(
+                [route["dev"], route.get("gateway", "")]
+            )
+            for route in routes
+            if route["dev"] in ("lo", "data0")
+        }
+    # The machine underneath has tables of its own, if it has nft at all.
+    if shutil.which("nft", path=PATH) and "data0" in {link["ifname"] for link in links}:
+        tables = json.loads(run("nft", "-j", "list", "tables"))["nftables"]
+        named = [entry["table"] for entry in tables if "table" in entry]
+        found |= {f"table {each['family']} {each['name']}": "" for each in named}
+    return found
 
 
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
