@@ -1,7 +1,9 @@
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tune_loader import load
+from tune_loader import ROLES, load
+from vm_parts import parameters, vm_arguments, vm_layout
 
 hosts_filter = load("lab_vm", "filter_plugins", "lab_vm")
 
@@ -38,6 +40,24 @@ def test_filter_takes_hosts_of_groups_once_and_in_order() -> None:
             "data": ["198.18.1.1", "fd63:6f6e:6e6c:1::1"],
         },
     ]
+
+
+def test_the_server_comes_first_whatever_hosts_there_are_besides() -> None:
+    names = {"servers": "server1", "clients": "client1", "routers": "router1", "proxies": "proxy1"}
+    hostvars = {
+        name: {"ansible_port": 22201 + turn, "lab_data_address": f"198.18.{turn}.1"}
+        for turn, name in enumerate(names.values())
+    }
+    groups = {group: [name] for group, name in names.items()}
+    wanted = yaml.safe_load((ROLES / "lab_vm/defaults/main.yml").read_text())["lab_vm_groups"]
+    found = hosts_filter.lab_vm_hosts(wanted, groups, hostvars, 1024, 1)
+    fleet = vm_layout.lay_out(parameters(*found))
+    # The data links of all meet in it.
+    hub = vm_arguments.links(fleet, fleet.vms[0])
+    assert fleet.vms[0].name == "server1"
+    for vm in fleet.vms[1:]:
+        assert f"hubport,id=hub-{vm.name},hubid=0,netdev=to-{vm.name}" in hub
+        assert vm_arguments.links(fleet, vm)[1].endswith(f"path=../server1/{vm.name}.sock")
 
 
 def test_filters_go_by_the_names_that_the_role_uses() -> None:
