@@ -1,0 +1,1 @@
+../../alias_ips/filter_plugins/alias_ips.py

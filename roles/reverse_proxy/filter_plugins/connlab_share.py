@@ -1,0 +1,1 @@
+../../tune_sysctl/filter_plugins/connlab_share.py

@@ -1,0 +1,215 @@
+#!/usr/bin/python
+"""Ansible module: the way that the answers of transparent connections take back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.connlab_ip import Ip, network_files
+from ansible.module_utils.connlab_policy_routes import (
+    dropin,
+    listing,
+    misrouted,
+    route_words,
+    routes_there,
+    rule_words,
+    rules_there,
+)
+from ansible.module_utils.connlab_record import (
+    load_record,
+    place_files,
+    remove_record,
+    restore_files,
+    save_record,
+)
+
+DOCUMENTATION = r"""
+module: connlab_proxy_routes
+short_description: Route the answers of transparent connections by their source port
+description:
+  - Adds routing rules and the one route of their table, reads them back, and removes nothing that
+    it did not add. Without rules it takes away those of an earlier run.
+options:
+  state:
+    description: What to do.
+    type: str
+    choices: [present, absent]
+    default: present
+  rules:
+    description: Rules, each with C(priority), C(table), C(from), C(sport) and C(iif).
+    type: list
+    elements: dict
+    default: []
+  routes:
+    description: >-
+      The route of the table, with C(table), C(dev) and C(via); nothing for C(via) makes every
+      address local.
+    type: list
+    elements: dict
+    default: []
+  peers:
+    description: Addresses whose packets arrive at the routes' interface.
+    type: list
+    elements: str
+    default: []
+  lab_name:
+    description: Name of the lab, part of the systemd-networkd drop-in's name.
+    type: str
+    default: connlab
+  record:
+    description: The JSON file that keeps what was added.
+    type: path
+    required: true
+author: connlab
+"""
+EXAMPLES = r"""
+- name: Send what a server answers on port 5002 to the proxy
+  connlab_proxy_routes:
+    rules: [{priority: 5002, table: 5002, from: 198.18.0.1, sport: 5002, iif: ""}]
+    routes: [{table: 5002, via: 198.18.211.1, dev: data0}]
+    record: /var/lib/connlab/reverse_proxy_routes.json
+"""
+RETURN = r"""
+reported:
+  description: What could not be made to last, with the reason.
+  returned: state present
+  type: dict
+"""
+
+ROLE = "reverse_proxy_routes"
+
+TABLE = "reverse_proxy_table"
+
+
+def find(ip: Ip, keys: Sequence[Sequence[int]]) -> tuple[list[str], list[str]]:
+    """Return the rules and routes that are there of these (priority, table)."""
+    priorities = {priority for priority, _ in keys}
+    tables = {table for _, table in keys}
+    return rules_there(ip, priorities, tables), routes_there(ip, tables)
+
+
+def diff(before: tuple[list[str], list[str]], after: tuple[list[str], list[str]]) -> dict[str, str]:
+    """Return the --diff entry of rules and routes."""
+    return {
+        "before_header": "policy routing",
+        "after_header": "policy routing",
+        "before": listing(*before),
+        "after": listing(*after),
+    }
+
+
+def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
+    """Add what is missing, take away what an earlier run added and nobody wants any more."""
+    given = module.params
+    record = load_record(given["record"], ROLE)
+    rules = [rule_words(rule) for rule in given["rules"]]
+    routes = [route_words(route) for route in given["routes"]]
+    if not rules and "keys" not in record:
+        return {"changed": False, "diff": [], "reported": {}}
+    wanted_keys = sorted({(rule["priority"], rule["table"]) for rule in given["rules"]})
+    keys = sorted({*wanted_keys, *map(tuple, record.get("keys", []))})
+    have_rules, have_routes = find(ip, keys)
+    ours = [*record.get("rules", []), *record.get("routes", [])]
+    strange = [each for each in [*have_rules, *have_routes] if each not in ours]
+    if strange:
+        raise ValueError(
+            f"{TABLE}: {keys[0][1]}: expected a table and a priority that nothing else uses, "
+            f"found {strange[0]}"
+        )
+    interface = given["routes"][0]["dev"] if routes else ""
+    lines = misrouted(ip, interface, given["peers"]) if routes else []
+    if lines:
+        raise ValueError("; ".join(lines))
+    # The route first: a rule that leads to an empty table is passed by. The protocol is the one
+    # that systemd-networkd gives, so that what it adds at boot is one and the same.
+    add = [f"route add {each} proto static" for each in routes if each not in have_routes]
+    add += [f"rule add {each} protocol static" for each in rules if each not in have_rules]
+    drop = [f"rule del {each}" for each in have_rules if each not in rules]
+    drop += [f"route del {each}" for each in have_routes if each not in routes]
+    record["reported"] = {}
+    files = {}
+    lasting = network_files(interface) if routes else []
+    if lasting:
+        path = f"/etc/systemd/network/{lasting[0].name}.d/91-{given['lab_name']}-proxy.conf"
+        files[path] = dropin(given["lab_name"], given["rules"], given["routes"])
+    elif routes:
+        record["reported"]["persistence"] = (
+            f"wanted a systemd-networkd file for {interface} in /etc/systemd/network or "
+            "/run/systemd/network, found none: the rules end with this boot"
+        )
+    diffs = place_files(record, files, write=False)
+    record.update(rules=rules, routes=routes, keys=list(map(list, wanted_keys)))
+    if not module.check_mode:
+        # Whatever happens from here on, a revert finds all that may have been added.
+        pending = {
+            "rules": sorted({*rules, *have_rules}),
+            "routes": sorted({*routes, *have_routes}),
+            "keys": list(map(list, keys)),
+        }
+        save_record(given["record"], {**record, **pending})
+        ip.batch([*drop, *add])
+        place_files(record, files, write=True)
+        if add or drop:
+            have = [*find(ip, keys)[0], *find(ip, keys)[1]]
+            missing = [each for each in [*rules, *routes] if each not in have]
+            if missing:
+                raise ValueError(f"wanted {missing[0]}, found {'; '.join(have) or 'nothing'}")
+        save_record(given["record"], record)
+    if add or drop:
+        diffs.append(diff((have_rules, have_routes), (rules, routes)))
+    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
+
+
+def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
+    """Remove what was added, restore the files, prove both, and remove the record."""
+    path = module.params["record"]
+    if not Path(path).exists():
+        return {"changed": False, "diff": []}
+    record = load_record(path, ROLE)
+
+    def left() -> tuple[list[str], list[str]]:
+        rules, routes = find(ip, record.get("keys", []))
+        return (
+            [each for each in rules if each in record["rules"]],
+            [each for each in routes if each in record["routes"]],
+        )
+
+    rules, routes = left()
+    diffs = restore_files(record, write=not module.check_mode)
+    if rules or routes:
+        diffs.append(diff((rules, routes), ([], [])))
+    if not module.check_mode:
+        ip.batch([*(f"rule del {e}" for e in rules), *(f"route del {e}" for e in routes)])
+        stay = listing(*left()).splitlines()
+        if stay:
+            raise ValueError(f"{stay[0]}: wanted gone, found there")
+        remove_record(path)
+    return {"changed": True, "diff": diffs}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "rules": {"type": "list", "elements": "dict", "default": []},
+            "routes": {"type": "list", "elements": "dict", "default": []},
+            "peers": {"type": "list", "elements": "str", "default": []},
+            "lab_name": {"type": "str", "default": "connlab"},
+            "record": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    action = present if module.params["state"] == "present" else absent
+    try:
+        result = action(module, Ip(module))
+    except (ValueError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../../alias_ips/module_utils/connlab_ip.py

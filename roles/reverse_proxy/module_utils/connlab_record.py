@@ -1,0 +1,1 @@
+../../tune_sysctl/module_utils/connlab_record.py
