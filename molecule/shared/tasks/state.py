@@ -26,6 +26,7 @@ MOVING = {
     "and other labs on this machine make and remove theirs",
 }
 DIRECTORIES = (
+    "/etc/connlab",
     "/etc/modules-load.d",
     "/etc/nftables.d",
     "/etc/sysctl.d",
@@ -71,7 +72,7 @@ def files(directories: list[str]) -> dict[str, str]:
 
 
 def addresses() -> dict[str, str]:
-    """Return the data interface's addresses and routes, all local routes, and nftables tables."""
+    """Return the data interface's addresses and routes, local ones, rules, and nftables tables."""
     links = json.loads(run("ip", "-j", "addr", "show"))
     found = {
         f"{link['ifname']} {entry['local']}/{entry['prefixlen']}": entry["scope"]
@@ -88,6 +89,9 @@ def addresses() -> dict[str, str]:
             for route in routes
             if route["dev"] in ("lo", "data0")
         }
+    if "data0" in {link["ifname"] for link in links}:
+        rules = run("ip", "-N", "rule", "show").splitlines()
+        found |= {f"rule {rule.strip()}": "" for rule in rules}
     # The machine underneath has tables of its own, if it has nft at all.
     if shutil.which("nft", path=PATH) and "data0" in {link["ifname"] for link in links}:
         tables = json.loads(run("nft", "-j", "list", "tables"))["nftables"]
