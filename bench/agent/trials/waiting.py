@@ -1,0 +1,254 @@
+"""What it costs to be woken by one of N watched connections: select(2), poll(2) and epoll(7).
+
+Real TCP connections over loopback. This process has one end of each, a child has the others, so
+that the limit on open files counts each only once. One connection in the middle has a byte that
+nobody reads, so every call returns at once (level-triggered), and its time is that of looking
+through the watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import statistics
+import struct
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from bench.agent import workers
+from bench.agent.stage import Misuse, Stage
+
+HOME = "127.0.0.1"
+
+FD_SETSIZE = 1024
+"""Descriptors of an ``fd_set`` (POSIX ``sys/select.h``; glibc's ``__FD_SETSIZE``)."""
+
+SPARE = 64
+"""Descriptors of either process that are no connections."""
+
+PATIENCE = 30.0
+"""Seconds that one connect, accept or answer of the child may take."""
+
+BATCHES = 7
+"""Timed batches of calls; their median is told, so that what else the machine does counts less."""
+
+_LINGER_RST = struct.pack("ii", 1, 0)
+_ORDER = struct.Struct("ii")
+
+
+def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
+    """Tell how far select() goes and how many can be watched at ``most``; then take steps.
+
+    A step watches ``watched`` connections, more than the one before. Its answer has, per
+    multiplexer, ``wall_us`` and ``cpu_us`` for a call, or no entry where it cannot watch so many.
+    ``milliseconds`` is the time that a batch of calls takes.
+    """
+    files = workers.open_files("hard")
+    milliseconds = args.get("milliseconds")
+    if not isinstance(milliseconds, (int, float)) or not 0 < milliseconds <= 1000:
+        raise Misuse(f"milliseconds: got {milliseconds!r}, expected above 0 and at most 1000")
+    most = files - SPARE
+    stage.tell(nofile=files, most=most, **_selects(files))
+    with _listening() as (door, child):
+        held: List[socket.socket] = []
+        try:
+            while True:
+                step = stage.step() or {}
+                wanted = step.get("watched")
+                if not isinstance(wanted, int) or not len(held) < wanted <= most:
+                    raise Misuse(
+                        f"watched: got {wanted!r}, expected above {len(held)} and at most {most}"
+                    )
+                active = _grow(held, wanted, door, child)
+                stage.tell(watched=wanted, **_measured(held, active.fileno(), milliseconds / 1000))
+                active.recv(1)
+        finally:
+            for one in held:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+                one.close()
+
+
+def _selects(files: int) -> Dict[str, Any]:
+    """The lowest descriptor that select() refuses, its words, and what select(2) makes of it."""
+    most = min(files - 1, 4 * FD_SETSIZE)
+    ours, theirs = socket.socketpair()
+    refused: Optional[int] = None
+    words = ""
+    above: Optional[bool] = None
+    try:
+        theirs.send(b"x")
+        for number in range(FD_SETSIZE - 4, most):
+            if _taken(number):
+                continue
+            os.dup2(ours.fileno(), number)
+            try:
+                select.select([number], [], [], 0)
+            except ValueError as error:
+                refused, words = number, str(error)
+                above = _bare_select(number)
+                break
+            finally:
+                os.close(number)
+    finally:
+        ours.close()
+        theirs.close()
+    return {"refused": refused, "words": words, "kernel_goes_on": above}
+
+
+def _taken(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _bare_select(number: int) -> bool:
+    """Whether select(2) itself reports a descriptor, given a bitmap that is large enough."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    bits = (ctypes.c_ulong * (number // (8 * ctypes.sizeof(ctypes.c_ulong)) + 1))()
+    width = 8 * ctypes.sizeof(ctypes.c_ulong)
+    bits[number // width] = 1 << (number % width)
+    now = (ctypes.c_long * 2)(0, 0)  # struct timeval
+    return int(libc.select(number + 1, bits, None, None, now)) == 1
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[Tuple[socket.socket, _Child]]:
+    with socket.socket() as door:
+        door.bind((HOME, 0))
+        door.listen(1024)
+        door.settimeout(PATIENCE)
+        child = _Child(door.getsockname())
+        try:
+            yield door, child
+        finally:
+            child.end()
+
+
+class _Child:
+    """The process with the other ends. It ends with its orders, or with its parent."""
+
+    def __init__(self, target: Any) -> None:
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(orders)
+            os.close(answers)
+            return
+        try:
+            # Of the stage's threads none came along; its handlers did.
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            ctypes.CDLL(None).prctl(workers.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            os.close(self._orders)
+            os.close(self._answers)
+            if os.getppid() == parent:
+                _other_ends(target, orders, answers)
+        finally:
+            os._exit(0)
+
+    def open(self, count: int, active: int) -> None:
+        """Have it open so many further connections, and write a byte to that one of all."""
+        os.write(self._orders, _ORDER.pack(count, active))
+
+    def opened(self) -> None:
+        """Wait until it has. :raises OSError: in its words, if it could not."""
+        ready, _, _ = select.select([self._answers], [], [], PATIENCE)
+        said = os.read(self._answers, 512) if ready else b"no answer"
+        if said != b"ok":
+            raise OSError(0, f"the other ends: {said.decode() or 'the process has ended'}")
+
+    def end(self) -> None:
+        """End it; its sockets are closed by RST."""
+        os.close(self._orders)
+        os.close(self._answers)
+        os.waitpid(self.pid, 0)
+
+
+def _other_ends(target: Any, orders: int, answers: int) -> None:
+    held: List[socket.socket] = []
+    while True:
+        order = os.read(orders, _ORDER.size)
+        if len(order) < _ORDER.size:
+            break
+        count, active = _ORDER.unpack(order)
+        try:
+            for _ in range(count):
+                made = socket.socket()
+                made.settimeout(PATIENCE)
+                held.append(made)
+                made.connect(target)
+            held[active].sendall(b"x")
+            os.write(answers, b"ok")
+        except OSError as error:
+            os.write(answers, str(error).encode())
+    for made in held:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+        made.close()
+
+
+def _grow(
+    held: List[socket.socket], count: int, door: socket.socket, child: _Child
+) -> socket.socket:
+    """Have ``count`` connections in all; returns the one that has a byte to read."""
+    missing = count - len(held)
+    child.open(missing, count // 2)  # one process connects one by one: both have the same order
+    for _ in range(missing):
+        one, _ = door.accept()
+        held.append(one)
+    child.opened()
+    active = held[count // 2]
+    active.settimeout(PATIENCE)
+    active.recv(1, socket.MSG_PEEK)
+    return active
+
+
+def _measured(held: List[socket.socket], active: int, seconds: float) -> Dict[str, Any]:
+    """What a call costs, by multiplexer; each has to name the active connection alone."""
+    numbers = [one.fileno() for one in held]
+    found: Dict[str, Any] = {}
+    if max(numbers) < FD_SETSIZE:
+        found["select"] = _timed(lambda: select.select(numbers, [], [], 5)[0], [active], seconds)
+    poll = select.poll()
+    for number in numbers:
+        poll.register(number, select.POLLIN)
+    found["poll"] = _timed(lambda: poll.poll(5000), [(active, select.POLLIN)], seconds)
+    with select.epoll() as epoll:
+        for number in numbers:
+            epoll.register(number, select.EPOLLIN)
+        found["epoll"] = _timed(lambda: epoll.poll(5), [(active, select.EPOLLIN)], seconds)
+    return found
+
+
+def _timed(call: Callable[[], Any], expected: Any, seconds: float) -> Dict[str, float]:
+    """Wall and processor time of a call, microseconds: medians of :data:`BATCHES` batches.
+
+    :raises OSError: if a call answers anything but ``expected``.
+    """
+    times = 1
+    while True:
+        began = time.perf_counter()
+        for _ in range(times):
+            got = call()
+        took = time.perf_counter() - began
+        if got != expected:
+            raise OSError(0, f"got {got!r}, expected {expected!r}")
+        if took >= seconds / 4:
+            break
+        times *= 2
+    times = max(1, int(times * seconds / took))
+    wall, cpu = [], []
+    for _ in range(BATCHES):
+        began, busy = time.perf_counter(), time.process_time()
+        for _ in range(times):
+            call()
+        cpu.append((time.process_time() - busy) / times * 1e6)
+        wall.append((time.perf_counter() - began) / times * 1e6)
+    return {"wall_us": statistics.median(wall), "cpu_us": statistics.median(cpu)}

@@ -1,0 +1,150 @@
+"""How a process waits for many connections: select, poll, epoll."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+
+FD_SETSIZE = 1_024
+"""Descriptors of an ``fd_set`` (POSIX ``sys/select.h``; glibc's ``__FD_SETSIZE``)."""
+
+AT = 100
+"""Watched connections that growth is counted from: below, the call itself is most of the time."""
+
+GROWS = 0.25
+"""Growth of the cost per growth of the watched from which on a cost is one of each watched."""
+
+FLAT = 3.0
+"""Growth of the cost up to which it is one of the call, whatever is watched."""
+
+STEP_SECONDS = 120.0
+
+
+class MultiplexersParameters(Parameters):
+    """How many connections are watched, and for how long each is timed."""
+
+    watched: list[int]
+    milliseconds: int
+
+
+class Wait(BaseModel):
+    """What a call costs that finds one of the watched connections readable."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    watched: int
+    select: float | None = Field(description="select(): µs a call; none above its limit")
+    poll: float = Field(description="poll(): µs a call")
+    epoll: float = Field(description="epoll_wait(): µs a call")
+    select_cpu: float | None = Field(description="select(): µs of processor a call")
+    poll_cpu: float = Field(description="poll(): µs of processor a call")
+    epoll_cpu: float = Field(description="epoll_wait(): µs of processor a call")
+
+
+class MultiplexersFound(Found):
+    """Where select() stops, and what a wake-up costs."""
+
+    select_refused: int | None = Field(
+        description="lowest descriptor that select() refused; none: it refused none that was tried"
+    )
+    select_words: str = Field(description="what it said")
+    select_kernel_goes_on: bool | None = Field(
+        description="whether select(2) itself reports that descriptor, given a larger bitmap"
+    )
+    nofile: int = Field(description="open files that the process could have")
+    waits: list[Wait] = Field(description="wall and processor time of a call, µs, by watched")
+
+
+def measure_multiplexers(lab: Lab, parameters: MultiplexersParameters) -> MultiplexersFound:
+    """Have one host watch more and more of its own connections.
+
+    :raises NotMeasurable: if a process cannot open files beyond select()'s limit.
+    """
+    waits: list[Wait] = []
+    with lab.trials() as trials:
+        trial = trials.begin(lab.server, "waiting", milliseconds=parameters.milliseconds)
+        first = trial.first
+        if first["nofile"] <= 2 * FD_SETSIZE:
+            raise NotMeasurable(
+                f"{lab.server.name} lets a process open {first['nofile']:,} files, expected more "
+                f"than {2 * FD_SETSIZE:,}: raise the hard nofile limit (role tune_limits)"
+            )
+        for wanted in sorted(parameters.watched):
+            if waits and waits[-1].watched >= int(first["most"]):
+                break
+            lab.note(f"watches {wanted:,} connections")
+            told = trial.go(STEP_SECONDS, watched=min(wanted, int(first["most"])))
+            costs = {name: told.get(name) or {} for name in ("select", "poll", "epoll")}
+            waits.append(
+                Wait.model_validate(
+                    {"watched": told["watched"]}
+                    | {name: cost.get("wall_us") for name, cost in costs.items()}
+                    | {f"{name}_cpu": cost.get("cpu_us") for name, cost in costs.items()}
+                )
+            )
+        trial.end()
+    return MultiplexersFound(
+        select_refused=first["refused"],
+        select_words=first["words"],
+        select_kernel_goes_on=first["kernel_goes_on"],
+        nofile=first["nofile"],
+        waits=waits,
+    )
+
+
+def judge_multiplexers(found: MultiplexersFound) -> Judgement:
+    """Confirmed if all three parts of the statement hold; growth is judged within the run."""
+    usual = [one for one in found.waits if one.watched >= AT]
+    if len(usual) < 2:
+        return Judgement(
+            "inconclusive", "", f"growth needs two numbers of watched connections from {AT} on"
+        )
+    least, most = usual[0], usual[-1]
+    more = most.watched / least.watched
+    poll, epoll = most.poll / least.poll, most.epoll / least.epoll
+    stops = found.select_refused == FD_SETSIZE
+    refused = "no descriptor" if found.select_refused is None else f"{found.select_refused:,}"
+    measured = (
+        f"select() refused descriptor {refused}; a call with {least.watched:,} and "
+        f"{most.watched:,} watched: poll {least.poll:.1f} and {most.poll:.1f} µs, epoll "
+        f"{least.epoll:.1f} and {most.epoll:.1f} µs"
+    )
+    if stops and poll >= GROWS * more > FLAT and epoll <= FLAT:
+        return Judgement(
+            "confirmed",
+            measured,
+            "an fd_set is a bitmap of FD_SETSIZE (1,024) descriptors; poll hands over and looks "
+            "through the whole list at each call; epoll keeps the list in the kernel and hands out "
+            "what is ready",
+        )
+    failing = [
+        text
+        for text, is_so in (
+            ("select() did not stop at descriptor 1,024", not stops),
+            ("poll did not slow down with what it watches", poll <= FLAT < GROWS * more),
+            ("epoll slowed down with what it watches", epoll >= GROWS * more > FLAT),
+        )
+        if is_so
+    ]
+    if failing:
+        return Judgement("refuted", measured, "; ".join(failing))
+    return Judgement(
+        "inconclusive", measured, "costs grew neither with what is watched nor not at all"
+    )
+
+
+MULTIPLEXERS = Claim(
+    id="multiplexers",
+    said="select() stops at its descriptor limit; poll() gets slow; epoll scales.",
+    cure="Use epoll (or a library that does); it is the number of events that costs, not that of "
+    "connections.",
+    read="https://man7.org/linux/man-pages/man7/epoll.7.html",
+    small=MultiplexersParameters(watched=[10, 100, 1_000, 5_000], milliseconds=20),
+    full=MultiplexersParameters(
+        watched=[10, 100, 900, 5_000, 10_000, 15_000, 19_900], milliseconds=200
+    ),
+    measure=measure_multiplexers,
+    judge=judge_multiplexers,
+)
