@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bench.claims import addresses, counting, events, keystroke, nat, proxy
+from bench.claims import addresses, counting, events, keystroke, nat, pressure, proxy
 from bench.claims.model import Claim
 from bench.errors import InputError
 
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
+    pressure.BURST,
     events.MULTIPLEXERS,
     keystroke.KEYSTROKE,
     nat.NAT,

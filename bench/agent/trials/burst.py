@@ -1,0 +1,160 @@
+"""A client that opens many connections at once and waits for each to be served."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import struct
+import time
+from typing import Any, Dict, List, Tuple
+
+from bench.agent import control, workers
+from bench.agent.stage import Misuse, Stage
+from bench.agent.trials import door
+
+MOST = 50_000
+"""Connections of a burst that may be asked for."""
+
+LONGEST_MS = 30_000
+
+IP_BIND_ADDRESS_NO_PORT = 24
+"""include/uapi/linux/in.h; Python's socket module names it only in later releases than 3.9."""
+
+_LINGER_RST = struct.pack("ii", 1, 0)
+
+
+class Burst:
+    """Connections begun at once."""
+
+    def __init__(self, source: str, target: Tuple[str, int]) -> None:
+        self._source, self._target = source, target
+        self._epoll = select.epoll()
+        self._began: Dict[int, float] = {}
+        self._open: Dict[int, socket.socket] = {}
+        self._waiting: Dict[int, socket.socket] = {}
+        self.errors: Dict[str, int] = {}
+        self.connected: List[float] = []
+        """Seconds that each took that came to be."""
+        self.served: List[float] = []
+        """Seconds from its start to the server's first byte."""
+
+    def begin(self, count: int) -> None:
+        """Start them all; none is waited for."""
+        for _ in range(count):
+            made = socket.socket(control.family_of(self._source), socket.SOCK_STREAM)
+            made.setblocking(False)
+            # Not bind(2) alone: the port is chosen at connect(2), for the four-tuple.
+            made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            number = made.fileno()
+            self._open[number] = made
+            made.bind((self._source, 0))
+            self._began[number] = time.monotonic()
+            code = made.connect_ex(self._target)
+            if code not in (0, errno.EINPROGRESS):
+                self._failed(number, code)
+                continue
+            self._waiting[number] = made
+            self._epoll.register(number, select.EPOLLOUT)
+
+    def decide(self, seconds: float) -> None:
+        """Wait until each is connected, has failed, or has taken that long."""
+        while self._waiting:
+            now = time.monotonic()
+            oldest = next(iter(self._waiting))
+            left = self._began[oldest] + seconds - now
+            if left <= 0:
+                self._failed(oldest, errno.ETIMEDOUT)
+                continue
+            self._look(left)
+
+    def _look(self, seconds: float) -> None:
+        for number, events in self._epoll.poll(seconds, 1024):
+            now = time.monotonic()
+            if number in self._waiting:
+                code = self._waiting[number].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code:
+                    self._failed(number, code)
+                    continue
+                del self._waiting[number]
+                self.connected.append(now - self._began[number])
+                self._epoll.modify(number, select.EPOLLIN)
+            if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                self._epoll.unregister(number)
+                with contextlib.suppress(OSError):
+                    if self._open[number].recv(1):
+                        self.served.append(now - self._began[number])
+
+    def serve(self, seconds: float) -> None:
+        """Wait until the server has greeted all that are connected, at most that long."""
+        ends = time.monotonic() + seconds
+        while len(self.served) < len(self.connected):
+            left = ends - time.monotonic()
+            if left <= 0:
+                return
+            self._look(left)
+
+    def _failed(self, number: int, code: int) -> None:
+        name = errno.errorcode.get(code, str(code))
+        self.errors[name] = self.errors.get(name, 0) + 1
+        self._waiting.pop(number, None)
+        self._open.pop(number).close()
+
+    def close(self) -> None:
+        """Close everything by RST."""
+        for one in self._open.values():
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+            one.close()
+        self._open.clear()
+        self._epoll.close()
+
+
+def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
+    """Have ``target`` prove itself, then open bursts as the steps say, until the end of the input.
+
+    A step with ``connects`` and ``timeout_ms`` opens so many at once and answers when all are
+    decided: ``connected``, ``errors`` {errno name: count} (``ETIMEDOUT``: it took longer),
+    ``milliseconds`` [median, 99th percentile, most]. They stay open until the next step. One with
+    ``wait_ms`` waits for the server's bytes, closes by RST, and answers with the connections
+    ``served`` and ``milliseconds`` from their start.
+    """
+    address, port = args["target"]
+    workers.open_files("hard")
+    door.proven(args, [(address, port)])
+    stage.tell()
+    burst = Burst(args["source"], (address, port))
+    try:
+        while True:
+            step = stage.step() or {}
+            if "connects" in step:
+                burst.close()
+                burst = Burst(args["source"], (address, port))
+                burst.begin(_whole(step, "connects", MOST))
+                burst.decide(_whole(step, "timeout_ms", LONGEST_MS) / 1000)
+                stage.tell(
+                    connected=len(burst.connected),
+                    errors=burst.errors,
+                    milliseconds=_spread(burst.connected),
+                )
+            else:
+                burst.serve(_whole(step, "wait_ms", LONGEST_MS) / 1000)
+                burst.close()
+                stage.tell(served=len(burst.served), milliseconds=_spread(burst.served))
+    finally:
+        burst.close()
+
+
+def _whole(step: Dict[str, Any], name: str, most: int) -> int:
+    found = step.get(name)
+    if not isinstance(found, int) or not 1 <= found <= most:
+        raise Misuse(f"{name}: got {found!r}, expected 1 to {most}")
+    return found
+
+
+def _spread(seconds: List[float]) -> List[float]:
+    """Median, 99th percentile (nearest rank) and most, in milliseconds; nothing of nothing."""
+    if not seconds:
+        return []
+    ranked = sorted(seconds)
+    return [ranked[-(-len(ranked) * part // 100) - 1] * 1000 for part in (50, 99, 100)]

@@ -1,0 +1,96 @@
+"""Both ends of a small experiment: who connects to where, and what looks at the hosts meanwhile."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import paths, scenario
+from bench.claims.lab import Lab
+from bench.claims.model import NotMeasurable
+from bench.collect import nstat, slab
+from bench.inventory import Host
+from bench.trials import Trial, Trials
+
+FIRST_PORT = 5_000
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The first server's address and ports, the first client's address, and their secret."""
+
+    nonce: str
+    source: str
+    address: str
+    control: tuple[str, int]
+    ports: tuple[int, ...]
+
+    @property
+    def endpoints(self) -> list[tuple[str, int]]:
+        """What the server listens on."""
+        return [(self.address, port) for port in self.ports]
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """What the server's side has to know for the handshake."""
+        return {"nonce": self.nonce, "control": self.control}
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """What the client's side has to know for it."""
+        return {**self.server, "source": self.source}
+
+
+def between(lab: Lab, ports: int = 1, family: int | None = None) -> Ends:
+    """The ends of an experiment between the first client and the first server.
+
+    :param ports: how many of the server's
+    :param family: IP version; none: that of the server's first address
+    :raises NotMeasurable: if one of them has no address for it.
+    """
+    fields = {} if family is None else {"family": family}
+    wanted = scenario.load("claim", {**lab.inventory.settings, **fields})
+    there = paths.listening(wanted, lab.inventory, lab.server)
+    here = paths.sources(wanted, lab.inventory, lab.client)
+    for host, found in ((lab.server, there), (lab.client, here)):
+        if not found:
+            version = paths.family(wanted, lab.inventory)
+            raise NotMeasurable(f"{host.name} has no IPv{version} address in the inventory")
+    return Ends(
+        secrets.token_hex(16),
+        here[0],
+        there[0],
+        (there[0], wanted.control_port),
+        tuple(range(FIRST_PORT, FIRST_PORT + ports)),
+    )
+
+
+class Look:
+    """Looks at one host between an experiment's steps."""
+
+    def __init__(self, trials: Trials, host: Host) -> None:
+        self._trial: Trial = trials.begin(host, "look")
+
+    def counters(self) -> dict[str, int]:
+        """The kernel's counters of the host (nstat(8)), by name."""
+        return nstat.parse(self._trial.go(texts=["nstat"])["texts"]["nstat"])
+
+    def caches(self) -> dict[str, slab.Cache]:
+        """The kernel's slab caches, by name."""
+        return slab.parse(self._trial.go(texts=["slabinfo"])["texts"]["slabinfo"])
+
+    def text(self, name: str) -> str:
+        """A source of evidence (``bench.agent.probe.SOURCES``)."""
+        return str(self._trial.go(texts=[name])["texts"][name])
+
+    def count(self, ends: Sequence[tuple[str, int]], side: str, *states: str) -> list[int]:
+        """Sockets of these ends in each of the states, by ss(8). ``side``: src or dst."""
+        asked = [{"ends": list(ends), "side": side, "state": state} for state in states]
+        return [int(one) for one in self._trial.go(count=asked)["counts"]]
+
+
+def gained(before: Mapping[str, int], after: Mapping[str, int], name: str) -> int:
+    """What a counter has gained; one that is not listed has counted nothing."""
+    return after.get(name, 0) - before.get(name, 0)
