@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bench.claims import addresses, counting, events, keystroke, nat, pressure, proxy
+from bench.claims import addresses, counting, events, keystroke, nat, pressure, proxy, userland
 from bench.claims.model import Claim
 from bench.errors import InputError
 
@@ -16,6 +16,7 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     keystroke.KEYSTROKE,
     nat.NAT,
     proxy.REVERSE_PROXY,
+    userland.USERLAND_TCP,
     counting.COUNT_BY_PORT,
 )
 
