@@ -124,8 +124,9 @@ class Stage:
                 if command.get("op") == "stop":
                     data = b""
                     break
-                self._steps.put(command)
+                # The bell first: who takes the step takes its byte too, or one would stay for good.
                 os.write(self._bell_w, b"\0")
+                self._steps.put(command)
             if not data:
                 self._kill()
                 return
