@@ -50,7 +50,7 @@ class UserlandTcpFound(Found):
     left: int = Field(description="ESTAB on the server after all were closed by an RST of our own")
     rate: float = Field(description="connections a second, shaken by hand")
     kernel_rate: float = Field(description="connections a second by connect(2), same language")
-    bytes_each: float = Field(description="memory that the process grew by, bytes a connection")
+    bytes_each: float = Field(description="what the client's program keeps, bytes a connection")
     kernel_bytes_each: float = Field(
         description="a connected socket's objects in the kernel (TCP, inode, dentry, file), bytes"
     )

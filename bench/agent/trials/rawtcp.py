@@ -17,10 +17,11 @@ import resource
 import select
 import socket
 import struct
+import sys
 import time
 from typing import Any, Dict, Iterator, List, Tuple
 
-from bench.agent import probe, workers
+from bench.agent import workers
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 from bench.agent.trials.segments import ACK, MSS, PSH, RST, SYN, Segment, pack, read
@@ -153,6 +154,11 @@ class Stack:
         """Connections whose handshake is done and that were not reset."""
         return sum(self._up)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that is kept of them."""
+        return sum(sys.getsizeof(kept) for kept in (self._seq, self._ack, self._up))
+
     def open(self) -> Dict[str, int]:
         """Shake hands from every port; what came back: SYN-ACKs and RSTs."""
         seen = {"syn_acks": 0, "resets": 0}
@@ -247,9 +253,10 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
     ``raw``: shake hands by hand from the first ``ports`` of them, at most ``FILES`` files open. The
     answer has ``syn_acks`` and ``resets`` that came, ``kernel_resets`` that this host's kernel has
-    sent, ``held`` and the ``seconds`` and ``bytes`` of this process that it took. ``echo``: a byte
-    on ``ports`` of them; ``echoed``. ``reset``: close them all by RST. ``kernel``: the same number
-    of connections by connect(2), from any port, closed again; ``held``, ``seconds``.
+    sent, ``held``, the ``seconds`` that it took and the ``bytes`` that are kept of them.
+    ``echo``: a byte on ``ports`` of them; ``echoed``. ``reset``: close them all by RST.
+    ``kernel``: ``ports`` connections by connect(2), from any port, closed again; ``held``,
+    ``seconds``.
     """
     target = (str(args["target"][0]), int(args["target"][1]))
     ports = range(args["first_port"], args["first_port"] + args["count"])
@@ -266,10 +273,9 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
             if step.get("do") == "raw":
                 stack.reset()
                 tap.resets(ports)
-                before = probe.pss_kib([os.getpid()])
                 stack = Stack(wire, ports[: int(step["ports"])])
                 with _few_files():
-                    stage.tell(**_raw(stack, tap, before))
+                    stage.tell(**_raw(stack, tap))
             elif step.get("do") == "echo":
                 stage.tell(echoed=stack.echo(int(step["ports"])))
             elif step.get("do") == "reset":
@@ -295,15 +301,14 @@ def _few_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _raw(stack: Stack, tap: Tap, before: int) -> Dict[str, Any]:
-    """Shake hands; ``before``: the memory of this process before it had a stack, KiB."""
+def _raw(stack: Stack, tap: Tap) -> Dict[str, Any]:
     seen = stack.open()
     return {
         **seen,
         "kernel_resets": tap.resets(stack.ports),
         "held": stack.held,
         "seconds": stack.seconds,
-        "bytes": (probe.pss_kib([os.getpid()]) - before) * 1024,
+        "bytes": stack.size,
     }
 
 
