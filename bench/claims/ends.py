@@ -43,11 +43,12 @@ class Ends:
         return {**self.server, "source": self.source}
 
 
-def between(lab: Lab, ports: int = 1, family: int | None = None) -> Ends:
+def between(lab: Lab, ports: int = 1, family: int | None = None, first: int = FIRST_PORT) -> Ends:
     """The ends of an experiment between the first client and the first server.
 
     :param ports: how many of the server's
     :param family: IP version; none: that of the server's first address
+    :param first: the first of them
     :raises NotMeasurable: if one of them has no address for it.
     """
     fields = {} if family is None else {"family": family}
@@ -63,7 +64,7 @@ def between(lab: Lab, ports: int = 1, family: int | None = None) -> Ends:
         here[0],
         there[0],
         (there[0], wanted.control_port),
-        tuple(range(FIRST_PORT, FIRST_PORT + ports)),
+        tuple(range(first, first + ports)),
     )
 
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from bench.claims import addresses, counting, events, keystroke, nat, pressure, proxy, userland
+from bench.claims import (
+    addresses,
+    closing,
+    counting,
+    events,
+    keystroke,
+    nat,
+    pressure,
+    proxy,
+    userland,
+)
 from bench.claims.model import Claim
 from bench.errors import InputError
 
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
+    closing.TIME_WAIT,
     pressure.BURST,
     events.MULTIPLEXERS,
     keystroke.KEYSTROKE,

@@ -1,0 +1,282 @@
+"""What a connection leaves behind when it is closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.claims.ends import Ends, Look, between
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.trials import Trial, Trials
+
+RANGE = "net.ipv4.ip_local_port_range"
+FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"
+TW_REUSE = "net.ipv4.tcp_tw_reuse"
+MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+
+FIRST_PORT = 5_100
+"""Of the server's: TIME_WAITs that stay for a minute are in nobody's way there."""
+
+MODES = ("client", "mute", "client", "server", *["client"] * 5)
+"""Of the server's ports: what is watched (two), then a port for each part of the experiment, as the
+TIME_WAITs of one part must not hold the four-tuples of the next."""
+
+FIRST_SOURCE = 32_768
+"""Of the source ports: the default range begins there (net/ipv4/af_inet.c ``inet_init_net``)."""
+
+ONE: dict[str, str | int] = {RANGE: f"{FIRST_SOURCE - 2} {FIRST_SOURCE - 2}"}
+"""A single port for the kernel to choose: what is chosen next is the same again."""
+
+SHORT = 5
+"""What tcp_fin_timeout is set to, seconds."""
+
+WATCH_SECONDS = 150.0
+STEP_SECONDS = 120.0
+
+REUSE_PATIENCE = 3.0
+"""Seconds that a four-tuple is tried again: with tcp_tw_reuse and timestamps a TIME_WAIT is reused
+after one (net/ipv4/tcp_ipv4.c ``tcp_twsk_unique``); a socket that bound its port need not wait."""
+
+SAID_SECONDS = 120.0
+LATE_SECONDS = 5.0
+"""By how much a length may exceed what is meant: a timer of a minute is up to 4.1 s late with HZ
+1000, 2.0 s with HZ 250 (kernel/time/timer.c: the wheel's granularity at that distance)."""
+
+EARLY_SECONDS = 0.5
+"""By how much it may fall short: it is looked at every 0.2 s."""
+
+
+class TimeWaitParameters(Parameters):
+    """How many source ports there are for one target."""
+
+    ports: int
+
+
+class Churn(BaseModel):
+    """Connections opened and closed one after the other, to one target."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    asked: int = Field(description="connections to open and close")
+    done: int = Field(description="of those, done")
+    error: str | None = Field(description="errno that ended it; none: nothing did")
+    seconds: float = Field(description="that it took, s")
+    client_time_wait: int = Field(description="TIME_WAITs on the client thereafter, by ss")
+    server_time_wait: int = Field(description="TIME_WAITs on the server thereafter, by ss")
+
+
+class TimeWaitFound(Found):
+    """How long, where, and what comes of it."""
+
+    fin_timeout: int = Field(description="tcp_fin_timeout as found, s")
+    time_wait: float | None = Field(description="length of TIME_WAIT with it, s; none: not ended")
+    fin_wait_2: float | None = Field(description="length of an orphan's FIN_WAIT_2 with it, s")
+    short_fin_timeout: int = Field(description="tcp_fin_timeout as set then, s")
+    short_time_wait: float | None = Field(description="length of TIME_WAIT with that, s")
+    short_fin_wait_2: float | None = Field(description="of an orphan's FIN_WAIT_2 with that, s")
+    ports: int = Field(description="source ports of the client (ip_local_port_range)")
+    client_first: Churn = Field(description="client closes first by FIN, tcp_tw_reuse 0")
+    server_first: Churn = Field(description="server closes first by FIN")
+    reset: Churn = Field(description="client closes by RST")
+    reuse_first: Churn = Field(description="client closes first, tcp_tw_reuse 1: all ports once")
+    reuse_again: Churn = Field(description="the same a second later, all ports once more")
+    bound_after: float | None = Field(
+        description="s from a close until its four-tuple was let again to a socket that binds the "
+        "port with SO_REUSEADDR, tcp_tw_reuse 0; none: not while it was tried"
+    )
+    reuse_after: float | None = Field(
+        description="the same for a port that the kernel chooses, tcp_tw_reuse 1, s"
+    )
+    loopback_only_after: float | None = Field(
+        description="the same with tcp_tw_reuse 2, the default, to the server, s"
+    )
+    loopback_after: float | None = Field(
+        description="the same with tcp_tw_reuse 2, over loopback, s"
+    )
+    max_tw_buckets: int = Field(
+        description="tcp_max_tw_buckets as found: beyond so many TIME_WAITs none are kept"
+    )
+    object_bytes: float = Field(description="memory of one TIME_WAIT's object, bytes")
+    socket_bytes: float = Field(description="memory of a full TCP socket's object, bytes")
+    objects_gained: int = Field(
+        description="such objects that the first churn added, as far as /proc/slabinfo tells"
+    )
+
+
+def measure_time_wait(lab: Lab, parameters: TimeWaitParameters) -> TimeWaitFound:
+    """Watch closed sockets for a minute, and have others churn meanwhile."""
+    ends = between(lab, ports=len(MODES), first=FIRST_PORT)
+    with lab.trials() as trials:
+        modes = list(zip(ends.ports, MODES, strict=True))
+        trials.begin(
+            lab.server, "closing", side="server", address=ends.address, ports=modes, **ends.server
+        )
+        lasting = trials.begin(lab.client, "lasting", targets=ends.endpoints[:2], **ends.client)
+        client = trials.begin(
+            lab.client, "closing", side="client", targets=ends.endpoints[2:], **ends.client
+        )
+        lab.note("closes connections and watches how long they stay")
+        _close(lasting, ends)
+        with lab.settings([lab.client], sysctl={FIN_TIMEOUT: SHORT}) as before:
+            _close(lasting, ends)
+            # Told now, heard at the end: the minute passes while others churn.
+            lasting.agent.tell({"op": "go", "watch": WATCH_SECONDS})
+            rest = _Churning(lab, trials, ends, client, parameters.ports).measured()
+            lab.note("waits for the watched to end")
+            told = trials.gather([lasting], WATCH_SECONDS + STEP_SECONDS)[lasting]["seconds"]
+    return TimeWaitFound(
+        fin_timeout=int(before[lab.client.name][FIN_TIMEOUT]),
+        time_wait=told[0],
+        fin_wait_2=told[1],
+        short_fin_timeout=SHORT,
+        short_time_wait=told[2],
+        short_fin_wait_2=told[3],
+        max_tw_buckets=client.first["max_tw_buckets"],
+        **rest,
+    )
+
+
+def _close(lasting: Trial, ends: Ends) -> None:
+    """Leave one connection in TIME_WAIT and one, whose server does not close, in FIN_WAIT_2."""
+    for target, state in zip(ends.endpoints, ("TIME-WAIT", "FIN-WAIT-2"), strict=False):
+        lasting.go(target=target, state=state)
+
+
+class _Churning:
+    """The part of the experiment that runs while the first sockets are watched."""
+
+    def __init__(self, lab: Lab, trials: Trials, ends: Ends, client: Trial, ports: int) -> None:
+        self._lab, self._ends, self._client, self._ports = lab, ends, client, ports
+        self._here, self._there = Look(trials, lab.client), Look(trials, lab.server)
+
+    def measured(self) -> dict[str, Any]:
+        """Figures by the names of :class:`TimeWaitFound`."""
+        lab, ports = self._lab, self._ports
+        last = FIRST_SOURCE + ports - 1
+        narrow: dict[str, str | int] = {
+            RANGE: f"{FIRST_SOURCE} {last}",
+            TW_REUSE: 0,
+            MAX_TW_BUCKETS: 8 * ports,
+        }
+        name = "tw_sock_TCPv6" if ":" in self._ends.address else "tw_sock_TCP"
+        roomy = {MAX_TW_BUCKETS: 8 * ports}
+        with lab.settings([lab.client], sysctl=narrow), lab.settings([lab.server], sysctl=roomy):
+            lab.note(f"{ports:,} source ports, client closes first")
+            before = self._here.caches()
+            client_first = self._churn(2, "client", "fin", ports + 1)
+            after = self._here.caches()
+            lab.note("server closes first, then RST")
+            server_first = self._churn(3, "server", "fin", 2 * ports)
+            reset = self._churn(4, "client", "rst", 2 * ports)
+            lab.note("the same four-tuples again")
+            bound_after = self._reuse(6, bound=FIRST_SOURCE - 1)
+            with lab.settings([lab.client], sysctl={TW_REUSE: 1}):
+                reuse_first = self._churn(5, "client", "fin", ports)
+                with lab.settings([lab.client], sysctl=ONE):
+                    reuse_after = self._reuse(7)  # meanwhile the others get old enough
+                reuse_again = self._churn(5, "client", "fin", ports)
+            with lab.settings([lab.client], sysctl={TW_REUSE: 2, **ONE}):
+                loopback_only_after = self._reuse(8)
+                loopback_after = self._reuse(8, loopback=FIRST_SOURCE - 1)
+        return {
+            "ports": ports,
+            "client_first": client_first,
+            "server_first": server_first,
+            "reset": reset,
+            "reuse_first": reuse_first,
+            "reuse_again": reuse_again,
+            "bound_after": bound_after,
+            "reuse_after": reuse_after,
+            "loopback_only_after": loopback_only_after,
+            "loopback_after": loopback_after,
+            "object_bytes": after[name].bytes_each,
+            "socket_bytes": after[name.removeprefix("tw_sock_")].bytes_each,
+            "objects_gained": after[name].active - before[name].active,
+        }
+
+    def _churn(self, place: int, first: str, how: str, count: int) -> Churn:
+        target = self._ends.endpoints[place]
+        told = self._client.go(
+            STEP_SECONDS, do="churn", target=target, first=first, how=how, count=count
+        )
+        [here] = self._here.count([target], "dst", "time-wait")
+        [there] = self._there.count([target], "src", "time-wait")
+        return Churn(
+            asked=count,
+            done=told["done"],
+            error=told["error"],
+            seconds=told["seconds"],
+            client_time_wait=here,
+            server_time_wait=there,
+        )
+
+    def _reuse(self, place: int, **fields: Any) -> float | None:
+        target = self._ends.endpoints[place]
+        told = self._client.go(do="reuse", target=target, patience=REUSE_PATIENCE, **fields)
+        seconds: float | None = told["seconds"]
+        return seconds
+
+
+def judge_time_wait(found: TimeWaitFound) -> Judgement:
+    """Each of the three parts is so or not; together they confirm, refute, or it depends."""
+    if found.time_wait is None or found.short_time_wait is None:
+        return Judgement("inconclusive", "", "a TIME_WAIT had not ended when the watch was over")
+    first = found.client_first
+    measured = (
+        f"TIME_WAIT lasts {found.time_wait:.1f} s, {found.short_time_wait:.1f} s with "
+        f"tcp_fin_timeout {found.short_fin_timeout} (FIN_WAIT_2: {_seconds(found.fin_wait_2)} and "
+        f"{_seconds(found.short_fin_wait_2)}); of {found.ports:,} ports to one target "
+        f"{first.done:,} were used up where the client closes first ({first.error or 'no error'}), "
+        f"{_free(found.server_first)} where the server does, {_free(found.reset)} by RST; "
+        f"tcp_tw_reuse 1 lets them again after {_seconds(found.reuse_after)}; "
+        f"{found.object_bytes:,.0f} B each"
+    )
+    if first.error is not None and (first.error, first.done) != ("EADDRNOTAVAIL", found.ports):
+        return Judgement("inconclusive", measured, "churn ended otherwise than by a lack of ports")
+    parts = {
+        "it lasts two minutes": -EARLY_SECONDS <= found.time_wait - SAID_SECONDS <= LATE_SECONDS,
+        "tcp_fin_timeout tunes it": abs(found.short_time_wait - found.time_wait) > LATE_SECONDS,
+        "it uses up ports": first.error is not None,
+    }
+    if all(parts.values()):
+        return Judgement("confirmed", measured, "all three parts are as said")
+    reason = _reason(found)
+    if not any(parts.values()):
+        return Judgement("refuted", measured, reason)
+    so = ", ".join(part for part, is_so in parts.items() if is_so)
+    return Judgement("depends", measured, f"only this is so: {so}; {reason}")
+
+
+def _reason(found: TimeWaitFound) -> str:
+    spared = not found.server_first.error and not found.reset.error
+    return (
+        "its length is a constant of the kernel (TCP_TIMEWAIT_LEN, 60 s; timers are up to some "
+        "seconds late), tcp_fin_timeout is about FIN_WAIT_2, and it is a port of the side that "
+        "closes first"
+        + (", of one target alone; who is closed or resets holds nothing" if spared else "")
+    )
+
+
+def _seconds(found: float | None) -> str:
+    return "not ended" if found is None else f"{found:.1f} s"
+
+
+def _free(churn: Churn) -> str:
+    return f"none in {churn.done:,}" if churn.error is None else f"{churn.done:,}"
+
+
+TIME_WAIT = Claim(
+    id="time-wait",
+    said="A closed socket holds its port in TIME_WAIT for 2 minutes; this is tunable; it runs you "
+    "out of sockets.",
+    cure="Keep connections open and use them again, let the server close first, or set "
+    "net.ipv4.tcp_tw_reuse=1 on the client; more targets or source addresses add ports; "
+    "tcp_max_tw_buckets only drops the protection.",
+    read="https://www.rfc-editor.org/rfc/rfc9293#section-3.6.1",
+    small=TimeWaitParameters(ports=500),
+    full=TimeWaitParameters(ports=28_232),
+    measure=measure_time_wait,
+    judge=judge_time_wait,
+)

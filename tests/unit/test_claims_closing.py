@@ -1,0 +1,89 @@
+"""The verdict on TIME_WAIT, from invented figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.claims import closing
+from bench.claims.closing import Churn, TimeWaitFound
+
+
+def churn(asked: int, done: int | None = None, error: str | None = None) -> Churn:
+    done = asked if done is None else done
+    return Churn(
+        asked=asked,
+        done=done,
+        error=error,
+        seconds=0.1,
+        client_time_wait=done,
+        server_time_wait=0,
+    )
+
+
+USED_UP = churn(501, 500, "EADDRNOTAVAIL")
+FOUND: dict[str, Any] = {
+    "fin_timeout": 60,
+    "time_wait": 60.3,
+    "fin_wait_2": 60.4,
+    "short_fin_timeout": 5,
+    "short_time_wait": 60.2,
+    "short_fin_wait_2": 5.1,
+    "ports": 500,
+    "client_first": USED_UP,
+    "server_first": churn(1000),
+    "reset": churn(1000),
+    "reuse_first": churn(500),
+    "reuse_again": churn(500),
+    "bound_after": 0.01,
+    "reuse_after": 1.0,
+    "loopback_only_after": None,
+    "loopback_after": 1.0,
+    "max_tw_buckets": 65_536,
+    "object_bytes": 256.0,
+    "socket_bytes": 2521.0,
+    "objects_gained": 500,
+}
+SAID = {"time_wait": 120.2, "short_time_wait": 60.0}
+
+
+def judged(**changed: object):
+    return closing.judge_time_wait(TimeWaitFound.model_validate({**FOUND, **changed}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict", "part"),
+    [
+        ({}, "depends", "only this is so: it uses up ports; its length is a constant"),
+        (SAID, "confirmed", "all three"),
+        ({**SAID, "time_wait": 124.1}, "confirmed", "all three"),
+        ({"time_wait": 64.1}, "depends", "only this is so: it uses up ports;"),
+        ({"time_wait": 118.0}, "depends", "tcp_fin_timeout tunes it"),
+        ({"client_first": churn(501)}, "refuted", "a constant of the kernel"),
+        ({"short_time_wait": 5.1}, "depends", "tcp_fin_timeout tunes it, it uses up ports"),
+        ({"time_wait": 120.5, "short_time_wait": 123.4}, "depends", "it lasts two minutes"),
+        ({"time_wait": None}, "inconclusive", "had not ended"),
+        ({"short_time_wait": None}, "inconclusive", "had not ended"),
+        ({"client_first": churn(501, 480, "EADDRNOTAVAIL")}, "inconclusive", "otherwise"),
+        ({"client_first": churn(501, 500, "ETIMEDOUT")}, "inconclusive", "otherwise"),
+    ],
+)
+def test_the_verdict_comes_from_its_parts(changed, verdict: str, part: str) -> None:
+    found = judged(**changed)
+    assert found.verdict == verdict
+    assert part in found.reason
+
+
+def test_nobody_is_spared_who_ran_out_as_well() -> None:
+    assert "holds nothing" in judged().reason
+    assert "holds nothing" not in judged(reset=USED_UP).reason
+
+
+def test_measured_tells_the_figures() -> None:
+    assert judged(fin_wait_2=None).measured == (
+        "TIME_WAIT lasts 60.3 s, 60.2 s with tcp_fin_timeout 5 (FIN_WAIT_2: not ended and 5.1 s); "
+        "of 500 ports to one target 500 were used up where the client closes first "
+        "(EADDRNOTAVAIL), none in 1,000 where the server does, none in 1,000 by RST; tcp_tw_reuse "
+        "1 lets them again after 1.0 s; 256 B each"
+    )
