@@ -9,6 +9,7 @@ from bench.claims import (
     addresses,
     closing,
     counting,
+    descriptors,
     events,
     keystroke,
     nat,
@@ -21,6 +22,7 @@ from bench.errors import InputError
 
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
+    descriptors.FD_LEVELS,
     closing.TIME_WAIT,
     pressure.BURST,
     events.MULTIPLEXERS,
@@ -29,6 +31,7 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     proxy.REVERSE_PROXY,
     userland.USERLAND_TCP,
     counting.COUNT_BY_PORT,
+    descriptors.EPOLL_WATCHES,
 )
 
 CLAIMS = {claim.id: claim for claim in _ALL}

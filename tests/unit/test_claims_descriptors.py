@@ -1,0 +1,102 @@
+"""Verdicts on what bounds open files and epoll watches, from invented figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.claims.descriptors import (
+    EpollWatchesFound,
+    FdLevelsFound,
+    judge_epoll_watches,
+    judge_fd_levels,
+)
+
+LEVELS = FdLevelsFound(
+    soft=256,
+    process_open=256,
+    process_errno="EMFILE",
+    soft_above_hard="EINVAL",
+    hard_raised="EPERM",
+    hard=256,
+    together=512,
+    nr_open=1_048_576,
+    at_nr_open="",
+    above_nr_open="EPERM",
+    file_max=2_000,
+    system_open=2_000,
+    system_errno="ENFILE",
+    root_opened=200,
+    root_errno="",
+    star=2_000,
+    star_ordinary=2_000,
+    star_root=1_048_576,
+    before_root=1_048_576,
+    named_root=2_000,
+    too_high=None,
+    too_high_said="su: Permission denied",
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "depends"),
+        ({"together": 256}, "confirmed"),
+        ({"process_errno": ""}, "refuted"),
+        ({"hard_raised": ""}, "refuted"),
+        ({"above_nr_open": ""}, "refuted"),
+        ({"system_errno": "EMFILE"}, "refuted"),
+        ({"process_open": 250}, "inconclusive"),
+        ({"file_max": None, "shared": "one kernel"}, "not measurable here"),
+    ],
+)
+def test_levels_are_judged_by_what_refused(changes, verdict) -> None:
+    assert judge_fd_levels(LEVELS.model_copy(update=changes)).verdict == verdict
+
+
+def test_what_was_measured_stands_beside_what_was_not() -> None:
+    told = judge_fd_levels(LEVELS.model_copy(update={"file_max": None, "shared": "one kernel"}))
+    assert told.reason == "one kernel"
+    assert "EMFILE at 256 files" in told.measured and "ENFILE" not in told.measured
+
+
+def test_where_root_may_not_raise_a_limit_nr_open_is_not_named() -> None:
+    told = judge_fd_levels(LEVELS.model_copy(update={"at_nr_open": "EPERM"}))
+    assert "above fs.nr_open;" not in told.measured
+
+
+@pytest.mark.parametrize(
+    ("too_high", "words"), [(None, "got no session"), (20_000, "fs.nr_open got 20,000")]
+)
+def test_a_login_above_nr_open_is_told_as_seen(too_high, words) -> None:
+    assert words in judge_fd_levels(LEVELS.model_copy(update={"too_high": too_high})).measured
+
+
+WATCHED = EpollWatchesFound(
+    mem_total_kib=3_922_676,
+    default=803_000,
+    formula=810_000,
+    watch_bytes=200.0,
+    at_said=803_000,
+    limit=3_000,
+    held=2_990,
+    refused=4,
+    bound_by="fs.epoll.max_user_watches",
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "confirmed"),
+        ({"at_said": 900_000}, "depends"),
+        ({"default": 600_000}, "depends"),
+        ({"bound_by": "none", "refused": 0}, "refuted"),
+        ({"refused": 0}, "refuted"),
+        ({"held": 1_500}, "inconclusive"),
+        ({"held": 3_001}, "inconclusive"),
+        ({"limit": None, "held": None, "shared": "one kernel"}, "not measurable here"),
+    ],
+)
+def test_watches_are_judged_by_where_they_ended(changes, verdict) -> None:
+    assert judge_epoll_watches(WATCHED.model_copy(update=changes)).verdict == verdict
