@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.claims import (
     addresses,
+    buffers,
     closing,
     counting,
     descriptors,
@@ -23,6 +24,7 @@ from bench.errors import InputError
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
     descriptors.FD_LEVELS,
+    buffers.SOCKET_BUFFERS,
     closing.TIME_WAIT,
     pressure.BURST,
     events.MULTIPLEXERS,

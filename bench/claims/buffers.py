@@ -1,0 +1,229 @@
+"""What sockets' buffers take: nothing while idle, then what is unread, up to what they may grow."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from bench import paths, scenario
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.trials import Trial, Trials
+from bench.units import size
+
+BUFFERS = {
+    "net.ipv4.tcp_rmem": "4096 131072 6291456",
+    "net.ipv4.tcp_wmem": "4096 16384 4194304",
+}
+"""The kernel's defaults (ip-sysctl.rst), as a host has them that nobody tuned."""
+
+SECONDS = 60.0
+"""For one step."""
+
+
+class SocketBuffersParameters(Parameters):
+    """How many connections hold how much."""
+
+    connections: int
+    each: int
+    """Bytes sent on each; below the first window of 64 KiB."""
+    flood: int
+    """Bytes that the sender that never stops may send at most."""
+    cap_pages: int
+    """Pages that tcp_mem is lowered to, beside those in use."""
+
+
+class SocketBuffersFound(Found):
+    """What the kernel charged to sockets for their buffers."""
+
+    connections: int = Field(description="connections whose reader does not read")
+    minimum: int = Field(description="tcp_rmem[0] + tcp_wmem[0], bytes")
+    idle_charged: float = Field(
+        description="bytes that the kernel charged to an idle socket for buffers (SO_MEMINFO)"
+    )
+    idle_pages: int = Field(
+        description="pages that TCP's buffers of the whole kernel gained while they were opened"
+    )
+    idle_slab: float | None = Field(
+        description="slab that the server's kernel gained per idle connection, bytes; none where "
+        "it is shared, and all that went on beside is in it"
+    )
+    sent: float = Field(description="bytes sent and acknowledged per connection, none of them read")
+    unread: float = Field(description="bytes unread per connection (FIONREAD)")
+    buffered: float = Field(
+        description="bytes of memory that hold them, per connection (SO_MEMINFO)"
+    )
+    charged: float = Field(description="the same with what the kernel reserved in advance")
+    unread_pages: float = Field(
+        description="pages that TCP's buffers of the whole kernel gained per connection"
+    )
+    available_fall: float = Field(
+        description="bytes that the server's MemAvailable fell by per connection; all that went on "
+        "in its kernel is in it"
+    )
+    rmem_max: int = Field(description="tcp_rmem[2], bytes")
+    wmem_max: int = Field(description="tcp_wmem[2], bytes")
+    never_read: int = Field(description="bytes unread when the sender of one connection blocked")
+    never_read_rcvbuf: int = Field(description="receive buffer of it, bytes; its reader never read")
+    never_read_sent: int = Field(description="bytes that its sender's kernel had taken by then")
+    stopped: int = Field(
+        description="bytes unread when it blocked again, after the reader had read fast and stopped"
+    )
+    stopped_rcvbuf: int = Field(description="receive buffer of it then, bytes")
+    stopped_queued: int = Field(description="bytes queued in the sender's kernel then")
+    cap_pages: int | None = Field(None, description="tcp_mem[2] of the server, lowered, pages")
+    capped_pages: int | None = Field(None, description="pages charged on the server under it")
+    capped_unread: float | None = Field(None, description="bytes unread per connection under it")
+    shared: str = Field("", description="why tcp_mem could not be lowered, if it was not")
+
+
+class _Pair(NamedTuple):
+    """Both sides of the experiment."""
+
+    trials: Trials
+    server: Trial
+    client: Trial
+
+    def both(self, server: dict[str, Any], client: dict[str, Any]) -> tuple[Any, Any]:
+        """A step on both sides at once."""
+        told = self.trials.together({self.server: server, self.client: client}, SECONDS)
+        return told[self.server], told[self.client]
+
+    def connect(self, number: int) -> Any:
+        """Open connections; returns what they hold at the server."""
+        return self.both({"accept": number}, {"connect": number})[0]
+
+
+@contextmanager
+def _pair(lab: Lab) -> Iterator[_Pair]:
+    usual = scenario.load("claim", lab.inventory.settings)
+    address = paths.listening(usual, lab.inventory, lab.server)[0]
+    ends: dict[str, Any] = {
+        "target": [address, usual.server_ports[0]],
+        "control": [address, usual.control_port],
+        "nonce": secrets.token_hex(16),
+    }
+    source = paths.sources(usual, lab.inventory, lab.client)[0]
+    with lab.trials() as trials:
+        server = trials.begin(lab.server, "unread", side="server", **ends)
+        client = trials.begin(lab.client, "unread", side="client", source=source, **ends)
+        yield _Pair(trials, server, client)
+
+
+def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> SocketBuffersFound:
+    """Open, send what nobody reads, then send without end, with the kernel's own buffer sizes."""
+    number = parameters.connections
+    with lab.settings([lab.server, lab.client], sysctl=BUFFERS), _pair(lab) as pair:
+        before = pair.server.first
+        idle = pair.connect(number)
+        expected = number * parameters.each
+        full, sender = pair.both({"expect": expected}, {"send": parameters.each})
+        pair.connect(1)
+        first = pair.client.go(flood=parameters.flood)
+        never = pair.server.go()["last"]
+        pair.both({"read": parameters.flood}, {"flood": parameters.flood})
+        after = pair.client.go(flood=parameters.flood)
+        stopped = pair.server.go()["last"]
+    found = SocketBuffersFound(
+        connections=number,
+        minimum=before["rmem"][0] + before["wmem"][0],
+        idle_charged=idle["charged"] / number,
+        idle_pages=idle["pages"] - before["pages"],
+        idle_slab=None
+        if lab.shared_kernel
+        else round((idle["slab_kib"] - before["slab_kib"]) * 1024 / number, 1),
+        sent=sender["sent"] / number,
+        unread=full["unread"] / number,
+        buffered=full["buffered"] / number,
+        charged=full["charged"] / number,
+        unread_pages=round((full["pages"] - idle["pages"]) / number, 2),
+        available_fall=round((idle["available_kib"] - full["available_kib"]) * 1024 / number, 1),
+        rmem_max=before["rmem"][2],
+        wmem_max=before["wmem"][2],
+        never_read=never["unread"],
+        never_read_rcvbuf=never["rcvbuf"],
+        never_read_sent=first["sent"],
+        stopped=stopped["unread"],
+        stopped_rcvbuf=stopped["rcvbuf"],
+        stopped_queued=after["queued"],
+    )
+    return found.model_copy(update=_capped(lab, parameters, before["pages"]))
+
+
+def _capped(lab: Lab, parameters: SocketBuffersParameters, pages: int) -> dict[str, Any]:
+    """The same with so little tcp_mem that not all of it fits (net/core/sock.c
+    ``__sk_mem_raise_allocated``)."""
+    most = pages + parameters.cap_pages
+    lowered = {"net.ipv4.tcp_mem": f"{most} {most} {most}"}
+    try:
+        with (
+            lab.settings([lab.server], sysctl={**lowered, **BUFFERS}),
+            _pair(lab) as pair,
+        ):
+            number = parameters.connections
+            pair.connect(number)
+            expected = number * parameters.each
+            full, _ = pair.both(
+                {"expect": expected, "seconds": 8}, {"send": parameters.each, "seconds": 8}
+            )
+    except NotMeasurable as error:
+        return {"shared": str(error)}
+    return {
+        "cap_pages": most,
+        "capped_pages": full["pages"],
+        "capped_unread": round(full["unread"] / number, 1),
+    }
+
+
+def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
+    """Two statements: each socket needs the minimum; what is under way swells it."""
+    parts = [
+        f"{found.idle_charged:,.0f} B of buffers in an idle socket",
+        f"{size(found.buffered)} for {size(found.unread)} unread",
+        f"one that was never read took {size(found.never_read)} until its sender blocked, one "
+        f"whose reader had read fast {size(found.stopped)} (receive buffer "
+        f"{size(found.stopped_rcvbuf)} of at most {size(found.rmem_max)})",
+    ]
+    if found.cap_pages is not None:
+        parts.append(f"{found.capped_pages:,} pages charged under a tcp_mem of {found.cap_pages:,}")
+    measured = "; ".join(parts)
+    if found.unread < 0.9 * found.sent or found.buffered < found.unread:
+        return Judgement(
+            "inconclusive", measured, "what was sent and not read is not what the kernel accounts"
+        )
+    if max(found.never_read_rcvbuf, found.stopped_rcvbuf) > found.rmem_max:
+        return Judgement("inconclusive", measured, "a receive buffer grew beyond tcp_rmem[2]")
+    swells = found.stopped > found.never_read > found.unread
+    if found.idle_charged >= found.minimum:
+        said = "the minimum is taken for every socket"
+        return Judgement("confirmed" if swells else "depends", measured, said)
+    capped = "" if found.cap_pages is not None else "; that tcp_mem caps the sum was not shown here"
+    if swells:
+        return Judgement(
+            "depends",
+            measured,
+            "the minimum is what a socket may have under pressure, and none of it is taken before "
+            f"data comes; data that nobody reads takes memory, up to tcp_rmem[2] a socket{capped}",
+        )
+    return Judgement(
+        "refuted", measured, "an idle socket has no buffers, and unread data did not swell them"
+    )
+
+
+SOCKET_BUFFERS = Claim(
+    id="socket-buffers",
+    said="Every socket needs at least the minimum of tcp_rmem/tcp_wmem (4 KB each); data in "
+    "transit can swell to window x connections.",
+    cure="Plan idle connections by their slab alone, and bound what slow peers can take by "
+    "tcp_rmem[2] and tcp_wmem[2] each, by tcp_mem together.",
+    read="docs/limits.md",
+    small=SocketBuffersParameters(connections=500, each=32_768, flood=64 << 20, cap_pages=2_048),
+    full=SocketBuffersParameters(connections=4_000, each=49_152, flood=512 << 20, cap_pages=8_192),
+    measure=measure_socket_buffers,
+    judge=judge_socket_buffers,
+    connections=lambda parameters: parameters.connections,
+)
