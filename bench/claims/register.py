@@ -13,6 +13,7 @@ from bench.claims import (
     descriptors,
     events,
     keystroke,
+    memory,
     nat,
     pressure,
     proxy,
@@ -24,6 +25,7 @@ from bench.errors import InputError
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
     descriptors.FD_LEVELS,
+    memory.MILLION,
     buffers.SOCKET_BUFFERS,
     closing.TIME_WAIT,
     pressure.BURST,
@@ -34,6 +36,8 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     userland.USERLAND_TCP,
     counting.COUNT_BY_PORT,
     descriptors.EPOLL_WATCHES,
+    memory.MEMAVAILABLE,
+    memory.MODERN_COST,
 )
 
 CLAIMS = {claim.id: claim for claim in _ALL}
