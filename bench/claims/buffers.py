@@ -76,7 +76,9 @@ class SocketBuffersFound(Found):
     stopped_rcvbuf: int = Field(description="receive buffer of it then, bytes")
     stopped_queued: int = Field(description="bytes queued in the sender's kernel then")
     cap_pages: int | None = Field(None, description="tcp_mem[2] of the server, lowered, pages")
-    capped_pages: int | None = Field(None, description="pages charged on the server under it")
+    capped_pages: int | None = Field(
+        None, description="pages charged on the server under it; each socket may have its minimum"
+    )
     capped_unread: float | None = Field(None, description="bytes unread per connection under it")
     shared: str = Field("", description="why tcp_mem could not be lowered, if it was not")
 
@@ -201,6 +203,11 @@ def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
     if found.idle_charged >= found.minimum:
         said = "the minimum is taken for every socket"
         return Judgement("confirmed" if swells else "depends", measured, said)
+    if found.cap_pages is not None:
+        # Under pressure each socket may still have its minimum (net/core/sock.c).
+        most = found.cap_pages + -(-found.connections * found.minimum // 4096)
+        if found.capped_pages is None or found.capped_pages > most:
+            return Judgement("inconclusive", measured, "TCP was charged more than tcp_mem allows")
     capped = "" if found.cap_pages is not None else "; that tcp_mem caps the sum was not shown here"
     if swells:
         return Judgement(

@@ -29,6 +29,8 @@ class FdLevelsParameters(Parameters):
     """Files that root then opens beyond it."""
     login: int
     """Hard nofile that the file in limits.d gives."""
+    inherited: int
+    """Hard nofile of who opens the sessions: what a session has that pam_limits leaves alone."""
 
 
 class FdLevelsFound(Found):
@@ -48,7 +50,9 @@ class FdLevelsFound(Found):
     above_nr_open: str = Field(description="answer to root raising hard nofile above fs.nr_open")
     file_max: int | None = Field(None, description="fs.file-max, lowered")
     system_open: int | None = Field(
-        None, description="open files of the kernel when one was refused to an ordinary user"
+        None,
+        description="open files of the kernel when one was refused to an ordinary user; its count "
+        "is exact to some dozen per processor",
     )
     system_errno: str | None = Field(None, description="what refused it")
     root_opened: int | None = Field(None, description="files that root opened just then")
@@ -58,6 +62,11 @@ class FdLevelsFound(Found):
     star_ordinary: int | None = Field(description="hard nofile of an ordinary login with it")
     star_root: int | None = Field(description="hard nofile of root's login with it")
     before_root: int | None = Field(description="hard nofile of root's login without it")
+    locks_ordinary: int | None = Field(
+        description="limit on file locks of an ordinary login with such a line; -1: none"
+    )
+    locks_root: int | None = Field(description="the same of root's login")
+    inherited: int = Field(description="hard nofile of who opened these sessions")
     named_root: int | None = Field(description="hard nofile of root's login with a line for root")
     too_high: int | None = Field(
         description="hard nofile of a login with a line above fs.nr_open; none: no session"
@@ -109,9 +118,14 @@ def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
     high = int(lab.hosts[lab.server.name].sysctl["fs.nr_open"]) + 1
     with lab.trials() as trials:
         guard = trials.begin(lab.server, "guard", root=True)
-        logins = trials.begin(lab.server, "logins", root=True, users=[OTHER_USER, "root"])
+        logins = trials.begin(
+            lab.server, "logins", root=True, users=[OTHER_USER, "root"], hard=parameters.inherited
+        )
         before = logins.first["users"]
-        guard.go(files={FILE.format("all"): f"* hard nofile {parameters.login}\n"})
+        # Root may have a line of its own for nofile, which goes before one for all; for locks it
+        # has none: nothing has counted them since Linux 2.4.25 (getrlimit(2)).
+        both = "".join(f"* hard {item} {parameters.login}\n" for item in ("nofile", "locks"))
+        guard.go(files={FILE.format("all"): both})
         star = logins.go()["users"]
         guard.go(files={FILE.format("root"): f"root hard nofile {parameters.login}\n"})
         named = logins.go()["users"]
@@ -121,9 +135,12 @@ def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
         guard.go(back=True)
     return {
         "star": parameters.login,
+        "inherited": parameters.inherited,
         "star_ordinary": star[OTHER_USER]["hard"],
         "star_root": star["root"]["hard"],
         "before_root": before["root"]["hard"],
+        "locks_ordinary": star[OTHER_USER]["locks"],
+        "locks_root": star["root"]["locks"],
         "named_root": named["root"]["hard"],
         "too_high": high_one["hard"],
         "too_high_said": high_one["said"],
@@ -143,7 +160,7 @@ def _system(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
         most = int(root.first["files"]) + parameters.room
         with lab.settings([lab.server], sysctl={"fs.file-max": most}):
             try:
-                filled = user.go(fill=hard // 2)
+                filled = user.go(fill=hard - 64)
                 spared = root.go(fill=parameters.spared)
             finally:
                 user.go(drop=True)
@@ -172,13 +189,9 @@ def judge_fd_levels(found: FdLevelsFound) -> Judgement:
             f"{found.system_errno or 'nothing'} with {found.system_open:,} files open and "
             f"fs.file-max at {found.file_max:,}, root opened {found.root_opened:,} more"
         )
-    if found.star_root == found.before_root and found.star_ordinary == found.star:
+    if found.star_ordinary == found.locks_ordinary == found.star != found.locks_root:
         parts.append("a line for * in limits.d skipped root")
-    parts.append(
-        "a login with a hard nofile above fs.nr_open got no session"
-        if found.too_high is None
-        else f"a login with a hard nofile above fs.nr_open got {found.too_high:,}"
-    )
+    parts.append(f"a login with a hard nofile above fs.nr_open {_too_high(found)}")
     measured = "; ".join(parts)
     if found.process_errno != "EMFILE" or found.hard_raised != "EPERM":
         return Judgement("refuted", measured, "the limit of a process did not refuse")
@@ -209,14 +222,23 @@ def judge_fd_levels(found: FdLevelsFound) -> Judgement:
     )
 
 
+def _too_high(found: FdLevelsFound) -> str:
+    """What became of a login whose line in limits.d the kernel refuses."""
+    if found.too_high is None:
+        return "got no session"
+    if found.too_high == found.inherited:
+        return f"kept the {found.too_high:,} of who opened its session"
+    return f"got {found.too_high:,}"
+
+
 FD_LEVELS = Claim(
     id="fd-levels",
     said="Open files are limited at three levels: system, user, process.",
     cure="Raise fs.file-max for the system, then fs.nr_open, then the hard and soft nofile, in "
     "this order, name root in limits.d beside *, and give services a LimitNOFILE= of their own.",
     read="docs/limits.md",
-    small=FdLevelsParameters(soft=256, room=500, spared=200, login=2_000),
-    full=FdLevelsParameters(soft=1_024, room=2_000, spared=2_000, login=2_000),
+    small=FdLevelsParameters(soft=256, room=500, spared=200, login=2_000, inherited=3_000),
+    full=FdLevelsParameters(soft=1_024, room=2_000, spared=2_000, login=2_000, inherited=3_000),
     measure=measure_fd_levels,
     judge=judge_fd_levels,
 )

@@ -50,10 +50,14 @@ def test_bad_arguments_are_named(trials: Trials, bed: Bed) -> None:
         trials.begin(host, "openfiles", most=5)
     with pytest.raises(InputError, match=r"logins: users: got \[\], expected a list"):
         trials.begin(host, "logins", users=[])
+    with pytest.raises(InputError, match="logins: hard: got None, expected 256 to"):
+        trials.begin(host, "logins", users=["root"])
 
 
 def test_a_login_tells_its_hard_limit_or_why_there_was_none(trials: Trials, bed: Bed) -> None:
-    one = trials.begin(bed.inventory().hosts["server"], "logins", users=["root", "no-such-user"])
+    one = trials.begin(
+        bed.inventory().hosts["server"], "logins", users=["root", "no-such-user"], hard=300
+    )
     users = one.first["users"]
-    assert users["root"]["hard"] > 0 and users["root"]["said"] == ""
+    assert users["root"]["hard"] >= 300 and users["root"]["said"] == ""
     assert users["no-such-user"]["hard"] is None and "no-such-user" in users["no-such-user"]["said"]

@@ -31,6 +31,9 @@ LEVELS = FdLevelsFound(
     star_ordinary=2_000,
     star_root=1_048_576,
     before_root=1_048_576,
+    locks_ordinary=2_000,
+    locks_root=-1,
+    inherited=3_000,
     named_root=2_000,
     too_high=None,
     too_high_said="su: Permission denied",
@@ -65,8 +68,19 @@ def test_where_root_may_not_raise_a_limit_nr_open_is_not_named() -> None:
     assert "above fs.nr_open;" not in told.measured
 
 
+def test_a_line_for_all_skips_root_only_where_it_did() -> None:
+    assert "skipped root" in judge_fd_levels(LEVELS).measured
+    reached = LEVELS.model_copy(update={"locks_root": 2_000})
+    assert "skipped root" not in judge_fd_levels(reached).measured
+
+
 @pytest.mark.parametrize(
-    ("too_high", "words"), [(None, "got no session"), (20_000, "fs.nr_open got 20,000")]
+    ("too_high", "words"),
+    [
+        (None, "got no session"),
+        (3_000, "kept the 3,000 of who opened"),
+        (20_000, "fs.nr_open got 20,000"),
+    ],
 )
 def test_a_login_above_nr_open_is_told_as_seen(too_high, words) -> None:
     assert words in judge_fd_levels(LEVELS.model_copy(update={"too_high": too_high})).measured

@@ -1,10 +1,13 @@
 """Logs users in and tells what limit on open files their sessions got. Runs as root.
 
-su(1) opens a session by PAM as login and sshd do, so pam_limits(8) has its say.
+su(1) opens a session by PAM as login and sshd do, so pam_limits(8) has its say. A session that it
+leaves alone has the limit of this process: one that no other source would give.
 """
 
 from __future__ import annotations
 
+import re
+import resource
 import subprocess
 from typing import Any, Dict
 
@@ -16,26 +19,45 @@ PATIENCE = 20
 
 
 def login(user: str) -> Dict[str, Any]:
-    """``hard``: the session's hard nofile, None if there was no session; ``said``: why not."""
+    """Hard limits of a session: ``hard`` on open files, ``locks`` on file locks; -1 is none.
+
+    Both are None if there was no session; ``said`` is why.
+    """
     done = subprocess.run(
-        [probe.tool("su"), "-s", "/bin/sh", "-c", "ulimit -Hn", user],
+        [probe.tool("su"), "-s", "/bin/sh", "-c", "cat /proc/self/limits", user],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    words = done.stdout.split()
-    in_ = done.returncode == 0 and len(words) == 1 and words[0].isdigit()
+    found = hard_limits(done.stdout)
     said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return {"hard": int(words[0]) if in_ else None, "said": "" if in_ else said[-1]}
+    return {
+        "hard": found.get("Max open files"),
+        "locks": found.get("Max file locks"),
+        "said": "" if found else said[-1],
+    }
+
+
+def hard_limits(text: str) -> Dict[str, int]:
+    """Name to hard limit in ``/proc/<pid>/limits`` (fs/proc/base.c proc_pid_limits), -1 if none."""
+    rows = (re.split(r" {2,}", row.strip()) for row in text.splitlines()[1:])
+    return {row[0]: -1 if row[2] == "unlimited" else int(row[2]) for row in rows if len(row) > 2}
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Log ``users`` in, at once and at each step; ``users`` in an answer is user to outcome."""
-    users = args.get("users")
+    """Log ``users`` in, at once and at each step; ``users`` in an answer is user to outcome.
+
+    ``hard``: the hard nofile that this process lowers its own to.
+    """
+    users, hard = args.get("users"), args.get("hard")
     if not isinstance(users, list) or not users:
         raise Misuse(f"logins: users: got {users!r}, expected a list of users' names")
+    now = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not isinstance(hard, int) or not 256 <= hard <= now[1]:
+        raise Misuse(f"logins: hard: got {hard!r}, expected 256 to {now[1]}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(now[0], hard), hard))
     while True:
         stage.tell(users={str(user): login(str(user)) for user in users})
         stage.step()
