@@ -8,7 +8,6 @@ process ends, within seconds.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import platform
@@ -54,7 +53,6 @@ class Stage:
         self._steps: queue.Queue[Dict[str, Any]] = queue.Queue()
         self._ending = False
         self._bell_r, self._bell_w = os.pipe()
-        os.set_blocking(self._bell_r, False)
         for number in _SIGNALS:
             signal.signal(number, self._end)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -84,8 +82,7 @@ class Stage:
             found = self._steps.get(timeout=seconds)
         except queue.Empty:
             return None
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._bell_r, 1)
+        os.read(self._bell_r, 1)  # waits for it: the bell is rung just after the step was put
         return found
 
     def tell(self, **figures: Any) -> None:
