@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from bench import planning
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.results import Run
+from bench.scenario import Scenario
 
 LAST_PORT = 65_535
-FIRST_PORT = 1_024
-"""Ports below it are privileged (net.ipv4.ip_unprivileged_port_start, ip-sysctl.rst)."""
 
 
 class PortMythParameters(Parameters):
@@ -30,20 +31,28 @@ class PortMythFound(Found):
 def measure_port_myth(lab: Lab, parameters: PortMythParameters) -> PortMythFound:
     """Hold more connections than there are ports, on one port."""
     done = lab.held(connections=parameters.connections, server_addresses=1, server_ports=[5000])
-    used = {
-        name: len(host.addresses) for name, host in done.hosts.items() if "clients" in host.groups
-    }
     return PortMythFound(
         held=done.measured.established.ss,
-        client_addresses=sum(used.values()),
+        client_addresses=_sources(lab, done),
         echoes_asked=done.measured.liveness.asked,
         echoes_answered=done.measured.liveness.answered,
     )
 
 
+def _sources(lab: Lab, done: Run) -> int:
+    """Client addresses that a run's plan has connections from."""
+    used = Scenario.model_validate(done.config)
+    there, _ = planning.there(used, lab.inventory, done.hosts)
+    blocks = planning.plan_for(used, lab.inventory, there).blocks
+    return len({block["source"] for of_client in blocks.values() for block in of_client})
+
+
 def judge_port_myth(found: PortMythFound) -> Judgement:
     """Refuted by one connection more than there are ports."""
-    measured = f"{found.held:,} ESTAB on one server address and port"
+    measured = (
+        f"{found.held:,} ESTAB on one server address and port; client addresses: "
+        f"{found.client_addresses}"
+    )
     if found.held > LAST_PORT and found.echoes_answered == found.echoes_asked > 0:
         return Judgement(
             "refuted",

@@ -12,9 +12,11 @@ from bench.claims import (
     counting,
     descriptors,
     events,
+    fourtuple,
     keystroke,
     memory,
     nat,
+    ports,
     pressure,
     proxy,
     userland,
@@ -24,6 +26,11 @@ from bench.errors import InputError
 
 _ALL: tuple[Claim[Any, Any], ...] = (
     addresses.PORT_MYTH,
+    fourtuple.FOUR_TUPLE,
+    ports.CLIENT_64K,
+    ports.MORE_CLIENT_IPS,
+    ports.MORE_SERVER_PORTS,
+    ports.MORE_SERVER_IPS,
     descriptors.FD_LEVELS,
     memory.MILLION,
     buffers.SOCKET_BUFFERS,

@@ -1,0 +1,179 @@
+"""How many connections the kernel finds source ports for, found as a limit."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from bench import facts, paths, scenario
+from bench.claims.lab import Lab
+from bench.claims.model import Found, NotMeasurable
+from bench.inventory import Host
+from bench.results import Run
+
+RANGE = "net.ipv4.ip_local_port_range"
+"""Ports that connect(2) chooses from, of each network namespace, for IPv6 too (ip-sysctl.rst)."""
+
+DEFAULT = "32768 60999"
+"""Its default: net/ipv4/af_inet.c ``inet_init_net``. 28,232 ports."""
+
+UNPRIVILEGED = "1024 65535"
+"""All that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
+
+ENOUGH = 2_048
+"""Connections asked for beyond those that ports allow, so that a limit is met and not the end."""
+
+
+class Filled(Found):
+    """Connections opened until something refused the next."""
+
+    family: int = Field(description="IP version")
+    ports: str = Field(description="source ports, first and last")
+    chosen_by: str = Field(description="who chooses them: the kernel, or the plan (bind)")
+    addresses: int = Field(description="client addresses")
+    targets: int = Field(description="server addresses and ports")
+    allowed: int = Field(description="ports x client addresses x targets, less reserved ports")
+    held: int = Field(description="ESTAB connections, by ss on the server")
+    refused: dict[str, int] = Field(description="connects refused, errno name to count")
+    bound_by: str = Field(description="the limit that stopped them, as diagnosed")
+    first_half_rate: int = Field(description="connections a second for the first half of them")
+    second_half_rate: int = Field(description="the same for the second half")
+
+    @property
+    def exact(self) -> bool:
+        """Whether ports were the limit, and not one of them was missing."""
+        named = "tuples" if self.chosen_by == "plan" else "ip_local_port_range"
+        return self.held == self.allowed and self.bound_by == named
+
+
+def filled(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
+    """Let the kernel choose source ports from a range until it finds none.
+
+    connect(2) looks for a port that is free for its four-tuple (net/ipv4/inet_hashtables.c
+    ``__inet_hash_connect``: EADDRNOTAVAIL): ports of the host's connections to other targets count
+    as free, those that bind(2) has given to a socket do not.
+
+    :param ports: the range, as the sysctl has it
+    :raises NotMeasurable: where the range cannot be set.
+    """
+    first, last = span(ports)
+    several = _pairs(fields)
+    wanted = (last - first + 1) * several
+    # From 1: more four-tuples than the kernel has ports for. None of them is bound.
+    connections = min(65_535 * several, wanted + ENOUGH)
+    with lab.settings([client], sysctl={RANGE: ports}):
+        done = lab.held(
+            **_usual(fields),
+            connections=connections,
+            step=wanted / 2 / connections,
+            first_client_port=1,
+            source_ports="kernel",
+        )
+    return _row(lab, client, done, ports, done.predicted.limits["ip_local_port_range"])
+
+
+def planned(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
+    """Bind every source port of a range by itself, and connect from it."""
+    first, last = span(ports)
+    several = _pairs(fields)
+    done = lab.run(
+        **_usual(fields),
+        connections=(last - first + 1) * several,
+        step=0.5,
+        first_client_port=first,
+        last_client_port=last,
+    )
+    return _row(lab, client, done, ports, done.predicted.limits["tuples"])
+
+
+def families(lab: Lab, wanted: Sequence[int]) -> list[int]:
+    """Of IP versions those that the first server and the first client both have an address of.
+
+    :raises NotMeasurable: where there is none.
+    """
+    found = [
+        one for one in wanted if addresses(lab, lab.client, one) and addresses(lab, lab.server, one)
+    ]
+    if not found:
+        versions = " or ".join(f"IPv{one}" for one in wanted)
+        raise NotMeasurable(f"the first server and client have no {versions} address both")
+    return found
+
+
+def addresses(lab: Lab, host: Host, family: int) -> list[str]:
+    """Of a host's planned addresses of an IP version, those that it has as it was last asked.
+
+    Without those that are reached only through a router.
+    """
+    networks = facts.local_networks(lab.hosts[host.name])
+    return [
+        str(one)
+        for one in map(ipaddress.ip_address, host.data_addresses)
+        if one.version == family and any(one in network for network in networks)
+        if str(one) not in host.routed_addresses
+    ]
+
+
+def span(ports: str) -> tuple[int, int]:
+    """First and last port of a range as the sysctl has it.
+
+    :raises ValueError: if it is none.
+    """
+    words = ports.split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        raise ValueError(f"got {ports!r}, expected a first and a last port, as in '20000 24999'")
+    first, last = int(words[0]), int(words[1])
+    if not 1 <= first <= last <= 65_535:
+        raise ValueError(f"got {ports!r}, expected ports from 1 to 65535 in order")
+    return first, last
+
+
+def _pairs(fields: dict[str, Any]) -> int:
+    """Client addresses x server addresses x server ports."""
+    ends = len(fields.get("server_ports", (5000,))) * int(fields.get("server_addresses", 1))
+    return ends * int(fields.get("client_addresses", 1))
+
+
+def _usual(fields: dict[str, Any]) -> dict[str, Any]:
+    """A run to a limit of ports: each step that fails has opened all that there was."""
+    return {
+        "expect": "limit",
+        "clients": 1,
+        "client_addresses": 1,
+        "server_addresses": 1,
+        "resolution": 0.5,
+        "max_in_flight": 32,
+        "ramp_timeout_seconds": 1800.0,
+        **fields,
+    }
+
+
+def _row(lab: Lab, client: Host, done: Run, ports: str, allowed: int) -> Filled:
+    used = scenario.Scenario.model_validate(done.config)
+    errors: dict[str, int] = {}
+    for step in done.measured.steps:
+        for name, count in step.errors.items():
+            errors[name] = errors.get(name, 0) + count
+    rates = [
+        round((step.held - before) / step.seconds)
+        for step, before in zip(
+            done.measured.steps, [0, *(step.held for step in done.measured.steps)], strict=False
+        )
+        if step.seconds
+    ]
+    return Filled(
+        family=paths.family(used, lab.inventory),
+        ports="-".join(ports.split()),
+        chosen_by=used.source_ports,
+        addresses=len(paths.sources(used, lab.inventory, client)),
+        targets=len(paths.targets(used, lab.inventory)),
+        allowed=allowed,
+        held=done.measured.established.ss,
+        refused=errors,
+        bound_by=done.bound_by,
+        first_half_rate=rates[0] if rates else 0,
+        second_half_rate=rates[1] if len(rates) > 1 else 0,
+    )
