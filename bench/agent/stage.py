@@ -121,9 +121,9 @@ class Stage:
                 if command.get("op") == "stop":
                     data = b""
                     break
-                # The bell first: who takes the step takes its byte too, or one would stay for good.
-                os.write(self._bell_w, b"\0")
+                # The step first: whom the bell wakes finds it.
                 self._steps.put(command)
+                os.write(self._bell_w, b"\0")
             if not data:
                 self._kill()
                 return
