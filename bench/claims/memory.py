@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from bench.claims import ends
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.claims.slabs import Ends, of_servers, reclaimable
 from bench.classic import ARTICLE
 from bench.errors import LabError
 from bench.units import size
@@ -66,7 +66,7 @@ def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
         done = lab.run("million-3.9g", connections=parameters.connections)
         if done.verdict != "pass" and done.bound_by != "memory":
             raise LabError(f"run {done.run_id}: {done.reason}")
-    ends = of_servers(done, lab.shared_kernel)
+    server = ends.of_servers(done, lab.shared_kernel)
     peak = done.hosts[lab.server.name].phases["peak"].meminfo_kib
     reckoned = parameters.extrapolate
     return MillionFound(
@@ -75,11 +75,11 @@ def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
         mem_total_kib=record.mem_total_kib,
         held=done.measured.established.ss,
         bound_by=done.bound_by,
-        each=ends.each,
-        by_cache=ends.by_cache,
-        split=ends.split,
-        disturbed=ends.disturbed,
-        slab_kib=round(ends.each * SAID / 1024) if reckoned else peak["Slab"],
+        each=server.each,
+        by_cache=server.by_cache,
+        split=server.split,
+        disturbed=server.disturbed,
+        slab_kib=round(server.each * SAID / 1024) if reckoned else peak["Slab"],
         mem_free_kib=None if reckoned else peak["MemFree"],
         mem_available_kib=None if reckoned else peak["MemAvailable"],
     )
@@ -185,6 +185,10 @@ ENOUGH = 500_000
 """Sockets from which the two falls have to agree with the slab: their 1.1 KB each, some 550 MB,
 are more than what else a machine takes or gives back in a minute."""
 
+RECLAIMABLE = ("sock_inode_cache", "dentry")
+"""Caches with SLAB_RECLAIM_ACCOUNT that a socket has an object of (net/socket.c init_inodecache,
+fs/dcache.c dcache_init)."""
+
 SAID_PROMISED = 1_100
 """Bytes (bench.agent.memory PINNED_BYTES)."""
 
@@ -194,8 +198,8 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
     done = lab.held(connections=parameters.connections, watch="none")
     phases = done.hosts[lab.server.name].phases
     before, peak = phases["before"], phases["peak"]
-    each, inodes, sockets = reclaimable(before, peak)
-    if sockets <= 0:
+    sockets, parts = ends.sockets(before, peak), ends.per_socket(before, peak)
+    if not sockets:
         raise NotMeasurable("the server's slab caches could not be read, or show no new socket")
 
     def pages(meminfo: dict[str, int]) -> int:
@@ -206,9 +210,9 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
     free = (was["MemFree"] + pages(was) - now["MemFree"] - pages(now)) * 1024 / sockets
     return MemAvailableFound(
         sockets=sockets,
-        reclaimable=round(each, 1),
-        inodes=round(inodes, 3),
-        disturbed=of_servers(done, lab.shared_kernel).disturbed,
+        reclaimable=round(sum(parts.get(name, 0.0) for name in RECLAIMABLE), 1),
+        inodes=round(ends.gained("sock_inode_cache", before, peak) / sockets, 3),
+        disturbed=ends.of_servers(done, lab.shared_kernel).disturbed,
         available_fall=round(available, 1),
         free_fall=round(free, 1),
         promised=round(free - available, 1),
@@ -294,14 +298,14 @@ MODERN = (3.7 * 1024, 3.9 * 1024)
 def measure_modern_cost(lab: Lab, parameters: ModernCostParameters) -> ModernCostFound:
     """Hold connections that nothing watches, as a bare accept loop does."""
     done = lab.held(connections=parameters.connections, watch="none")
-    ends: Ends = of_servers(done, lab.shared_kernel)
+    server = ends.of_servers(done, lab.shared_kernel)
     return ModernCostFound(
         connections=done.measured.established.ss,
-        each=ends.by_kernel,
-        by_cache=ends.by_cache,
+        each=server.by_kernel,
+        by_cache=server.by_cache,
         said=round(SAID_EACH, 1),
-        split=ends.split,
-        disturbed=ends.disturbed,
+        split=server.split,
+        disturbed=server.disturbed,
     )
 
 

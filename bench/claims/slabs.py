@@ -30,8 +30,9 @@ class Ends:
 def of_servers(run: Run, shared_kernel: bool) -> Ends:
     """The servers' ends of a run that nothing watched.
 
-    On a shared kernel the figures cover both ends. Half of each cache of which both take one object
-    is the server's; all else is the client's, which alone has port buckets
+    A kernel of its own tells them by what its slabs grew. On a shared one, which others use too,
+    slabs have room that others left, and both ends are in them: there an end is told by its objects
+    (:func:`per_socket`); what the client alone has, its port buckets, is in other caches
     (net/ipv4/inet_hashtables.c: an accepted socket shares its listener's).
 
     :raises NotMeasurable: if the servers' slab caches were not read.
@@ -43,13 +44,14 @@ def of_servers(run: Run, shared_kernel: bool) -> Ends:
     servers = {name: host for name, host in run.hosts.items() if "servers" in host.groups}
     releases = sorted({host.kernel for host in servers.values()})
     if shared_kernel:
-        halves = {name: each / 2 for name, each in found.by_cache.items() if name in ALIKE}
-        each = round(sum(halves.values()), 1)
+        phases = next(iter(servers.values())).phases
+        by_cache = per_socket(phases["before"], phases["peak"])
+        each = round(sum(by_cache.values()), 1)
         return Ends(
             each,
-            {name: round(half, 1) for name, half in halves.items()},
+            {name: round(part, 1) for name, part in by_cache.items()},
             dict.fromkeys(releases, each),
-            "both ends on one kernel: half of what both have alike",
+            "both ends on one kernel: objects gained per socket, times what one takes",
             disturbed,
         )
     by_kernel = {}
@@ -60,26 +62,32 @@ def of_servers(run: Run, shared_kernel: bool) -> Ends:
         found.server or 0.0,
         dict(found.by_cache),
         by_kernel,
-        "a kernel of its own",
+        "a kernel of its own: growth of its slabs per connection",
         disturbed,
     )
 
 
-def reclaimable(before: Phase, peak: Phase) -> tuple[float, float, int]:
-    """Bytes per socket that the kernel gained in caches that count as reclaimable, inodes per
-    socket, and sockets gained; zeros if slabinfo was not read.
+def sockets(before: Phase, peak: Phase) -> int:
+    """TCP sockets that a kernel gained; 0 where slabinfo was not read."""
+    return max(0, gained("TCP", before, peak) + gained("TCPv6", before, peak))
 
-    Without what observers left there (:mod:`bench.collect.cost`).
+
+def gained(cache: str, before: Phase, peak: Phase) -> int:
+    """Objects that a slab cache handed out more at the peak."""
+    return peak.slab_objects.get(cache, 0) - before.slab_objects.get(cache, 0)
+
+
+def per_socket(before: Phase, peak: Phase) -> dict[str, float]:
+    """Bytes per socket of what both ends have alike, by cache, largest first.
+
+    Objects that the kernel gained for each socket, times the bytes that one takes at the peak. Of
+    none does a socket have more than one (:func:`bench.collect.objects.parts`): what a cache
+    gained beyond is others'.
     """
-
-    def gained(*names: str) -> int:
-        return sum(
-            peak.slab_objects.get(name, 0) - before.slab_objects.get(name, 0) for name in names
-        )
-
-    sockets = gained("TCP", "TCPv6")
-    if sockets <= 0:
-        return 0.0, 0.0, 0
-    deltas, _ = cost.growth(before, peak)
-    grown = sum(deltas.get(name, 0.0) for name in ("sock_inode_cache", "dentry"))
-    return grown / sockets, gained("sock_inode_cache") / sockets, sockets
+    number = sockets(before, peak)
+    found = {}
+    for cache in ALIKE:
+        more, held = gained(cache, before, peak), peak.slab_objects.get(cache, 0)
+        if number and more > 0 and held:
+            found[cache] = min(1.0, more / number) * peak.slab_bytes.get(cache, 0) / held
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

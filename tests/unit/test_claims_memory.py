@@ -129,11 +129,13 @@ def test_the_cost_is_judged_on_each_kernel(changes, verdict) -> None:
     assert judge_modern_cost(COST.model_copy(update=changes)).verdict == verdict
 
 
-def test_of_a_shared_kernel_half_of_what_both_ends_have_is_the_servers() -> None:
+def test_of_a_shared_kernel_an_end_is_told_by_its_objects() -> None:
     run = runs.million()
     both = run.measured.kernel_bytes_per_connection.by_cache
     found = slabs.of_servers(run, shared_kernel=True)
-    assert found.by_cache["TCP"] == pytest.approx(both["TCP"] / 2, abs=0.1)
+    assert next(iter(found.by_cache)) == "TCP"
+    for name in ("TCP", "sock_inode_cache", "dentry", "filp"):
+        assert found.by_cache[name] == pytest.approx(both[name] / 2, rel=0.05)
     assert set(found.by_cache) <= slabs.ALIKE and "tcp_bind_bucket" not in found.by_cache
     assert found.each == pytest.approx(sum(found.by_cache.values()), abs=0.5)
     assert found.by_kernel == {"6.18.44": found.each}
@@ -151,9 +153,26 @@ def test_without_slab_caches_nothing_is_told() -> None:
         slabs.of_servers(runs.aborted(), shared_kernel=True)
 
 
-def test_sockets_pin_an_inode_each() -> None:
+def test_what_others_left_and_took_is_no_part_of_a_socket() -> None:
     phases = runs.million().hosts["server1"].phases
-    each, inodes, sockets = slabs.reclaimable(phases["before"], phases["peak"])
-    assert sockets > 0 and inodes == pytest.approx(1, abs=0.05)
-    assert 900 < each < 1_150
-    assert slabs.reclaimable(phases["peak"], phases["before"]) == (0.0, 0.0, 0)
+    before, peak = phases["before"], phases["peak"]
+    usual = slabs.per_socket(before, peak)
+    assert slabs.sockets(before, peak) > 0 == slabs.sockets(peak, before)
+    assert slabs.per_socket(peak, before) == {}
+    # Slabs had room for the dentries: they did not grow, and none the less they hold them.
+    roomy = before.model_copy(
+        update={"slab_bytes": {**before.slab_bytes, "dentry": peak.slab_bytes["dentry"]}}
+    )
+    assert slabs.per_socket(roomy, peak) == usual
+    # Something else took as many dentries again.
+    more = slabs.gained("dentry", before, peak)
+    double = peak.model_copy(
+        update={
+            "slab_objects": {**peak.slab_objects, "dentry": peak.slab_objects["dentry"] + more},
+            "slab_bytes": {
+                **peak.slab_bytes,
+                "dentry": peak.slab_bytes["dentry"] + 4096 * more // 21,
+            },
+        }
+    )
+    assert slabs.per_socket(before, double)["dentry"] == pytest.approx(usual["dentry"], rel=0.1)
