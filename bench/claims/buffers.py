@@ -229,7 +229,7 @@ SOCKET_BUFFERS = Claim(
     "tcp_rmem[2] and tcp_wmem[2] each, by tcp_mem together.",
     read="docs/limits.md",
     small=SocketBuffersParameters(connections=500, each=32_768, flood=64 << 20, cap_pages=2_048),
-    full=SocketBuffersParameters(connections=4_000, each=49_152, flood=512 << 20, cap_pages=8_192),
+    full=SocketBuffersParameters(connections=3_000, each=49_152, flood=512 << 20, cap_pages=8_192),
     measure=measure_socket_buffers,
     judge=judge_socket_buffers,
     connections=lambda parameters: parameters.connections,

@@ -61,6 +61,13 @@ def test_a_sender_that_never_stops_is_stopped_by_the_buffers(trials: Trials, bed
     assert until(bed.clean)
 
 
+def test_a_sender_beyond_the_descriptors_of_select_is_led_as_well(trials: Trials, bed: Bed) -> None:
+    server, client = begun(trials, bed)
+    trials.together({server: {"accept": 1_100}, client: {"connect": 1_100}})
+    assert client.go(flood=10_000)["sent"] == 10_000
+    assert server.go(expect=10_000)["last"]["unread"] == 10_000
+
+
 def test_bad_arguments_are_named(trials: Trials, bed: Bed) -> None:
     host = bed.inventory().hosts["server"]
     with pytest.raises(InputError, match="unread: side: got 'both', expected server or client"):
