@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -233,8 +234,14 @@ def judge_time_wait(found: TimeWaitFound) -> Judgement:
         f"tcp_tw_reuse 1 lets them again after {_seconds(found.reuse_after)}; "
         f"{found.object_bytes:,.0f} B each"
     )
+    if first.error is None and first.done < first.asked:
+        return Judgement("inconclusive", measured, "churn took too long to come to an end")
     if first.error is not None and (first.error, first.done) != ("EADDRNOTAVAIL", found.ports):
         return Judgement("inconclusive", measured, "churn ended otherwise than by a lack of ports")
+    if not _held_by_who_closes_first(found):
+        return Judgement(
+            "inconclusive", measured, "TIME_WAITs were not with the side that closed first alone"
+        )
     parts = {
         "it lasts two minutes": -EARLY_SECONDS <= found.time_wait - SAID_SECONDS <= LATE_SECONDS,
         "tcp_fin_timeout tunes it": abs(found.short_time_wait - found.time_wait) > LATE_SECONDS,
@@ -242,21 +249,32 @@ def judge_time_wait(found: TimeWaitFound) -> Judgement:
     }
     if all(parts.values()):
         return Judgement("confirmed", measured, "all three parts are as said")
-    reason = _reason(found)
+    reason = "; ".join(_reasons(found, *parts.values()))
     if not any(parts.values()):
         return Judgement("refuted", measured, reason)
     so = ", ".join(part for part, is_so in parts.items() if is_so)
     return Judgement("depends", measured, f"only this is so: {so}; {reason}")
 
 
-def _reason(found: TimeWaitFound) -> str:
-    spared = not found.server_first.error and not found.reset.error
+def _held_by_who_closes_first(found: TimeWaitFound) -> bool:
+    first, second, reset = found.client_first, found.server_first, found.reset
     return (
-        "its length is a constant of the kernel (TCP_TIMEWAIT_LEN, 60 s; timers are up to some "
-        "seconds late), tcp_fin_timeout is about FIN_WAIT_2, and it is a port of the side that "
-        "closes first"
-        + (", of one target alone; who is closed or resets holds nothing" if spared else "")
+        first.client_time_wait > 0 == first.server_time_wait
+        and second.server_time_wait > 0 == second.client_time_wait
+        and reset.client_time_wait == reset.server_time_wait == 0
     )
+
+
+def _reasons(found: TimeWaitFound, two_minutes: bool, tuned: bool, used_up: bool) -> Iterator[str]:
+    """What is to be said of the parts that are not as people say, and of whom it concerns."""
+    if not two_minutes:
+        yield "the kernel's TCP_TIMEWAIT_LEN is 60 s (its timers are up to some seconds late)"
+    if not tuned:
+        yield "tcp_fin_timeout is about FIN_WAIT_2, that of TIME_WAIT is a constant"
+    if used_up and not found.server_first.error and not found.reset.error:
+        yield "ports of one target are used up where the client closes first, and not by RST"
+    if not used_up:
+        yield "ports did not run out"
 
 
 def _seconds(found: float | None) -> str:

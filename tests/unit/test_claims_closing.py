@@ -10,15 +10,18 @@ from bench.claims import closing
 from bench.claims.closing import Churn, TimeWaitFound
 
 
-def churn(asked: int, done: int | None = None, error: str | None = None) -> Churn:
+def churn(
+    asked: int, done: int | None = None, error: str | None = None, left: tuple[int, int] = (500, 0)
+) -> Churn:
+    """``left``: TIME_WAITs on client and server."""
     done = asked if done is None else done
     return Churn(
         asked=asked,
         done=done,
         error=error,
         seconds=0.1,
-        client_time_wait=done,
-        server_time_wait=0,
+        client_time_wait=left[0],
+        server_time_wait=left[1],
     )
 
 
@@ -32,8 +35,8 @@ FOUND: dict[str, Any] = {
     "short_fin_wait_2": 5.1,
     "ports": 500,
     "client_first": USED_UP,
-    "server_first": churn(1000),
-    "reset": churn(1000),
+    "server_first": churn(1000, left=(0, 250)),
+    "reset": churn(1000, left=(0, 0)),
     "reuse_first": churn(500),
     "reuse_again": churn(500),
     "bound_after": 0.01,
@@ -55,18 +58,21 @@ def judged(**changed: object):
 @pytest.mark.parametrize(
     ("changed", "verdict", "part"),
     [
-        ({}, "depends", "only this is so: it uses up ports; its length is a constant"),
+        ({}, "depends", "only this is so: it uses up ports; the kernel's TCP_"),
         (SAID, "confirmed", "all three"),
         ({**SAID, "time_wait": 124.1}, "confirmed", "all three"),
         ({"time_wait": 64.1}, "depends", "only this is so: it uses up ports;"),
         ({"time_wait": 118.0}, "depends", "tcp_fin_timeout tunes it"),
-        ({"client_first": churn(501)}, "refuted", "a constant of the kernel"),
+        ({"client_first": churn(501)}, "refuted", "ports did not run out"),
         ({"short_time_wait": 5.1}, "depends", "tcp_fin_timeout tunes it, it uses up ports"),
         ({"time_wait": 120.5, "short_time_wait": 123.4}, "depends", "it lasts two minutes"),
         ({"time_wait": None}, "inconclusive", "had not ended"),
         ({"short_time_wait": None}, "inconclusive", "had not ended"),
         ({"client_first": churn(501, 480, "EADDRNOTAVAIL")}, "inconclusive", "otherwise"),
         ({"client_first": churn(501, 500, "ETIMEDOUT")}, "inconclusive", "otherwise"),
+        ({"client_first": churn(501, 300)}, "inconclusive", "took too long"),
+        ({"reset": churn(1000, left=(9, 0))}, "inconclusive", "were not with the side"),
+        ({"server_first": churn(1000, left=(500, 0))}, "inconclusive", "were not with the side"),
     ],
 )
 def test_the_verdict_comes_from_its_parts(changed, verdict: str, part: str) -> None:
@@ -75,9 +81,11 @@ def test_the_verdict_comes_from_its_parts(changed, verdict: str, part: str) -> N
     assert part in found.reason
 
 
-def test_nobody_is_spared_who_ran_out_as_well() -> None:
-    assert "holds nothing" in judged().reason
-    assert "holds nothing" not in judged(reset=USED_UP).reason
+def test_the_reason_keeps_to_what_was_measured() -> None:
+    assert "not by RST" in judged().reason
+    assert "not by RST" not in judged(reset=churn(1000, 500, "E", left=(0, 0))).reason
+    assert "a constant" not in judged(short_time_wait=5.1).reason
+    assert "60 s" not in judged(time_wait=121.0, short_time_wait=121.0).reason
 
 
 def test_measured_tells_the_figures() -> None:
