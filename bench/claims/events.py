@@ -103,13 +103,14 @@ def judge_multiplexers(found: MultiplexersFound) -> Judgement:
         )
     least, most = usual[0], usual[-1]
     more = most.watched / least.watched
-    poll, epoll = most.poll / least.poll, most.epoll / least.epoll
+    # Of processor time: what else a machine does lengthens the other.
+    poll, epoll = most.poll_cpu / least.poll_cpu, most.epoll_cpu / least.epoll_cpu
     stops = found.select_refused == FD_SETSIZE
     refused = "no descriptor" if found.select_refused is None else f"{found.select_refused:,}"
     measured = (
-        f"select() refused descriptor {refused}; a call with {least.watched:,} and "
-        f"{most.watched:,} watched: poll {least.poll:.1f} and {most.poll:.1f} µs, epoll "
-        f"{least.epoll:.1f} and {most.epoll:.1f} µs"
+        f"select() refused descriptor {refused}; processor time of a call with {least.watched:,} "
+        f"and {most.watched:,} watched: poll {least.poll_cpu:,.1f} and {most.poll_cpu:,.1f} µs, "
+        f"epoll {least.epoll_cpu:,.1f} and {most.epoll_cpu:,.1f} µs"
     )
     if stops and poll >= GROWS * more > FLAT and epoll <= FLAT:
         return Judgement(

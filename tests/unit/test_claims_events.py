@@ -15,8 +15,8 @@ def found(
         Wait(
             watched=watched,
             select=None,
-            poll=of_poll,
-            epoll=of_epoll,
+            poll=7 * of_poll,
+            epoll=7 * of_epoll,
             select_cpu=None,
             poll_cpu=of_poll,
             epoll_cpu=of_epoll,
@@ -54,6 +54,6 @@ def test_the_verdict_comes_from_growth(given: MultiplexersFound, verdict: str, p
 def test_measured_tells_the_figures() -> None:
     judged = events.judge_multiplexers(found((3, 16, 1600), (0.9, 0.9, 1.1)))
     assert judged.measured == (
-        "select() refused descriptor 1,024; a call with 100 and 10,000 watched: poll 16.0 and "
-        "1600.0 µs, epoll 0.9 and 1.1 µs"
+        "select() refused descriptor 1,024; processor time of a call with 100 and 10,000 watched: "
+        "poll 16.0 and 1,600.0 µs, epoll 0.9 and 1.1 µs"
     )
