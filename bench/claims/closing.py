@@ -73,9 +73,13 @@ class TimeWaitFound(Found):
 
     fin_timeout: int = Field(description="tcp_fin_timeout as found, s")
     time_wait: float | None = Field(description="length of TIME_WAIT with it, s; none: not ended")
+    armed: float | None = Field(
+        description="what the kernel had set its timer to, s; none: ss shows no timer"
+    )
     fin_wait_2: float | None = Field(description="length of an orphan's FIN_WAIT_2 with it, s")
     short_fin_timeout: int = Field(description="tcp_fin_timeout as set then, s")
     short_time_wait: float | None = Field(description="length of TIME_WAIT with that, s")
+    short_armed: float | None = Field(description="what its timer was set to with that, s")
     short_fin_wait_2: float | None = Field(description="of an orphan's FIN_WAIT_2 with that, s")
     ports: int = Field(description="source ports of the client (ip_local_port_range)")
     client_first: Churn = Field(description="client closes first by FIN, tcp_tw_reuse 0")
@@ -126,10 +130,13 @@ def measure_time_wait(lab: Lab, parameters: TimeWaitParameters) -> TimeWaitFound
             lasting.agent.tell({"op": "go", "watch": WATCH_SECONDS})
             rest = _Churning(lab, trials, ends, client, parameters.ports).measured()
             lab.note("waits for the watched to end")
-            told = trials.gather([lasting], WATCH_SECONDS + STEP_SECONDS)[lasting]["seconds"]
+            ended = trials.gather([lasting], WATCH_SECONDS + STEP_SECONDS)[lasting]
+            told, armed = ended["seconds"], ended["armed"]
     return TimeWaitFound(
         fin_timeout=int(before[lab.client.name][FIN_TIMEOUT]),
         time_wait=told[0],
+        armed=armed[0],
+        short_armed=armed[2],
         fin_wait_2=told[1],
         short_fin_timeout=SHORT,
         short_time_wait=told[2],
@@ -226,7 +233,8 @@ def judge_time_wait(found: TimeWaitFound) -> Judgement:
         return Judgement("inconclusive", "", "a TIME_WAIT had not ended when the watch was over")
     first = found.client_first
     measured = (
-        f"TIME_WAIT lasts {found.time_wait:.1f} s, {found.short_time_wait:.1f} s with "
+        f"TIME_WAIT is set to {_seconds(found.armed)} and lasts {found.time_wait:.1f} s, "
+        f"{found.short_time_wait:.1f} s with "
         f"tcp_fin_timeout {found.short_fin_timeout} (FIN_WAIT_2: {_seconds(found.fin_wait_2)} and "
         f"{_seconds(found.short_fin_wait_2)}); of {found.ports:,} ports to one target "
         f"{first.done:,} were used up where the client closes first ({first.error or 'no error'}), "

@@ -13,7 +13,9 @@ from bench.count import Count
 from bench.errors import LabError
 from bench.scenario import Scenario
 
-FIRST_PORT = 5_000
+FIRST_PORT = 6_000
+"""Of the server's: those from 5000 on may belong to proxies (role reverse_proxy)."""
+
 SECONDS = 5.0
 """Longer than that is no answer to somebody who waits for it."""
 

@@ -14,7 +14,7 @@ from bench.collect import nstat, slab
 from bench.inventory import Host
 from bench.trials import Trial, Trials
 
-FIRST_PORT = 5_000
+FIRST_PORT = 6_000
 
 
 @dataclass(frozen=True)

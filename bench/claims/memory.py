@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from bench.claims import ends
+from bench.claims import slabs
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
 from bench.classic import ARTICLE
@@ -66,7 +66,7 @@ def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
         done = lab.run("million-3.9g", connections=parameters.connections)
         if done.verdict != "pass" and done.bound_by != "memory":
             raise LabError(f"run {done.run_id}: {done.reason}")
-    server = ends.of_servers(done, lab.shared_kernel)
+    server = slabs.of_servers(done, lab.shared_kernel)
     peak = done.hosts[lab.server.name].phases["peak"].meminfo_kib
     reckoned = parameters.extrapolate
     return MillionFound(
@@ -198,7 +198,7 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
     done = lab.held(connections=parameters.connections, watch="none")
     phases = done.hosts[lab.server.name].phases
     before, peak = phases["before"], phases["peak"]
-    sockets, parts = ends.sockets(before, peak), ends.per_socket(before, peak)
+    sockets, parts = slabs.sockets(before, peak), slabs.per_socket(before, peak)
     if not sockets:
         raise NotMeasurable("the server's slab caches could not be read, or show no new socket")
 
@@ -211,8 +211,8 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
     return MemAvailableFound(
         sockets=sockets,
         reclaimable=round(sum(parts.get(name, 0.0) for name in RECLAIMABLE), 1),
-        inodes=round(ends.gained("sock_inode_cache", before, peak) / sockets, 3),
-        disturbed=ends.of_servers(done, lab.shared_kernel).disturbed,
+        inodes=round(slabs.gained("sock_inode_cache", before, peak) / sockets, 3),
+        disturbed=slabs.of_servers(done, lab.shared_kernel).disturbed,
         available_fall=round(available, 1),
         free_fall=round(free, 1),
         promised=round(free - available, 1),
@@ -298,7 +298,7 @@ MODERN = (3.7 * 1024, 3.9 * 1024)
 def measure_modern_cost(lab: Lab, parameters: ModernCostParameters) -> ModernCostFound:
     """Hold connections that nothing watches, as a bare accept loop does."""
     done = lab.held(connections=parameters.connections, watch="none")
-    server = ends.of_servers(done, lab.shared_kernel)
+    server = slabs.of_servers(done, lab.shared_kernel)
     return ModernCostFound(
         connections=done.measured.established.ss,
         each=server.by_kernel,

@@ -14,7 +14,7 @@ from bench.trials import Trials
 COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 MAX = "net.netfilter.nf_conntrack_max"
 
-PORT = 5_000
+PORT = 6_000
 """First of the server ports; each part has its own, so that no part meets connections of another
 that the router still remembers (nf_conntrack_tcp_timeout_close, 10 s)."""
 

@@ -13,7 +13,7 @@ FIRST_PORT, LAST_PORT = 1_024, 65_535
 EVERY = "1 65535"
 """Port 0 cannot be used: bind(2) takes it for *choose one*."""
 
-SERVER_PORT = 5_000
+SERVER_PORT = 6_000
 
 START = "net.ipv4.ip_unprivileged_port_start"
 """Ports below it need CAP_NET_BIND_SERVICE (ip-sysctl.rst); of each network namespace."""

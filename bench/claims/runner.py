@@ -41,15 +41,19 @@ class Runner:
     def run(self, asked: Sequence[Asked], profile: Profile, by_name: bool) -> list[Record]:
         """Measure claims and keep a record of each.
 
-        :param by_name: whether they were asked for one by one: then what the inventory lacks is bad
+        :param by_name: whether they were asked for one by one: then what the hosts lack is bad
             input; of all of them, those that need it are not measurable.
         :raises InputError: before anything is opened, for a topology that is missing, or a profile
             that is too large for the hosts.
         :raises LabError: if the hosts cannot be reached.
         """
         self.check(asked, by_name)
-        hosts = self._fit(asked)
-        return [self._one(*one, profile, hosts) for one in asked]
+        hosts, most = self._look()
+        large = {one.claim.id: _too_large(one, most) for one in asked}
+        for said in large.values() if by_name else ():
+            if said:
+                raise InputError(said)
+        return [self._one(*one, profile, hosts, large[one.claim.id]) for one in asked]
 
     def check(self, asked: Sequence[Asked], by_name: bool) -> None:
         """See that the inventory has what claims need that were asked for one by one.
@@ -60,23 +64,14 @@ class Runner:
             for group in claim.groups:
                 _require(claim, group, self._inventory)
 
-    def _fit(self, asked: Sequence[Asked]) -> Mapping[str, HostRecord]:
-        """What the hosts are. :raises InputError: if a claim holds more than fits their memory."""
+    def _look(self) -> tuple[Mapping[str, HostRecord], int | None]:
+        """What the hosts are, and how many connections fit their memory."""
         usual = scenario.load("claim", self._inventory.settings)
         hosts, texts = survey.look(usual, self._inventory, self._connect)
         there, _ = planning.there(usual, self._inventory, hosts)
         tuples = planning.tuples(usual, self._inventory, there)
         found = capacity.predict(usual, self._inventory, hosts, texts, tuples).limits
-        most = found.get("memory")
-        for claim, parameters in asked:
-            wanted = claim.connections(parameters)
-            if most is not None and wanted > most:
-                raise InputError(
-                    f"claim {claim.id}: connections: got {wanted:,}, expected at most {most:,}: "
-                    f"more does not fit these hosts' memory; choose the small profile, or fewer by "
-                    "--set"
-                )
-        return hosts
+        return hosts, found.get("memory")
 
     def _one(
         self,
@@ -84,6 +79,7 @@ class Runner:
         parameters: Any,
         profile: Profile,
         hosts: Mapping[str, HostRecord],
+        too_large: str,
     ) -> Record:
         started = datetime.now(UTC)
         record_id = new_run_id(f"claim-{claim.id}", started)
@@ -95,7 +91,11 @@ class Runner:
             lambda text: self._progress(claim.id, text),
         )
         self._progress(claim.id, "begins")
-        found, judgement = self._measured(claim, parameters, lab)
+        if too_large:
+            found: Found | str = too_large
+            judgement: Judgement | None = Judgement("not measurable here", "", too_large)
+        else:
+            found, judgement = self._measured(claim, parameters, lab)
         record = Record(
             schema_=1,
             id=record_id,
@@ -140,6 +140,20 @@ def figures(found: Found) -> list[Figure]:
         Figure(name=name, value=value, description=fields[name].description or "")
         for name, value in found.model_dump(mode="json").items()
     ]
+
+
+def _too_large(asked: Asked, most: int | None) -> str:
+    """What to say of a claim that holds more than fits the hosts' memory; else nothing.
+
+    :param most: connections that fit; none: not known
+    """
+    wanted = asked.claim.connections(asked.parameters)
+    if most is None or wanted <= most:
+        return ""
+    return (
+        f"claim {asked.claim.id}: connections: got {wanted:,}, expected at most {most:,}: more "
+        "does not fit these hosts' memory; choose the small profile, or fewer by --set"
+    )
 
 
 def _require(claim: Claim[Any, Any], group: str, inventory: Inventory) -> None:

@@ -184,7 +184,7 @@ def made(
     one = runner.Runner(
         hosts, lambda host: pytest.fail("a host was reached"), tmp_path, lambda c, t: said.append(t)
     )
-    monkeypatch.setattr(one, "_fit", lambda asked: {})
+    monkeypatch.setattr(one, "_look", lambda: ({}, 500))
     return one, said
 
 
@@ -225,6 +225,18 @@ def test_what_the_inventory_lacks_is_bad_input_for_who_asks_by_name(
         one.run(asked, "small", by_name=True)
     assert not list(Records(tmp_path).all())
     assert one.run(asked, "small", by_name=False)[0].verdict == "not measurable here"
+
+
+def test_a_profile_that_does_not_fit_says_what_does(
+    hosts: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = made(hosts, tmp_path, monkeypatch)
+    asked = [runner.Asked(CLAIM, CLAIM.full)]
+    with pytest.raises(InputError, match="claim some: connections: got 1,000, expected at most 5"):
+        one.run(asked, "full", by_name=True)
+    assert not list(Records(tmp_path).all())
+    found = one.run(asked, "full", by_name=False)[0]
+    assert found.verdict == "not measurable here" and "at most 500" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.agent.trials import lasting
 from bench.claims import closing
 from bench.claims.closing import Churn, TimeWaitFound
 
@@ -29,6 +30,8 @@ USED_UP = churn(501, 500, "EADDRNOTAVAIL")
 FOUND: dict[str, Any] = {
     "fin_timeout": 60,
     "time_wait": 60.3,
+    "armed": 60.0,
+    "short_armed": 60.0,
     "fin_wait_2": 60.4,
     "short_fin_timeout": 5,
     "short_time_wait": 60.2,
@@ -90,8 +93,24 @@ def test_the_reason_keeps_to_what_was_measured() -> None:
 
 def test_measured_tells_the_figures() -> None:
     assert judged(fin_wait_2=None).measured == (
-        "TIME_WAIT lasts 60.3 s, 60.2 s with tcp_fin_timeout 5 (FIN_WAIT_2: not ended and 5.1 s); "
-        "of 500 ports to one target 500 were used up where the client closes first "
-        "(EADDRNOTAVAIL), none in 1,000 where the server does, none in 1,000 by RST; tcp_tw_reuse "
-        "1 lets them again after 1.0 s; 256 B each"
+        "TIME_WAIT is set to 60.0 s and lasts 60.3 s, 60.2 s with tcp_fin_timeout 5 (FIN_WAIT_2: "
+        "not ended and 5.1 s); of 500 ports to one target 500 were used up where the client closes "
+        "first (EADDRNOTAVAIL), none in 1,000 where the server does, none in 1,000 by RST; "
+        "tcp_tw_reuse 1 lets them again after 1.0 s; 256 B each"
     )
+
+
+@pytest.mark.parametrize(
+    ("timer", "seconds"),
+    [
+        ("timer:(timewait,59sec,0)", 59.0),
+        ("timer:(timewait,1min3sec,0)", 63.0),
+        ("timer:(timewait,9.871sec,0)", 9.871),
+        ("timer:(timewait,345ms,0)", 0.345),
+        ("timer:(timewait,,0)", None),
+        ("", None),
+    ],
+)
+def test_timers_are_read_as_ss_prints_them(timer: str, seconds: float | None) -> None:
+    line = f"TIME-WAIT 0      0      127.0.0.1:45460 127.0.0.1:5000 {timer}"
+    assert lasting.left(line) == seconds

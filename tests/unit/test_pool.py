@@ -65,6 +65,12 @@ def test_numbers_make_the_groups_and_no_address_is_met_twice(substrate: str) -> 
         assert not any(each in block for block in blocks)
 
 
+@pytest.mark.parametrize(("connections", "count"), [(20_000, 3), (1_000_000, 8)])
+def test_clients_have_the_addresses_asked_for_or_more(connections: int, count: int) -> None:
+    _, hosts = listed("local", connections=connections, lab_client_addresses=3)
+    assert hosts["client1"]["alias_ips_count"] == count
+
+
 def test_management_addresses_tell_hosts_apart() -> None:
     _, hosts = listed("local")
     names = ("server1", "client1", "client32", "router2", "proxy8")

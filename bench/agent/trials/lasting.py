@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from bench import wire
 from bench.agent import control, probe
@@ -21,6 +22,7 @@ APPEARS = 2.0
 """Seconds in which a state has come that is to come at all."""
 
 PATIENCE = 5.0
+TIMER = re.compile(r"timer:\([a-z-]+,(?:(\d+)min)?(?:([\d.]+)sec)?(?:(\d+)ms)?,")
 STATES = ("TIME-WAIT", "FIN-WAIT-2")
 
 
@@ -33,6 +35,8 @@ class Watched:
         self.began = time.monotonic()
         self.seconds: Optional[float] = None
         """How long it was in that state; none while it is."""
+        self.armed: Optional[float] = None
+        """How long it was to be there, by its timer; none where none was seen."""
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
@@ -41,7 +45,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     A step with ``target`` and ``state`` opens a connection, closes it by FIN, and is answered when
     it is in that state. One with ``watch`` waits until all have left theirs, at most so many
     seconds; ``seconds`` has how long each was there, in the order in which they were opened, none
-    for one that still is.
+    for one that still is; ``armed`` has for how long its timer had been set.
     """
     targets = [(str(address), int(port)) for address, port in args["targets"]]
     door.proven(args, targets)
@@ -51,7 +55,9 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
         step = stage.step() or {}
         if "watch" in step:
             _watch(watched, step["watch"], targets)
-            stage.tell(seconds=[one.seconds for one in watched])
+            stage.tell(
+                seconds=[one.seconds for one in watched], armed=[one.armed for one in watched]
+            )
         else:
             target = str(step["target"][0]), int(step["target"][1])
             if target not in targets or step.get("state") not in STATES:
@@ -88,16 +94,32 @@ def _watch(watched: List[Watched], seconds: Any, targets: List[wire.Endpoint]) -
         there = _there(targets)
         now = time.monotonic()
         for one in watched:
+            left = there.get((one.port, one.state), 0.0)
             if one.seconds is None and (one.port, one.state) not in there:
                 one.seconds = now - one.began
+            elif left:  # a timer that has run out, and is late, shows nothing
+                one.armed = now - one.began + left
         time.sleep(EVERY)
 
 
-def _there(targets: List[wire.Endpoint]) -> Set[Tuple[int, str]]:
-    """Own port and state of the sockets to these targets, by ss(8)."""
+def _there(targets: List[wire.Endpoint]) -> Dict[Tuple[int, str], Optional[float]]:
+    """Own port and state of the sockets to these targets, by ss(8), and what is left of their
+    timers, seconds."""
     terms = " or ".join(f"dport = :{port}" for _, port in targets)
-    found = set()
-    for line in probe.output([probe.tool("ss"), "-Htan", f"( {terms} )"]).splitlines():
+    found = {}
+    for line in probe.output([probe.tool("ss"), "-Htano", f"( {terms} )"]).splitlines():
         words = line.split()
-        found.add((int(words[3].rpartition(":")[2]), words[0]))
+        found[int(words[3].rpartition(":")[2]), words[0]] = left(line)
     return found
+
+
+def left(line: str) -> Optional[float]:
+    """Seconds that a line of ``ss -o`` shows of a timer (ss.c ``print_ms_timer``); none for none.
+
+    Below ten seconds it shows thousandths.
+    """
+    match = TIMER.search(line)
+    if not match or not any(match.groups()):
+        return None
+    minutes, seconds, thousandths = match.groups()
+    return 60.0 * int(minutes or 0) + float(seconds or 0) + int(thousandths or 0) / 1000
