@@ -105,7 +105,8 @@ class Acceptor:
                 if fd == self._orders:
                     self._obey(os.read(fd, 1))
                 elif fd in self._listeners:
-                    self._warm()
+                    if self._cold:  # an order or another listener may have come just before
+                        self._warm()
                 elif event & _OVER:
                     over.append(fd)
                 else:

@@ -100,6 +100,16 @@ def test_refusals_are_counted_while_somebody_waits(bed, code):
     assert one.board.total(board.HELD) == 1
 
 
+def test_an_order_and_a_connection_at_once_wake_a_cold_acceptor_once(bed):
+    one = bed()
+    one.worker._chill()
+    os.write(one.writing, b"AS")  # 'A' and the listener come in one batch of events, 'A' first
+    one.knock()
+    one.worker.run()
+    assert one.board.total(board.CLOSED) == one.board.total(board.OPENED)
+    assert one.worker._stopped and not one.worker._cold
+
+
 @pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM])
 def test_want_of_memory_is_counted(bed, code):
     one = bed()
