@@ -186,7 +186,7 @@ class Conduct:
             nap_ms=self.scenario.accept_nap_ms,
             memory_floor_kib=self.scenario.memory_floor_mib * 1024,
             nofile=self.scenario.nofile,
-            workers=self.scenario.workers or 0,
+            workers=self.scenario.processes(server=True) or 0,
             limit=self.scenario.expect == "limit",
         )
 
@@ -205,7 +205,7 @@ class Conduct:
             active=self.scenario.active_workers,
             memory_floor_kib=self.scenario.memory_floor_mib * 1024,
             nofile=self.scenario.nofile,
-            workers=self.scenario.workers or 0,
+            workers=self.scenario.processes(server=False) or 0,
             source_ports=self.scenario.source_ports,
             limit=self.scenario.expect == "limit",
         )

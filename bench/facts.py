@@ -59,6 +59,7 @@ def phase(
     return Phase(
         taken=taken or datetime.now(UTC),
         held=event["held"],
+        held_each=event.get("held_each", []),
         established=event.get("established"),
         meminfo_kib=parsed("meminfo", meminfo.parse),
         slab_bytes={name: c.slab_bytes for name, c in caches.items() if c.slab_bytes},

@@ -86,7 +86,8 @@ def share(
     nofile = _nofile(scenario, record)
     listeners = len(paths.endpoints(scenario, inventory, host)) if server else 0
     chosen = not server and scenario.source_ports == "kernel"
-    to_the_end = scenario.workers is not None or scenario.expect == "limit"
+    processes = scenario.processes(server)
+    to_the_end = processes is not None or scenario.expect == "limit"
     before = record.phases.get("before")
     return Share(
         host=name,
@@ -96,13 +97,13 @@ def share(
         nr_open=_number(record, "fs.nr_open") or nofile,
         reserve=(OWN_FDS[SIDES[group]] if to_the_end else RESERVE) + listeners,
         kernel_bytes=objects.endpoint_bytes(parts, record.kernel, caches, aliases),
-        workers=scenario.workers,
+        workers=processes,
         watches=int(watched),
         tracked=Room(most or 0, now or 0) if tracked else None,
         ports=Room(local_ports(scenario, inventory, host, record), 0) if chosen else None,
         tasks=_grouped_tasks(record, before),
         memory_max=_least_room(before, "memory.max", "memory.current"),
-        worker_bytes=0 if scenario.workers or before is None or before.workers else WORKER_BYTES,
+        worker_bytes=0 if processes or before is None or before.workers else WORKER_BYTES,
     )
 
 

@@ -236,6 +236,9 @@ class Phase(Model):
 
     taken: datetime
     held: int
+    held_each: list[int] = Field(
+        default_factory=list, description="connections by worker process of this host's agent"
+    )
     established: int | None = None
     meminfo_kib: dict[str, int] = Field(default_factory=dict)
     slab_bytes: dict[str, int] = Field(

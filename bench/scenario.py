@@ -116,6 +116,9 @@ class Scenario(BaseModel):
         le=1024,
         description="agent processes per host and side; none: as many as nofile demands",
     )
+    server_workers: int | None = Field(
+        None, ge=1, le=1024, description="the same on servers alone; none: as workers says"
+    )
 
     @model_validator(mode="after")
     def _ports_in_order(self) -> Scenario:
@@ -144,6 +147,10 @@ class Scenario(BaseModel):
             if self.watch == "none" and getattr(self, name):
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 with watch: none")
         return self
+
+    def processes(self, server: bool) -> int | None:
+        """Agent processes of a host of one side, where their number is given."""
+        return (self.server_workers if server else None) or self.workers
 
     @property
     def client_ports(self) -> int:

@@ -257,6 +257,8 @@ class Collected(TypedDict):
     read is absent and named in ``missing``."""
     missing: Dict[str, str]
     held: int
+    held_each: List[int]
+    """The same by worker."""
     established: Optional[int]
     """Lines of ``ss`` in the state and on the endpoints asked for, null if none were."""
     workers: int

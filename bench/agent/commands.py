@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from bench.agent import about, control, probe, spec, tally, workers
 from bench.agent import board as cell
@@ -182,8 +182,8 @@ class Commands(Duty):
         pids = [os.getpid(), *(role.crew.pids if role else ())]
         phase, state = str(command.get("phase", "")), str(command.get("state", "established"))
 
-        def held() -> int:
-            return role.board.total(cell.HELD) if role else 0
+        def held() -> List[int]:
+            return role.board.column(cell.HELD).tolist() if role else []
 
         self._read(lambda: probe.collect(phase, ends, side, state, held, pids))
 

@@ -215,10 +215,14 @@ def collect(
     count: Optional[List[wire.Endpoint]],
     side: str,
     state: str,
-    held: Callable[[], int],
+    held: Callable[[], List[int]],
     pids: Sequence[int],
 ) -> wire.Collected:
-    """One phase's evidence. ``pids``: the agent and its workers."""
+    """One phase's evidence.
+
+    :param held: connections of each worker
+    :param pids: the agent and its workers
+    """
     pss = pss_kib(pids)  # before the tools below cost memory of their own
     texts: Dict[str, str] = {}
     missing: Dict[str, str] = {}
@@ -236,12 +240,14 @@ def collect(
             lines = sockets(count, side, state)
         except (Unreadable, OSError) as reason:
             missing["ss"] = str(reason)
+    each = held()
     return {
         "event": "collected",
         "phase": phase,
         "texts": texts,
         "missing": missing,
-        "held": held(),
+        "held": sum(each),
+        "held_each": each,
         "established": lines,
         "workers": len(pids) - 1,
         "pss_kib": pss,

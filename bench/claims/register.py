@@ -18,6 +18,7 @@ from bench.claims import (
     nat,
     ports,
     pressure,
+    processes,
     proxy,
     userland,
 )
@@ -41,6 +42,7 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     nat.NAT,
     proxy.REVERSE_PROXY,
     userland.USERLAND_TCP,
+    processes.PROCESSES,
     counting.COUNT_BY_PORT,
     descriptors.EPOLL_WATCHES,
     memory.MEMAVAILABLE,

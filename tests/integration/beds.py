@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents import CLIENT, SERVER, running
+from agents import CLIENT, SERVER, SERVER6, running
 
 from bench import controller, scenario
 from bench.curve import Progress
@@ -102,7 +102,7 @@ class Bed:
             return Host(name, (group,), name, 22, "lab", None, None, tuple(addresses))
 
         hosts = {
-            "server": host("server", "servers", [SERVER]),
+            "server": host("server", "servers", [SERVER, SERVER6]),
             "client": host("client", "clients", clients),
         }
         return Inventory("test", "local", hosts, True, None, None)

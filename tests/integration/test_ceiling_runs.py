@@ -61,6 +61,17 @@ def test_descriptors_of_the_servers(bed: Ceiling, watch: str) -> None:
     assert notes[-1].endswith("; that is the limit")
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+def test_descriptors_of_so_many_server_processes(bed: Ceiling, processes: int) -> None:
+    done = bed.find(nofile=SOFT, server_workers=processes, echo_timeout_ms=500)
+    each = done.hosts["server"].phases["peak"].held_each
+    assert len(set(each)) == 1 and len(each) == processes
+    assert SOFT - OWN - 1 <= each[0] < SOFT
+    assert sum(each) == done.measured.established.ss == done.predicted.limits["nofile"]
+    assert (done.verdict, done.bound_by) == ("pass", "nofile"), done.reason
+    assert done.diagnosis and done.diagnosis.end == "server"
+
+
 def test_descriptors_of_the_clients(bed: Ceiling) -> None:
     bed.words["client"] = ["prlimit", f"--nofile={SOFT}:1000"]
     done = bed.find(nofile="soft", workers=3, max_in_flight=16)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from agents import CLIENT, running
+from agents import CLIENT, CLIENT6, running
 from beds import Bed
 
 from bench import capacity, planning, scenario, survey
@@ -58,6 +58,18 @@ def test_rounds_fall_into_the_hold(bed: Bed) -> None:
     ]
     page = (bed.store.root / done.run_id / "report.html").read_text()
     assert "Echo rounds" in page
+    assert bed.clean()
+
+
+def test_a_run_over_ipv6(bed: Bed) -> None:
+    done = bed.run([CLIENT, CLIENT6], family=6, server_ports=[5000, 5001])
+    counts = done.measured.established
+    assert (done.verdict, done.bound_by) == ("pass", "none"), done.reason
+    assert (counts.clients, counts.servers, counts.ss) == (3000, 3000, 3000)
+    assert done.measured.liveness.asked == done.measured.liveness.answered > 0
+    assert done.measured.left_after == 0
+    # Both ends: 2.3 KiB each or more (bench.collect.objects).
+    assert done.measured.kernel_bytes_per_connection.by_cache["TCPv6"] > 2 * 2_000
     assert bed.clean()
 
 

@@ -67,6 +67,10 @@ def test_descriptors_that_are_no_connections() -> None:
     # To the very end: the eleven that a server's worker has, and its listener.
     assert of_server(host, workers=2).reserve == of_server(host, expect="limit").reserve == 11 + 1
     assert of_client(host, expect="limit").reserve == 10
+    both = {"workers": 2, "server_workers": 3}
+    assert (of_server(host, **both).workers, of_client(host, **both).workers) == (3, 2)
+    alone = of_client(host, server_workers=3)
+    assert (alone.workers, alone.reserve) == (None, 64)
     assert (of_server(host).nofile, of_server(host, nofile="soft").nofile) == (20_000, 1_024)
 
 
