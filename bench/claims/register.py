@@ -14,6 +14,7 @@ from bench.claims import (
     events,
     fourtuple,
     keystroke,
+    lookups,
     memory,
     nat,
     ports,
@@ -45,6 +46,7 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     processes.PROCESSES,
     counting.COUNT_BY_PORT,
     descriptors.EPOLL_WATCHES,
+    lookups.HASH_TABLE,
     memory.MEMAVAILABLE,
     memory.MODERN_COST,
 )

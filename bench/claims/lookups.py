@@ -1,0 +1,147 @@
+"""What the size of the established-hash table does to opening and to using connections."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from pydantic import Field
+
+from bench.claims.lab import Lab
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+
+SLOWER = 1.1
+"""A ratio below it is taken for no difference: rounds on one table differ by a few percent."""
+
+STEP_SECONDS = 600.0
+"""For one table to be filled."""
+
+
+class HashTableParameters(Parameters):
+    """How many connections, and how small the small table is."""
+
+    connections: int = Field(ge=1_000, le=1_000_000)
+    entries: int = Field(ge=256, le=1 << 24)
+    """Of the small table; the other is as large as the sockets are many. A power of two."""
+    echoes: int = Field(ge=1_000, le=1_000_000)
+    """Round trips over connections at random, once all are held."""
+    rounds: int = Field(ge=1, le=10)
+    """Each with either table, in turns."""
+
+
+class Step(Found):
+    """One stretch of the way up."""
+
+    held: int = Field(description="connections at its end")
+    us: float = Field(description="µs that one took to be opened and accepted")
+
+
+class Table(Found):
+    """One size of the table."""
+
+    entries: int = Field(description="hash buckets of the table")
+    chain: float = Field(description="sockets a bucket, all connections held: both ends are in it")
+    steps: list[Step] = Field(description="opening, the fastest of the rounds")
+    connect_us: list[float] = Field(description="µs of the last step by round")
+    echo_us: list[float] = Field(description="µs of a one-byte round trip by round")
+
+
+class HashTableFound(Found):
+    """The same work with two tables."""
+
+    connections: int = Field(description="held, both ends in one namespace")
+    small: Table = Field(description="the small table")
+    large: Table = Field(description="the table with an entry for each socket")
+
+
+def sized(connections: int) -> int:
+    """Entries for both ends of so many: a power of two, one each or more."""
+    return 1 << (2 * connections - 1).bit_length()
+
+
+def measure(lab: Lab, parameters: HashTableParameters) -> HashTableFound:
+    """Fill both tables in turns, in namespaces of their own on the server's host."""
+    connections = parameters.connections
+    sizes = (parameters.entries, sized(connections))
+    told: dict[int, list[dict[str, Any]]] = {entries: [] for entries in sizes}
+    with lab.trials() as trials:
+        trial = trials.begin(
+            lab.server,
+            "hash_table",
+            root=True,
+            connections=connections,
+            echoes=parameters.echoes,
+        )
+        _possible(trial.first["reason"], lab)
+        for number in range(parameters.rounds):
+            for entries in sizes:
+                lab.note(f"{entries:,} buckets, round {number + 1}")
+                answer = trial.go(seconds=STEP_SECONDS, entries=entries)
+                _possible(answer["reason"], lab)
+                told[entries].append(dict(answer))
+    small, large = (_table(entries, connections, told[entries]) for entries in sizes)
+    return HashTableFound(connections=connections, small=small, large=large)
+
+
+def _possible(reason: str, lab: Lab) -> None:
+    """:raises NotMeasurable: with the reason, if there is one."""
+    if reason:
+        raise NotMeasurable(
+            f"{lab.server.name} makes no network namespace with a table of its own: {reason}; "
+            "Linux 6.1 does, for root"
+        )
+
+
+def _table(entries: int, connections: int, rounds: list[dict[str, Any]]) -> Table:
+    ways = [one["connect_us"] for one in rounds]
+    return Table(
+        entries=entries,
+        chain=round(2 * connections / entries, 2),
+        steps=[
+            Step(held=same[0]["held"], us=min(step["us"] for step in same))
+            for same in zip(*ways, strict=True)
+        ],
+        connect_us=[way[-1]["us"] for way in ways],
+        echo_us=[one["echo_us"] for one in rounds],
+    )
+
+
+def judge(found: HashTableFound) -> Judgement:
+    """Confirmed where opening the last connections was slower with the small table, every time."""
+    small, large = found.small, found.large
+    measured = (
+        f"{found.connections:,} connections: with {small.entries:,} buckets opening one took "
+        f"{small.steps[0].us:g} µs at first and {small.steps[-1].us:g} at last, an echo "
+        f"{min(small.echo_us):g} µs; with {large.entries:,} {large.steps[0].us:g} and "
+        f"{large.steps[-1].us:g}, an echo {min(large.echo_us):g}"
+    )
+    ratios = [one / other for one, other in zip(small.connect_us, large.connect_us, strict=True)]
+    if all(ratio >= SLOWER for ratio in ratios):
+        return Judgement(
+            "confirmed",
+            measured,
+            f"there were {small.chain:g} sockets to a bucket, and a lookup that finds none, as "
+            "each new connection makes several, walks the whole chain; opening was "
+            f"{median(ratios):.1f} times as slow at last",
+        )
+    if all(ratio < SLOWER for ratio in ratios):
+        return Judgement(
+            "refuted",
+            measured,
+            f"with {small.chain:g} sockets to a bucket opening one took no longer",
+        )
+    return Judgement("inconclusive", measured, "the rounds do not agree which table is faster")
+
+
+HASH_TABLE = Claim(
+    id="hash-table",
+    said="The established-hash table is sized at boot; beyond it every lookup walks a chain.",
+    cure="Boot with thash_entries= as large as the sockets are many; namespaces take "
+    "tcp_child_ehash_entries of the one that they are made in.",
+    read="docs/architecture.md",
+    small=HashTableParameters(connections=20_000, entries=512, echoes=10_000, rounds=2),
+    full=HashTableParameters(connections=200_000, entries=4_096, echoes=50_000, rounds=3),
+    measure=measure,
+    judge=judge,
+    connections=lambda parameters: parameters.connections,
+)
