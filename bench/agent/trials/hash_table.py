@@ -48,7 +48,7 @@ FLOOR_KIB = 512 * 1024
 """Memory that stays free."""
 
 CHUNK = 50
-"""Operations that are timed together, a few milliseconds: of all chunks the lower quartile counts,
+"""Operations that are timed together, a few milliseconds: of all chunks the lowest decile counts,
 which leaves out those that others ran in the middle of."""
 
 OWN_FDS = 64
@@ -159,7 +159,7 @@ def _hold(out: int, entries: int, connections: int, echoes: int) -> None:
             opened += [(held, figure) for figure in crew[-1].ask(b"O")]
         chunks = [figure for one in crew for figure in one.ask(b"E", -(-echoes // len(crew)))]
         say(entries=own, chunks=len(chunks), connect_us=_steps(opened, held), held=held,
-            echo_us=round(quartile(chunks), 2))  # fmt: skip
+            echo_us=round(decile(chunks), 2))  # fmt: skip
         for one in crew:
             one.ask(b"C")
     except (OSError, EOFError) as error:
@@ -277,11 +277,11 @@ def _steps(opened: List[Tuple[int, float]], held: int, steps: int = 8) -> List[D
     for number in range(steps):
         part = opened[len(opened) * number // steps : len(opened) * (number + 1) // steps]
         if part:
-            us = quartile([figure for _, figure in part])
+            us = decile([figure for _, figure in part])
             found.append({"held": held * (number + 1) // steps, "us": round(us, 2)})
     return found
 
 
-def quartile(figures: List[float]) -> float:
-    """The lower one."""
-    return statistics.quantiles(figures, n=4)[0] if len(figures) > 1 else figures[0]
+def decile(figures: List[float]) -> float:
+    """The lowest one."""
+    return statistics.quantiles(figures, n=10)[0] if len(figures) > 1 else figures[0]
