@@ -24,7 +24,12 @@ UNPRIVILEGED = "1024 65535"
 """All that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
 
 ENOUGH = 2_048
-"""Connections asked for beyond those that ports allow, so that a limit is met and not the end."""
+"""Connections asked for beyond those that ports allow, for each pair of a client address and a
+target: so that a limit is met and not the end."""
+
+IN_FLIGHT = 128
+"""Connects under way for each such pair, of several. A step ends after twice as many refusals
+(bench.ceiling), and while one pair is full another may have ports left: they take turns."""
 
 
 class Filled(Found):
@@ -63,7 +68,7 @@ def filled(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
     several = _pairs(fields)
     wanted = (last - first + 1) * several
     # From 1: more four-tuples than the kernel has ports for. None of them is bound.
-    connections = min(65_535 * several, wanted + ENOUGH)
+    connections = min(65_535 * several, wanted + ENOUGH * several)
     with lab.settings([client], sysctl={RANGE: ports}):
         done = lab.held(
             **_usual(fields),
@@ -139,13 +144,14 @@ def _pairs(fields: dict[str, Any]) -> int:
 
 def _usual(fields: dict[str, Any]) -> dict[str, Any]:
     """A run to a limit of ports: each step that fails has opened all that there was."""
+    several = _pairs(fields)
     return {
         "expect": "limit",
         "clients": 1,
         "client_addresses": 1,
         "server_addresses": 1,
-        "resolution": 0.5,
-        "max_in_flight": 32,
+        "resolution": 0.5 if several == 1 else 0.05,
+        "max_in_flight": 32 if several == 1 else IN_FLIGHT * several,
         "ramp_timeout_seconds": 1800.0,
         **fields,
     }
