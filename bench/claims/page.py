@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,7 +19,8 @@ def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
 
     Of each claim the newest full record with a verdict; the newest small one where there is none.
     """
-    chosen = choose(records)
+    known = list(records)
+    chosen = choose(known)
     env = Environment(
         loader=PackageLoader("bench", "templates"),
         undefined=StrictUndefined,
@@ -29,8 +30,9 @@ def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
         autoescape=False,
     )
     env.filters["figure"] = figure
+    env.filters["kernels"] = kernels
     return env.get_template("claims.md.j2").render(
-        rows=[(claim, chosen.get(claim.id)) for claim in claims]
+        rows=[(claim, chosen.get(claim.id), elsewhere(claim.id, known, chosen)) for claim in claims]
     )
 
 
@@ -46,6 +48,22 @@ def choose(records: Iterable[Record]) -> dict[str, Record]:
         if one.claim not in best or rank(one) > rank(best[one.claim]):
             best[one.claim] = one
     return best
+
+
+def elsewhere(claim: str, records: Iterable[Record], chosen: Mapping[str, Record]) -> list[Record]:
+    """Of a claim's records those with a verdict on other kernels: of each what says most."""
+    by_kernel: dict[str, list[Record]] = {}
+    for one in records:
+        if one.claim == claim and one.verdict not in UNMEASURED:
+            by_kernel.setdefault(kernels(one), []).append(one)
+    if claim in chosen:
+        by_kernel.pop(kernels(chosen[claim]), None)
+    return [choose(group)[claim] for _, group in sorted(by_kernel.items())]
+
+
+def kernels(one: Record) -> str:
+    """The kernel releases of a record's hosts."""
+    return ", ".join(sorted(set(one.kernels.values())))
 
 
 def figure(value: Any) -> str:

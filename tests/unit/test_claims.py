@@ -143,8 +143,25 @@ def test_the_page_tells_of_the_record_that_says_most() -> None:
     assert page.choose(records[1:])["some"].id == "2"
     assert page.choose(records[2:])["some"].id == "3"
     text = page.render([CLAIM, replace(CLAIM, id="never")], records)
-    assert "**refuted**: full." in text and "| connections held | 10 |" in text
+    assert "**Refuted**: full." in text and "| connections held | 10 |" in text
     assert "not measured yet" in text and "[docs/limits.md](limits.md)" in text
+
+
+def test_the_page_tells_of_other_kernels_as_well() -> None:
+    vm = {"server1": "6.1.0-vm", "client1": "6.1.0-vm"}
+    records = [
+        record(id="1", profile="full", kernels={"server1": "6.18"}),
+        record(id="2", measured="small there", kernels=vm),
+        record(id="3", measured="full there", profile="full", substrate="vm", kernels=vm),
+        record(id="4", verdict="failed", kernels={"server1": "5.10"}),
+        record(id="5", claim="other", kernels={"server1": "5.15"}),
+    ]
+    assert [one.id for one in page.elsewhere("some", records, page.choose(records))] == ["1"]
+    newer = [*records, record(id="6", profile="full", kernels={"server1": "6.18"})]
+    assert [one.id for one in page.elsewhere("some", newer, page.choose(newer))] == ["3"]
+    assert "On Linux 6.1.0-vm (2026-01-02, profile full, substrate vm) confirmed: full there." in (
+        page.render([CLAIM], newer)
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +288,7 @@ def test_the_page_is_written_whole(tmp_path: Path) -> None:
     target = tmp_path / "claims.md"
     words = ["claims", "page", str(target), "--results", str(tmp_path)]
     assert CliRunner().invoke(app, words).exit_code == 0
-    assert "**refuted**: 10 held." in target.read_text()
+    assert "**Refuted**: 10 held." in target.read_text()
     words[2] = str(tmp_path / "none" / "claims.md")
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, "No such file" in done.output) == (2, True)
