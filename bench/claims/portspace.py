@@ -88,6 +88,7 @@ def planned(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
         **_usual(fields),
         connections=(last - first + 1) * several,
         step=0.5,
+        retries=0,  # a port that is in use is refused once
         first_client_port=first,
         last_client_port=last,
     )
