@@ -29,7 +29,9 @@ class NatParameters(Parameters):
     first_port: int
     last_port: int
     beyond: int
-    """Connections that are tried beyond what the ports allow."""
+    """Connections that are tried beyond what the ports allow, for each destination and address."""
+    retries: int
+    """Of each: the NAT looks at some of its ports only, at others with each try."""
     table: int
     """Entries that conntrack is left with in the last part."""
 
@@ -65,12 +67,12 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
     ports = parameters.last_port - parameters.first_port + 1
     with lab.trials() as trials:
         watch = trials.begin(router, "observe", root=True)
-        one = _run(lab, router, parameters, addresses[:1], [PORT], ports)
+        one = _run(lab, router, parameters, addresses[:1], [PORT])
         entry = _entry_bytes(str(watch.go(files=["/proc/slabinfo"])["texts"].get("/proc/slabinfo")))
-    two = _run(lab, router, parameters, addresses[:1], [PORT + 1, PORT + 2], 2 * ports)
+    two = _run(lab, router, parameters, addresses[:1], [PORT + 1, PORT + 2])
     both = None
     if len(addresses) > 1:
-        both = _run(lab, router, parameters, addresses[:2], [PORT + 3], 2 * ports)
+        both = _run(lab, router, parameters, addresses[:2], [PORT + 3])
     full: tuple[int, int] | None = None
     why_not = ""
     try:
@@ -98,13 +100,14 @@ def _run(
     parameters: NatParameters,
     addresses: list[str],
     server_ports: list[int],
-    allowed: int,
 ) -> Run:
+    ports = parameters.last_port - parameters.first_port + 1
+    tried = (ports + parameters.beyond) * len(addresses) * len(server_ports)
     with lab.settings([router], tables=_rules(parameters, addresses)):
-        return _open(lab, server_ports, allowed + parameters.beyond)
+        return _open(lab, parameters, server_ports, tried)
 
 
-def _open(lab: Lab, server_ports: list[int], connections: int) -> Run:
+def _open(lab: Lab, parameters: NatParameters, server_ports: list[int], connections: int) -> Run:
     return lab.run(
         path="routed",
         connections=connections,
@@ -112,20 +115,25 @@ def _open(lab: Lab, server_ports: list[int], connections: int) -> Run:
         server_ports=server_ports,
         # A NAT without a free port drops the SYN: the client hears nothing. Each try searches anew.
         connect_timeout_ms=1_000,
-        retries=3,
+        retries=parameters.retries,
         backoff_ms=10,
         max_in_flight=512,
     )
 
 
 def _rules(parameters: NatParameters, addresses: list[str]) -> dict[str, str]:
-    """A NAT of its own, before the router's: the first that decides on a connection wins."""
-    to = addresses[0] if len(addresses) == 1 else f"{addresses[0]}-{addresses[-1]}"
+    """A NAT of its own, before the router's: the first that decides on a connection wins.
+
+    Several addresses take turns: of a range the kernel would choose one for each pair of client and
+    server by a hash (net/netfilter/nf_nat_core.c ``find_best_ips_proto``), full or not.
+    """
+    turns = ", ".join(f"{at} : {address}" for at, address in enumerate(addresses))
+    to = f"numgen inc mod {len(addresses)} map {{ {turns} }}"
     ports = f"{parameters.first_port}-{parameters.last_port}"
     return {
         "ip connlab_claim": (
             "chain post { type nat hook postrouting priority srcnat - 10; policy accept; "
-            f"ip protocol tcp tcp dport >= {PORT} ip daddr 198.18.0.0/15 snat to {to}:{ports}; }}"
+            f"ip protocol tcp tcp dport >= {PORT} ip daddr 198.18.0.0/15 snat to {to} : {ports}; }}"
         )
     }
 
@@ -144,7 +152,7 @@ def _full(
         lab.trials() as trials,
     ):
         before = _messages(trials, router)
-        done = _open(lab, [PORT + 4], parameters.table + parameters.beyond)
+        done = _open(lab, parameters, [PORT + 4], parameters.table + parameters.beyond)
         return done.measured.established.ss, _messages(trials, router) - before
 
 
@@ -205,8 +213,8 @@ NAT = Claim(
     cure="Give the NAT more addresses, the server more addresses or ports, and conntrack more "
     "entries (nf_conntrack_max).",
     read="docs/your-own-machines.md",
-    small=NatParameters(first_port=40_000, last_port=40_999, beyond=60, table=500),
-    full=NatParameters(first_port=1_024, last_port=65_535, beyond=1_000, table=20_000),
+    small=NatParameters(first_port=40_000, last_port=40_999, beyond=60, retries=3, table=500),
+    full=NatParameters(first_port=1_024, last_port=65_535, beyond=1_000, retries=10, table=20_000),
     measure=measure,
     judge=judge,
     connections=lambda parameters: 2 * (parameters.last_port - parameters.first_port + 1),

@@ -23,13 +23,14 @@ DEFAULT = "32768 60999"
 UNPRIVILEGED = "1024 65535"
 """All that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
 
-ENOUGH = 2_048
+ENOUGH = 512
 """Connections asked for beyond those that ports allow, for each pair of a client address and a
 target: so that a limit is met and not the end."""
 
-IN_FLIGHT = 128
+IN_FLIGHT = 300
 """Connects under way for each such pair, of several. A step ends after twice as many refusals
-(bench.ceiling), and while one pair is full another may have ports left: they take turns."""
+(bench.ceiling), and while one pair is full another may have ports left. So the last step may try
+all that is asked for beyond what ports allow."""
 
 
 class Filled(Found):
