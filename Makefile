@@ -71,7 +71,7 @@ lab: root $(VENV)/.runtime
 # A lab with all that the claims need. The small profile holds fewer than 100,000 connections.
 claims: root $(VENV)/.runtime
 	@ansible-playbook playbooks/claims.yml -e lab_routers=1 -e lab_proxies=2 \
-	  -e lab_server_addresses=2 -e lab_client_addresses=3 \
+	  -e lab_server_addresses=2 -e lab_client_addresses=3 -e lab_proxy_addresses=4 \
 	  $(if $(PROFILE),-e profile=$(PROFILE)) $(if $(filter full,$(PROFILE)),,-e connections=100000) \
 	  $(EXTRA)
 

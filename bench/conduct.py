@@ -39,7 +39,8 @@ COLLECT_SECONDS = 300.0
 seconds, under emulation minutes."""
 
 SETTLE_SECONDS = 10.0
-"""For the servers to accept what the clients already see as established."""
+"""Without one more accepted, until the servers are taken to accept no more of what the clients see
+as established. Proxies in the path may be far behind both."""
 
 POLL_SECONDS = 0.05
 """Between two questions to the servers how many they hold."""
@@ -279,11 +280,15 @@ class Conduct:
 
     def _settle(self, held: int) -> None:
         """Wait until the servers have accepted what the clients hold, or no longer gain."""
-        until = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < until:
+        most = -1
+        began = gained = time.monotonic()
+        while (now := time.monotonic()) - gained < SETTLE_SECONDS:
             status = self.session.ask(self.servers, "status", "status", COLLECT_SECONDS)
-            if sum(int(message["held"]) for message in status.values()) >= held:
+            accepted = sum(int(message["held"]) for message in status.values())
+            if accepted >= held or now - began > self.scenario.ramp_timeout_seconds:
                 return
+            if accepted > most:
+                most, gained = accepted, now
             self.session.wait(POLL_SECONDS)
 
     def hold(self) -> None:
