@@ -71,8 +71,8 @@ def between(lab: Lab, ports: int = 1, family: int | None = None, first: int = FI
 class Look:
     """Looks at one host between an experiment's steps."""
 
-    def __init__(self, trials: Trials, host: Host) -> None:
-        self._trial: Trial = trials.begin(host, "look")
+    def __init__(self, trials: Trials, host: Host, *, root: bool = False) -> None:
+        self._trial: Trial = trials.begin(host, "look", root=root)
 
     def counters(self) -> dict[str, int]:
         """The kernel's counters of the host (nstat(8)), by name."""
@@ -85,6 +85,14 @@ class Look:
     def text(self, name: str) -> str:
         """A source of evidence (``bench.agent.probe.SOURCES``)."""
         return str(self._trial.go(texts=[name])["texts"][name])
+
+    def listening(self) -> set[int]:
+        """Ports that the host's sockets listen on."""
+        return set(self._trial.go(listening=True)["ports"])
+
+    def pss_bytes(self, named: str) -> int:
+        """Memory of all processes of that name (PSS); of another user's as root alone."""
+        return 1024 * int(self._trial.go(named=named)["pss_kib"])
 
     def count(self, ends: Sequence[tuple[str, int]], side: str, *states: str) -> list[int]:
         """Sockets of these ends in each of the states, by ss(8). ``side``: src or dst."""

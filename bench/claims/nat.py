@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from bench.claims.ends import Look
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.collect import slab
 from bench.inventory import Host
 from bench.results import Run
-from bench.trials import Trials
 
 COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 MAX = "net.netfilter.nf_conntrack_max"
@@ -50,7 +49,7 @@ class NatFound(Found):
         description="errors that the refused clients saw, errno to count"
     )
     entry_bytes: float | None = Field(
-        description="slab of one conntrack entry, bytes; none: slabinfo does not tell"
+        description="slab of one conntrack entry, bytes; none: its cache is merged with another"
     )
     full_table: int | None = Field(
         description="entries that conntrack was left with, all protocols; none: not lowered here"
@@ -66,9 +65,9 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
     addresses = [one for one in router.data_addresses if ":" not in one]
     ports = parameters.last_port - parameters.first_port + 1
     with lab.trials() as trials:
-        watch = trials.begin(router, "observe", root=True)
+        look = Look(trials, router)
         one = _run(lab, router, parameters, addresses[:1], [PORT])
-        entry = _entry_bytes(str(watch.go(files=["/proc/slabinfo"])["texts"].get("/proc/slabinfo")))
+        entry = look.caches().get("nf_conntrack")
     two = _run(lab, router, parameters, addresses[:1], [PORT + 1, PORT + 2])
     both = None
     if len(addresses) > 1:
@@ -86,7 +85,7 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
         two_destinations=two.measured.established.ss,
         two_addresses=None if both is None else both.measured.established.ss,
         client_saw=one.measured.errors,
-        entry_bytes=entry,
+        entry_bytes=None if entry is None else round(entry.bytes_each, 1),
         full_table=None if full is None else parameters.table,
         full_held=None if full is None else full[0],
         full_said=None if full is None else full[1],
@@ -151,25 +150,10 @@ def _full(
         ),
         lab.trials() as trials,
     ):
-        before = _messages(trials, router)
+        look = Look(trials, router)
+        before = look.text("kernel_log").count(TABLE_FULL)
         done = _open(lab, parameters, [PORT + 4], parameters.table + parameters.beyond)
-        return done.measured.established.ss, _messages(trials, router) - before
-
-
-def _messages(trials: Trials, router: Host) -> int:
-    watch = trials.begin(router, "observe", root=True, log=True)
-    said = str(watch.first.get("log", "")).count(TABLE_FULL)
-    watch.end()
-    return said
-
-
-def _entry_bytes(text: str) -> float | None:
-    """Bytes of one conntrack entry, slab rounding included."""
-    try:
-        caches = slab.parse(text)
-    except ValueError:
-        return None
-    return round(caches["nf_conntrack"].bytes_each, 1) if "nf_conntrack" in caches else None
+        return done.measured.established.ss, look.text("kernel_log").count(TABLE_FULL) - before
 
 
 def judge(found: NatFound) -> Judgement:

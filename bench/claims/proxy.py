@@ -8,15 +8,13 @@ from typing import Any
 
 from pydantic import Field
 
+from bench.claims.ends import Look
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.inventory import Host
 from bench.results import KernelBytes, Run
 
 RANGE = "net.ipv4.ip_local_port_range"
-LISTEN = "0A"
-"""State of a listening socket in /proc/net/tcp (include/net/tcp_states.h)."""
-
 SOCKETS = 4
 """Of a proxied connection: the client's, the proxy's two, the server's."""
 
@@ -72,8 +70,7 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
     first = lab.require("proxies")
     sources = [one for one in first.data_addresses if ":" not in one]
     with lab.trials() as trials:
-        watch = trials.begin(first, "observe", root=True, files=["/proc/net/tcp"])
-        taken = listening(str(watch.first["texts"]["/proc/net/tcp"]))
+        taken = Look(trials, first).listening()
     ports = set(range(parameters.first_port, parameters.last_port + 1)) - taken
     wanted = len(ports) * len(sources) + parameters.beyond
     span = f"{parameters.first_port} {parameters.last_port}"
@@ -122,17 +119,16 @@ def _all(
     """A run through all proxies: it, the connections of each, HAProxy's bytes for one."""
     owner = {address: host.name for host in proxies for address in host.data_addresses}
     per_proxy: dict[str, int] = {}
-    growth: list[float] = []
+    growth: list[int] = []
     with lab.trials() as trials:
-        watches = [trials.begin(host, "observe", root=True, named="haproxy") for host in proxies]
-        before = sum(int(watch.first["pss_kib"]) for watch in watches)
+        looks = [Look(trials, host, root=True) for host in proxies]
+        before = sum(look.pss_bytes("haproxy") for look in looks)
 
         def during() -> None:
             for peer, number in lab.count(str(PLAIN), "peer").counts.items():
                 name = owner.get(peer, peer)
                 per_proxy[name] = per_proxy.get(name, 0) + number
-            now = sum(int(watch.go(named="haproxy")["pss_kib"]) for watch in watches)
-            growth.append((now - before) * 1024.0)
+            growth.append(sum(look.pss_bytes("haproxy") for look in looks) - before)
 
         done = _open(lab, len(proxies), connections, during=during)
     held = done.measured.established.ss
@@ -174,16 +170,6 @@ def _seen(lab: Lab, proxy: Host) -> dict[str, bool | None]:
             at[TRANSPARENT]["peer"] == source if TRANSPARENT in at else None
         ),
     }
-
-
-def listening(text: str) -> set[int]:
-    """Ports of the listening sockets in /proc/net/tcp: connect(2) picks none of them.
-
-    ``__inet_hash_connect`` passes over a port that a socket was bound to by itself
-    (net/ipv4/inet_hashtables.c).
-    """
-    rows = [row.split() for row in text.splitlines()[1:]]
-    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTEN}
 
 
 def judge(found: ProxyFound) -> Judgement:

@@ -12,6 +12,7 @@ from agents import CLIENT, CONTROL, SERVER
 from beds import Bed
 
 from bench.agent.trials import peers
+from bench.claims.ends import Look
 from bench.errors import InputError
 from bench.trials import Trials
 
@@ -86,12 +87,11 @@ def test_a_proxy_header_reaches_the_server(trials: Trials, bed: Bed) -> None:
     assert seen == [{"port": 5000, "peer": CLIENT, "header": "198.18.9.9"}]
 
 
-def test_a_host_shows_its_counters_and_its_processes(trials: Trials, bed: Bed) -> None:
-    host = bed.inventory().hosts["server"]
-    look = trials.begin(host, "observe", files=["/proc/net/sockstat", "/proc/net/no_such"])
-    assert "TCP: inuse 0" in look.first["texts"]["/proc/net/sockstat"]
-    assert set(look.first["texts"]) == {"/proc/net/sockstat"}
-    found = look.go(named="python3")
-    assert found["processes"] >= 1 and found["pss_kib"] > 1_000
-    with pytest.raises(InputError, match="files: got /etc/shadow, expected a file of counters"):
-        look.go(files=["/etc/shadow"])
+def test_a_host_shows_its_listeners_and_its_processes(trials: Trials, bed: Bed) -> None:
+    both(trials, bed)
+    look = Look(trials, bed.inventory().hosts["server"])
+    assert look.listening() == {5000, 5001, CONTROL}
+    assert look.pss_bytes("python3") > 1 << 20
+    assert "TCP: inuse" in look.text("sockstat")
+    with pytest.raises(InputError, match="texts: got 'passwd', expected one of ss_s"):
+        look.text("passwd")

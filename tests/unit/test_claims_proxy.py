@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from bench.claims.proxy import ProxyFound, judge, listening
+from bench.agent.trials.look import listening
+from bench.claims.proxy import ProxyFound, judge
 
 
 def found(**fields: Any) -> ProxyFound:
@@ -39,11 +40,11 @@ def test_ports_and_headers_decide(fields: dict[str, Any], verdict: str) -> None:
     assert judge(found(**fields)).verdict == verdict
 
 
-def test_listeners_are_found_in_proc_net_tcp() -> None:
+def test_listeners_are_found_in_what_ss_prints() -> None:
     text = (
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
-        "   0: 01D212C6:1387 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000\n"
-        "   1: 01D212C6:1388 0100A8C0:D431 01 00000000:00000000 00:00000000 00000000  1000\n"
-        "   2: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n"
+        "LISTEN 0      4096      198.18.211.1:4999      0.0.0.0:*          \n"
+        "LISTEN 0      4096      198.18.211.2:4999      0.0.0.0:*          \n"
+        "LISTEN 0      128            0.0.0.0:22        0.0.0.0:*          \n"
+        "LISTEN 0      128               [::]:22           [::]:*          \n"
     )
-    assert listening(text) == {4999, 22}
+    assert listening(text) == [22, 4999]

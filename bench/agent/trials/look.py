@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, List, Optional
 
 from bench.agent import probe
@@ -10,28 +11,40 @@ from bench.agent.stage import Misuse, Stage
 STATES = ("established", "syn-recv", "fin-wait-2", "time-wait")
 """States that sockets can be counted in, as ss(8) names them."""
 
+TEXTS = {**probe.SOURCES, **probe.EXTRAS}
+
 
 def run(stage: Stage, _: Dict[str, Any]) -> Dict[str, Any]:
     """Answer each step, until the end of the input.
 
-    A step has ``texts``, names of :data:`bench.agent.probe.SOURCES`, and ``count``, entries with
-    ``ends`` [[address, port]], ``side`` src or dst, and ``state``; the answer has the texts by name
-    and the counts in that order.
+    A step has ``texts``, names of :data:`bench.agent.probe.SOURCES` and ``EXTRAS``, and ``count``,
+    entries with ``ends`` [[address, port]], ``side`` src or dst, and ``state``; the answer has the
+    texts by name and the counts in that order. With ``listening`` true it has ``ports``, those that
+    sockets listen on; with ``named``, ``pss_kib``: the proportional set size of all processes of
+    that name (proc(5), smaps_rollup; root's to read of another user's).
 
     :raises probe.Unreadable: what cannot be read.
     """
     step: Optional[Dict[str, Any]] = {}
     while True:
         step = step or {}
-        stage.tell(texts=_texts(step.get("texts") or []), counts=_counts(step.get("count") or []))
+        told: Dict[str, Any] = {
+            "texts": _texts(step.get("texts") or []),
+            "counts": _counts(step.get("count") or []),
+        }
+        if step.get("listening"):
+            told["ports"] = listening(probe.output([probe.tool("ss"), "-Htln"]))
+        if step.get("named"):
+            told["pss_kib"] = probe.pss_kib(named(str(step["named"])))
+        stage.tell(**told)
         step = stage.step()
 
 
 def _texts(names: List[Any]) -> Dict[str, str]:
     for name in names:
-        if name not in probe.SOURCES:
-            raise Misuse(f"texts: got {name!r}, expected one of {', '.join(probe.SOURCES)}")
-    return {name: probe.SOURCES[name]() for name in names}
+        if name not in TEXTS:
+            raise Misuse(f"texts: got {name!r}, expected one of {', '.join(TEXTS)}")
+    return {name: TEXTS[name]() for name in names}
 
 
 def _counts(wanted: List[Any]) -> List[int]:
@@ -44,3 +57,25 @@ def _counts(wanted: List[Any]) -> List[int]:
         probe.sockets([(a, int(p)) for a, p in one["ends"]], one["side"], one["state"])
         for one in wanted
     ]
+
+
+def listening(text: str) -> List[int]:
+    """Ports in the lines of ``ss -Htln``: connect(2) chooses none of them.
+
+    ``__inet_hash_connect`` passes over a port that a socket was bound to by itself
+    (net/ipv4/inet_hashtables.c).
+    """
+    return sorted({int(line.split()[3].rpartition(":")[2]) for line in text.splitlines()})
+
+
+def named(name: str) -> List[int]:
+    """Processes of that name (``/proc/PID/comm``)."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                if probe.text(f"/proc/{entry}/comm").strip() == name:
+                    found.append(int(entry))
+            except probe.Unreadable:  # it ended meanwhile
+                continue
+    return found
