@@ -176,6 +176,10 @@ class MemAvailableFound(Found):
         description="the difference: bytes per socket that MemAvailable promises and that are not "
         "there; other programs' memory is in it, the less the more sockets there are"
     )
+    counted: float = Field(
+        description="bytes per socket that all reclaimable slab (SReclaimable) grew by: the "
+        "sockets' own, and what observers left"
+    )
     mem_available_kib: int = Field(description="MemAvailable at the peak, KiB")
     mem_free_kib: int = Field(description="MemFree at the peak, KiB")
     page_cache_kib: int = Field(description="Active(file) and Inactive(file) at the peak, KiB")
@@ -216,6 +220,7 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
         available_fall=round(available, 1),
         free_fall=round(free, 1),
         promised=round(free - available, 1),
+        counted=round((now["SReclaimable"] - was["SReclaimable"]) * 1024 / sockets, 1),
         mem_available_kib=now["MemAvailable"],
         mem_free_kib=now["MemFree"],
         page_cache_kib=pages(now),
@@ -228,13 +233,13 @@ def judge_memavailable(found: MemAvailableFound) -> Judgement:
     measured = (
         f"{found.reclaimable:,.0f} B per socket in reclaimable slab, with {found.inodes:.2f} "
         f"inodes each; MemAvailable fell by {found.available_fall:,.0f} B per socket, MemFree and "
-        f"page cache by {found.free_fall:,.0f} B"
+        f"page cache by {found.free_fall:,.0f} B, and SReclaimable rose by {found.counted:,.0f} B"
     )
     if found.disturbed:
         return Judgement(
             "inconclusive", measured, "sockets that are not the run's came or went meanwhile"
         )
-    if large and abs(found.promised - found.reclaimable) > 0.2 * found.reclaimable:
+    if large and abs(found.promised - found.counted) > 0.2 * found.reclaimable:
         return Judgement(
             "inconclusive", measured, "the falls differ by another amount than the slab explains"
         )

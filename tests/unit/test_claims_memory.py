@@ -77,6 +77,7 @@ AVAILABLE = MemAvailableFound(
     available_fall=2_850,
     free_fall=3_900,
     promised=1_050,
+    counted=1_060,
     mem_available_kib=10_000_000,
     mem_free_kib=7_000_000,
     page_cache_kib=1_000_000,
@@ -89,9 +90,10 @@ AVAILABLE = MemAvailableFound(
         ({}, "confirmed"),
         ({"sockets": 40_000, "promised": 3_000}, "confirmed"),
         ({"promised": 3_000}, "inconclusive"),
+        ({"promised": 1_700, "counted": 1_720}, "confirmed"),  # observers' inodes are in both
         ({"disturbed": True}, "inconclusive"),
-        ({"reclaimable": 10, "promised": 10}, "refuted"),
-        ({"reclaimable": 700, "promised": 700}, "depends"),
+        ({"reclaimable": 10, "promised": 10, "counted": 10}, "refuted"),
+        ({"reclaimable": 700, "promised": 700, "counted": 700}, "depends"),
         ({"inodes": 0.0}, "depends"),
     ],
 )
