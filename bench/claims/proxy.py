@@ -46,7 +46,8 @@ class ProxyFound(Found):
     asked: int = Field(description="connections that were asked for through all proxies")
     per_proxy: dict[str, int] = Field(description="of them, by proxy")
     haproxy_bytes: float | None = Field(
-        description="HAProxy's own memory (PSS) for a proxied connection, bytes"
+        description="HAProxy's own memory (PSS) that a proxied connection added, bytes: without "
+        "what its pools had kept of earlier ones"
     )
     kernel_bytes: float | None = Field(
         description="slab for a proxied connection on a kernel that all hosts share (four sockets) "
@@ -182,7 +183,7 @@ def judge(found: ProxyFound) -> Judgement:
         f"{len(found.per_proxy)} proxies ({each})"
     )
     if found.haproxy_bytes is not None:
-        measured += f"; {found.haproxy_bytes:,.0f} B of HAProxy each"
+        measured += f"; {found.haproxy_bytes:,.0f} B more of HAProxy each"
     if found.one_proxy > allowed or found.held != found.asked:
         return Judgement("inconclusive", measured, "the proxies' ports did not bound what was held")
     if found.one_proxy < allowed:
@@ -212,9 +213,9 @@ REVERSE_PROXY = Claim(
     "client's address on by the PROXY protocol.",
     read="docs/your-own-machines.md",
     small=ProxyParameters(first_port=20_000, last_port=20_499, beyond=40, connections=4_000),
-    # The default range: past half of a range the kernel looks long for a free port, and each
-    # proxy has to have found all of them.
-    full=ProxyParameters(first_port=32_768, last_port=60_999, beyond=1_000, connections=200_000),
+    # Past half of a range the kernel looks long for a free port, and here all are used up; with
+    # four addresses they are fewer than one of two proxies for 200,000 has room for (maxconn).
+    full=ProxyParameters(first_port=32_768, last_port=52_767, beyond=1_000, connections=200_000),
     measure=measure,
     judge=judge,
     connections=lambda parameters: 2 * parameters.connections,
