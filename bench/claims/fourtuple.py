@@ -156,7 +156,7 @@ def _told(found: FourTupleFound, case: str) -> str:
 FOUR_TUPLE = Claim(
     id="four-tuple",
     said="The four-tuple allows 2^32 x 2^16 connections to one listening port.",
-    cure="Nothing to cure: long before tuples end memory does; see `python -m bench model`.",
+    cure="Nothing to cure: long before tuples end memory does; see `python -m bench predict`.",
     read="docs/scenarios.md",
     small=FourTupleParameters(families=[4, 6]),
     full=FourTupleParameters(families=[4, 6]),

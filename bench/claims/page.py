@@ -1,4 +1,8 @@
-"""``docs/claims.md``: each claim, what was measured, why, and the cure. From records alone."""
+"""``docs/claims.md``: each claim, what was measured, why, and the cure. From records alone.
+
+The records that it tells of are kept beside it, so that it can be written again from them, and a
+test sees that it says what they say.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,17 @@ def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
     return env.get_template("claims.md.j2").render(
         rows=[(claim, chosen.get(claim.id), elsewhere(claim.id, known, chosen)) for claim in claims]
     )
+
+
+def told(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> list[Record]:
+    """Of the records those that the page tells of, in its order."""
+    known = list(records)
+    chosen = choose(known)
+    found = []
+    for claim in claims:
+        if claim.id in chosen:
+            found += [chosen[claim.id], *elsewhere(claim.id, known, chosen)]
+    return found
 
 
 def choose(records: Iterable[Record]) -> dict[str, Record]:

@@ -60,6 +60,30 @@ class Record(BaseModel):
         return (self.finished - self.started).total_seconds()
 
 
+class Kept:
+    """Records without their runs: those that a page tells of, a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def all(self) -> list[Record]:
+        """Every record, oldest first."""
+        return [
+            Record.model_validate_json(path.read_text())
+            for path in sorted(self.folder.glob("*.json"))
+        ]
+
+    def keep(self, records: Iterable[Record]) -> None:
+        """Keep these and no others."""
+        self.folder.mkdir(exist_ok=True)
+        wanted = {f"{one.id}.json": one for one in records}
+        for path in self.folder.glob("*.json"):
+            if path.name not in wanted:
+                path.unlink()
+        for name, one in wanted.items():
+            _replace(self.folder / name, _text(one))
+
+
 class Records:
     """The directory that claims' records are kept in: that of the runs."""
 
@@ -75,7 +99,7 @@ class Records:
     def write(self, record: Record) -> Path:
         """Keep one."""
         target = self.folder(record.id) / FILE
-        _replace(target, record.model_dump_json(by_alias=True, indent=1) + "\n")
+        _replace(target, _text(record))
         return target
 
     def batch(self, records: Iterable[Record], table: str) -> None:
@@ -91,6 +115,10 @@ class Records:
         for folder in sorted(self.root.iterdir()):
             if not folder.is_symlink() and (folder / FILE).is_file():
                 yield Record.model_validate_json((folder / FILE).read_text())
+
+
+def _text(record: Record) -> str:
+    return record.model_dump_json(by_alias=True, indent=1) + "\n"
 
 
 def _replace(target: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from bench import inventory, progress, scenario, transport
 from bench.claims import page, register, table
 from bench.claims.model import PROFILES
-from bench.claims.record import Record, Records
+from bench.claims.record import Kept, Record, Records
 from bench.claims.runner import Asked, Runner
 from bench.cli.common import (
     RESULTS,
@@ -161,13 +161,20 @@ def page_(
     target: Annotated[Path, typer.Argument(help="File to write.")] = Path("docs/claims.md"),
     store: ResultsOption = RESULTS,
 ) -> None:
-    """Write the page of what was measured, from the newest full record of each claim."""
+    """Write the page of what was measured, from the newest full record of each claim.
+
+    The records that it tells of are kept beside it, in measured/; they count where there is no
+    better one.
+    """
     with exit_status():
-        text = page.render(list(register.CLAIMS.values()), list(Records(store).all()))
+        kept = Kept(target.parent / "measured")
+        claims = list(register.CLAIMS.values())
+        records = page.told(claims, [*kept.all(), *Records(store).all()])
         scratch = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            scratch.write_text(text)
+            scratch.write_text(page.render(claims, records))
             os.replace(scratch, target)
+            kept.keep(records)
         except OSError as error:
             raise InputError(f"page: {target}: {error.strerror}") from error
         typer.echo(f"written: {target}")

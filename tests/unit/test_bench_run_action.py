@@ -88,3 +88,32 @@ def test_a_task_that_sets_none_leaves_it_to_the_inventory(
     assert "--set" not in words
     assert "--extra-vars" not in words
     assert words[-2:] == ["--inventory", folder]
+
+
+def test_claims_are_a_command_of_their_own(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    words = command(monkeypatch, {"claims": ["nat", "burst"], "profile": "full"}, folder)
+    assert words[:6] == ["claims", "run", "nat", "burst", "--profile", "full"]
+    assert words[words.index("--inventory") + 1] == folder
+    assert "--dry-run" not in words and "--set" not in words
+    checked = command(monkeypatch, {"claims": [], "dry_run": True}, folder, '{"lab_routers": 1}')
+    assert checked[:4] == ["claims", "run", "--profile", "small"]
+    assert checked[checked.index("--extra-vars") + 1] == '{"lab_routers": 1}'
+    assert checked[-1] == "--dry-run"
+    assert CliRunner().invoke(app, ["claims", "run", "port-myth", *checked[2:]]).exit_code == 0
+
+
+def test_claims_are_a_list(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    with pytest.raises(plugin.AnsibleActionFail, match="claims: got 'nat', expected a list"):
+        command(monkeypatch, {"claims": "nat"}, folder)
+
+
+@pytest.mark.parametrize(("status", "failed"), [(0, False), (1, True), (3, True)])
+def test_claims_without_a_verdict_fail_the_task(status: int, failed: bool) -> None:
+    ended = {
+        "path": "results/claims.json",
+        "summary": ["| claim |"],
+        "verdicts": {"nat": "confirmed", "burst": "inconclusive"},
+    }
+    made = plugin._claims(ended, status)
+    assert made["failed"] is failed
+    assert made.get("msg") == ("claims without a verdict: burst" if failed else None)

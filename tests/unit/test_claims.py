@@ -17,7 +17,7 @@ from bench import inventory as inventories
 from bench.claims import page, register, runner, table
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.claims.record import Figure, Record, Records
+from bench.claims.record import Figure, Kept, Record, Records
 from bench.cli import app
 from bench.errors import InputError, LabError
 from bench.inventory import Inventory
@@ -283,10 +283,30 @@ def test_claims_are_listed_with_their_newest_verdict(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "refuted" in done.output
 
 
+def test_the_page_says_what_its_records_say() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    kept = Kept(docs / "measured").all()
+    claims = list(register.CLAIMS.values())
+    assert page.told(claims, kept) and {one.claim for one in kept} == set(register.CLAIMS)
+    assert len(page.told(claims, kept)) == len(kept)
+    again = "make it anew: python -m bench claims page"
+    assert (docs / "claims.md").read_text() == page.render(claims, kept), again
+
+
+def test_only_what_the_page_tells_of_is_kept(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept.keep([record(id="1"), record(id="2", profile="full")])
+    kept.keep(page.told([CLAIM], kept.all()))
+    assert [one.id for one in kept.all()] == ["2"]
+
+
 def test_the_page_is_written_whole(tmp_path: Path) -> None:
     Records(tmp_path).write(record(claim="port-myth", verdict="refuted", profile="full"))
     target = tmp_path / "claims.md"
     words = ["claims", "page", str(target), "--results", str(tmp_path)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert "**Refuted**: 10 held." in target.read_text()
+    words[-1] = str(tmp_path / "elsewhere")  # where no record is: those beside the page count
     assert CliRunner().invoke(app, words).exit_code == 0
     assert "**Refuted**: 10 held." in target.read_text()
     words[2] = str(tmp_path / "none" / "claims.md")
