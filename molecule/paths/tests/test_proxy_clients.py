@@ -84,8 +84,8 @@ def seen(host: Host, proxy: str, port: int) -> list[dict[str, Any]]:
 
 def sources(proxy: str) -> set[str]:
     """Return a proxy's own addresses."""
-    first = about(proxy)["lab_data_address"]
-    return {first, first.removesuffix(".1") + ".2"}
+    block, _, first = about(proxy)["lab_data_address"].rpartition(".")
+    return {f"{block}.{int(first) + at}" for at in range(int(about(proxy)["lab_proxy_addresses"]))}
 
 
 @pytest.mark.parametrize("proxy", ["proxy1", "proxy2"])
