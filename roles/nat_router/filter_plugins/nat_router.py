@@ -123,6 +123,23 @@ def nat_router_error(fields: Mapping[str, Any], own: Sequence[str], prefixes: Se
     return ""
 
 
+def nat_router_networks(destinations: Any, prefixes: Sequence[Any]) -> list[str]:
+    """Return the destinations as ip(8) shows them, which is how routes are found again."""
+    try:
+        return _destinations(destinations, prefixes, ())
+    except Wrong as error:
+        raise AnsibleFilterError(str(error)) from None
+
+
+def nat_router_networks_error(destinations: Any, prefixes: Sequence[Any]) -> str:
+    """Return what is wrong with destinations in one line, nothing where all is well."""
+    try:
+        nat_router_networks(destinations, prefixes)
+    except AnsibleFilterError as error:
+        return str(error)
+    return ""
+
+
 class FilterModule:
     """The filters of this file."""
 
@@ -132,4 +149,6 @@ class FilterModule:
             "nat_router_own": nat_router_own,
             "nat_router_translation": nat_router_translation,
             "nat_router_error": nat_router_error,
+            "nat_router_networks": nat_router_networks,
+            "nat_router_networks_error": nat_router_networks_error,
         }
