@@ -28,6 +28,12 @@ OLDEST_PYTHON = (3, 9)
 TRIALS = ("trial", "root")
 """Roles of one side of a small experiment."""
 
+LAST_WORDS_SECONDS = 2.0
+"""For what an agent that has ended wrote last to arrive."""
+
+NOT_PUT_BACK = "not put back: "
+"""How a trial that changes hosts begins its line on what it could not put back."""
+
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 Connect = Callable[[Host], Link]
@@ -45,6 +51,8 @@ class Agent:
         self.process = process
         self.heard = time.monotonic()
         self.last_error = ""
+        self.ear: threading.Thread | None = None
+        """Hears its standard error."""
 
     @property
     def name(self) -> str:
@@ -73,6 +81,10 @@ class Session:
         self._inbox: queue.Queue[tuple[Agent, Message | None]] = queue.Queue()
         self._lock = threading.Lock()
         self.agents: list[Agent] = []
+        self._early: dict[Agent, Message] = {}
+        """What trials have answered while others were asked: their steps may take long."""
+        self.not_put_back: list[str] = []
+        """What trials that change hosts said of what they could not put back, when they ended."""
         self.on_unasked: Callable[[Agent, Message], None] = lambda agent, message: None
         """Called with every event that answers no command: ``tick`` and ``floor``."""
 
@@ -130,7 +142,8 @@ class Session:
         with self._lock:
             self.agents.append(agent)
         threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
-        threading.Thread(target=self._listen_errors, args=(agent,), daemon=True).start()
+        agent.ear = threading.Thread(target=self._listen_errors, args=(agent,), daemon=True)
+        agent.ear.start()
         return agent
 
     def _listen(self, agent: Agent) -> None:
@@ -179,7 +192,11 @@ class Session:
         :raises LabError: if an agent reports a fault, dies, falls silent, or takes too long.
         :raises InputError: if an agent rejects what it was told.
         """
-        answers: dict[Agent, Message] = {}
+        answers = {
+            agent: self._early.pop(agent)
+            for agent in agents
+            if self._early.get(agent, {}).get("event") == event
+        }
         until = time.monotonic() + seconds
         while len(answers) < len(agents):
             heard = self._next(min(1.0, max(0.0, until - time.monotonic())))
@@ -188,6 +205,8 @@ class Session:
                 agent, message = heard
                 if message["event"] == event and agent in agents:
                     answers[agent] = message
+                elif agent.role in TRIALS:
+                    self._early[agent] = message
             elif time.monotonic() >= until:
                 late = next(agent for agent in agents if agent not in answers)
                 raise LabError(
@@ -240,7 +259,7 @@ class Session:
         ended = list(agents)
         self.agents = [agent for agent in self.agents if agent not in ended]
         with uninterrupted():
-            _stop_all(ended)
+            self._stop_all(ended)
 
     def close(self, *, drained: bool = False) -> None:
         """Stop every agent, remove what was pushed, close the connections. Never raises.
@@ -252,8 +271,18 @@ class Session:
         first, then, last = ("client", "trial"), ("server",), ("root",)
         with uninterrupted():
             for roles in [(*first, *then, *last)] if drained else [first, then, last]:
-                _stop_all([agent for agent in self.agents if agent.role in roles])
+                self._stop_all([agent for agent in self.agents if agent.role in roles])
         self.agents.clear()
+
+    def _stop_all(self, agents: Sequence[Agent]) -> None:
+        with ThreadPoolExecutor(max(1, len(agents))) as pool:
+            list(pool.map(_stop, agents))
+        for agent in agents:
+            self._early.pop(agent, None)
+            if agent.ear is not None:
+                agent.ear.join(LAST_WORDS_SECONDS)
+            if agent.last_error.startswith(NOT_PUT_BACK):
+                self.not_put_back.append(f"host {agent.name}: {agent.last_error}")
 
 
 @contextlib.contextmanager
@@ -275,11 +304,6 @@ def _command(role: str, path: str) -> list[str]:
     if role not in TRIALS:
         return plain
     return [*(["sudo", "-n"] if role == "root" else []), *plain, "trial"]
-
-
-def _stop_all(agents: Sequence[Agent]) -> None:
-    with ThreadPoolExecutor(max(1, len(agents))) as pool:
-        list(pool.map(_stop, agents))
 
 
 def _stop(agent: Agent) -> None:
@@ -323,4 +347,6 @@ def _check_python(host: Host, link: Link) -> None:
 
 def _as_exception(agent: Agent, message: Message) -> Exception:
     text = f"host {agent.name}: {message.get('message', 'agent failed')}"
-    return InputError(text) if message.get("kind") == "input" else LabError(text)
+    # What a trial is told comes from this program alone: if it makes no sense, the lab has failed.
+    bad_input = message.get("kind") == "input" and agent.role not in TRIALS
+    return InputError(text) if bad_input else LabError(text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 from bench.agent import bundle
+from bench.errors import LabError
 from bench.inventory import Host
 from bench.session import Agent, Connect, Session
 
@@ -27,8 +29,7 @@ class Trial:
     def go(self, seconds: float = STEP_SECONDS, **fields: Any) -> Mapping[str, Any]:
         """Take the next step and return its figures.
 
-        :raises LabError: if the trial fails, dies, or takes longer.
-        :raises InputError: if it rejects what it was told.
+        :raises LabError: if the trial fails, rejects what it was told, dies, or takes longer.
         """
         return self._session.ask([self.agent], "go", "told", seconds, **fields)[self.agent]
 
@@ -53,6 +54,10 @@ class Trials:
         trace: TracebackType | None,
     ) -> None:
         self._session.close()
+        for line in self._session.not_put_back:
+            print(f"connlab: {line}", file=sys.stderr)
+        if self._session.not_put_back and error is None:
+            raise LabError("; ".join(self._session.not_put_back))
 
     def begin(
         self,
@@ -67,8 +72,7 @@ class Trials:
 
         :param name: of a module in ``bench.agent.trials``
         :param root: run it as root, by sudo(8)
-        :raises LabError: if the host cannot be reached, or the trial fails.
-        :raises InputError: if the trial rejects its arguments.
+        :raises LabError: if the host cannot be reached, or the trial fails or rejects ``args``.
         """
         agent = self._session.start([(host, "root" if root else "trial")])[0]
         trial = Trial(self._session, agent, name)

@@ -31,7 +31,9 @@ ALIVE = 1.0
 LAST = 10.0
 """Seconds that a trial gets to put back what it changed before the process ends all the same."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Those that end a trial."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -53,7 +55,7 @@ class Stage:
         self._steps: queue.Queue[Dict[str, Any]] = queue.Queue()
         self._ending = False
         self._bell_r, self._bell_w = os.pipe()
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, self._end)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,20 @@ class Lab:
         self._progress(text)
 
     def run(
-        self, name: str = "claim", during: Callable[[], None] = lambda: None, **fields: Any
+        self,
+        name: str = "claim",
+        during: Callable[[], None] = lambda: None,
+        *,
+        every_server: bool = False,
+        **fields: Any,
     ) -> Run:
         """Run a scenario on these hosts and keep it beside the claim.
 
+        With the first server alone, as claims are about one: of those behind proxies all, since
+        whom they choose is theirs.
+
         :param during: called once, when all connections are held
+        :param every_server: run it on all of them
         :raises LabError: if the lab failed.
         """
         wanted = scenario.load(name, {**self.inventory.settings, **fields})
@@ -85,7 +95,19 @@ class Lab:
                 if now.phase == "hold":
                     during()
 
-        return controller.run(wanted, self.inventory, self._store, self._connect, update)
+        hosts = self.inventory if every_server or wanted.path == "proxied" else self._one_server()
+        return controller.run(wanted, hosts, self._store, self._connect, update)
+
+    def _one_server(self) -> Inventory:
+        first = self.server.name
+        return replace(
+            self.inventory,
+            hosts={
+                name: host
+                for name, host in self.inventory.hosts.items()
+                if name == first or "servers" not in host.groups
+            },
+        )
 
     def held(
         self, name: str = "claim", during: Callable[[], None] = lambda: None, **fields: Any

@@ -302,7 +302,7 @@ MODERN = (3.7 * 1024, 3.9 * 1024)
 
 def measure_modern_cost(lab: Lab, parameters: ModernCostParameters) -> ModernCostFound:
     """Hold connections that nothing watches, as a bare accept loop does."""
-    done = lab.held(connections=parameters.connections, watch="none")
+    done = lab.held(connections=parameters.connections, watch="none", every_server=True)
     server = slabs.of_servers(done, lab.shared_kernel)
     return ModernCostFound(
         connections=done.measured.established.ss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ class Runner:
         self._connect = connect
         self._records = Records(store)
         self._progress = progress
+        self._by_name = False
 
     def run(self, asked: Sequence[Asked], profile: Profile, by_name: bool) -> list[Record]:
         """Measure claims and keep a record of each.
@@ -47,6 +49,7 @@ class Runner:
             that is too large for the hosts.
         :raises LabError: if the hosts cannot be reached.
         """
+        self._by_name = by_name
         self.check(asked, by_name)
         hosts, most = self._look()
         large = {one.claim.id: _too_large(one, most) for one in asked}
@@ -128,9 +131,14 @@ class Runner:
             found = claim.measure(lab, parameters)
             return found, claim.judge(found)
         except (NotMeasurable, InputError) as error:
+            if self._by_name and isinstance(error, InputError):
+                raise
             return str(error), Judgement("not measurable here", "", str(error))
         except LabError as error:
             return str(error), None
+        except Exception as error:
+            traceback.print_exc()
+            return f"internal error: {type(error).__name__}: {error}", None
 
 
 def figures(found: Found) -> list[Figure]:

@@ -11,7 +11,7 @@ from beds import Bed
 from sides import lab
 
 from bench.claims.ends import Look, between, gained
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trial, Trials
 
 HERE = {"source": CLIENT, "target": [SERVER, PORT]}
@@ -68,7 +68,7 @@ def test_all_that_connect_are_served(trials: Trials, bed: Bed) -> None:
 
 def test_a_server_that_does_not_prove_itself_is_left_alone(trials: Trials, bed: Bed) -> None:
     host = bed.inventory().hosts["client"]
-    with pytest.raises(InputError, match="is not a server agent of this run"):
+    with pytest.raises(LabError, match="is not a server agent of this run"):
         trials.begin(host, "burst", nonce="ab" * 16, control=[SERVER, CONTROL], **HERE)
 
 
@@ -83,15 +83,15 @@ def test_a_server_that_does_not_prove_itself_is_left_alone(trials: Trials, bed: 
 def test_bursts_are_bounded(trials: Trials, bed: Bed, step, line: str) -> None:
     server, client = both(trials, bed, nap_ms=1)
     server.go(backlog=16)
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(LabError, match=line):
         client.go(**step)
 
 
 def test_what_a_look_cannot_do_is_refused(trials: Trials, bed: Bed) -> None:
     look = Look(trials, bed.inventory().hosts["server"])
-    with pytest.raises(InputError, match="texts: got 'passwd', expected one of"):
+    with pytest.raises(LabError, match="texts: got 'passwd', expected one of"):
         look.text("passwd")
-    with pytest.raises(InputError, match="state: got 'all', expected one of"):
+    with pytest.raises(LabError, match="state: got 'all', expected one of"):
         Look(trials, bed.inventory().hosts["server"]).count([(SERVER, PORT)], "src", "all")
 
 

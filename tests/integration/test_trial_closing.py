@@ -11,7 +11,7 @@ from sides import lab
 
 from bench.claims import closing
 from bench.claims.ends import between
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trials
 
 PORTS = 60
@@ -67,14 +67,14 @@ def test_a_server_that_does_not_prove_itself_is_left_alone(
     name: str, trials: Trials, bed: Bed
 ) -> None:
     host = bed.inventory().hosts["client"]
-    with pytest.raises(InputError, match="is not a server agent of this run"):
+    with pytest.raises(LabError, match="is not a server agent of this run"):
         trials.begin(host, name, targets=[[SERVER, PORT]], **KNOWN)
 
 
 def test_an_unknown_mode_is_refused(trials: Trials, bed: Bed) -> None:
     host = bed.inventory().hosts["server"]
     args = {"side": "server", "address": SERVER, "ports": [[PORT, "shy"]], **KNOWN}
-    with pytest.raises(InputError, match="port 5000: got 'shy', expected one of client, server"):
+    with pytest.raises(LabError, match="port 5000: got 'shy', expected one of client, server"):
         trials.begin(host, "closing", **args)
 
 
@@ -97,5 +97,5 @@ def test_what_makes_no_sense_is_refused(trials: Trials, bed: Bed, step, line: st
     server = {"side": "server", "address": SERVER, "ports": [[PORT, "client"]], **KNOWN}
     trials.begin(hosts["server"], "closing", **server)
     client = trials.begin(hosts["client"], "closing", targets=[[SERVER, PORT]], **KNOWN)
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(LabError, match=line):
         client.go(**step)

@@ -8,7 +8,7 @@ import pytest
 from agents import CLIENT, CLIENT6, CONTROL, SERVER, SERVER6
 from beds import Bed
 
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trials
 
 SECOND = {SERVER: "198.18.0.2", CLIENT: "198.18.1.2"}
@@ -72,5 +72,5 @@ def test_what_there_is_no_second_one_of_is_not_tried(trials: Trials, bed: Bed) -
 
 def test_a_stranger_is_not_connected_to(trials: Trials, bed: Bed) -> None:
     serve(trials, bed, [SERVER], nonce=secrets.token_hex(16))
-    with pytest.raises(InputError, match="not a server agent of this run"):
+    with pytest.raises(LabError, match="not a server agent of this run"):
         connect(trials, bed, [CLIENT], [SERVER])

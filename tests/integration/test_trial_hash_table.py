@@ -10,7 +10,7 @@ import pytest
 from agents import running, until
 from beds import Bed
 
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trials
 
 KEY = "net.ipv4.tcp_child_ehash_entries"
@@ -52,7 +52,7 @@ def test_a_size_that_no_table_has_is_told(trials: Trials, bed: Bed) -> None:
 
 
 def test_more_than_memory_holds_is_told(trials: Trials, bed: Bed) -> None:
-    with pytest.raises(InputError, match="connections: got 2000000, expected 1 to"):
+    with pytest.raises(LabError, match="connections: got 2000000, expected 1 to"):
         begin(trials, bed, connections=2_000_000)
 
 

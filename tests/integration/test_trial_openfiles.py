@@ -7,7 +7,7 @@ import resource
 import pytest
 from beds import Bed
 
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trials
 
 
@@ -46,11 +46,11 @@ def test_nobody_raises_a_limit_above_nr_open(trials: Trials, bed: Bed) -> None:
 
 def test_bad_arguments_are_named(trials: Trials, bed: Bed) -> None:
     host = bed.inventory().hosts["server"]
-    with pytest.raises(InputError, match="openfiles: got most, expected no arguments"):
+    with pytest.raises(LabError, match="openfiles: got most, expected no arguments"):
         trials.begin(host, "openfiles", most=5)
-    with pytest.raises(InputError, match=r"logins: users: got \[\], expected a list"):
+    with pytest.raises(LabError, match=r"logins: users: got \[\], expected a list"):
         trials.begin(host, "logins", users=[])
-    with pytest.raises(InputError, match="logins: hard: got None, expected 256 to"):
+    with pytest.raises(LabError, match="logins: hard: got None, expected 256 to"):
         trials.begin(host, "logins", users=["root"])
 
 

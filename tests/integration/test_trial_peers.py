@@ -13,7 +13,7 @@ from beds import Bed
 
 from bench.agent.trials import peers
 from bench.claims.ends import Look
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trials
 
 NONCE = secrets.token_hex(16)
@@ -48,13 +48,13 @@ def test_a_server_sees_who_connects(trials: Trials, bed: Bed) -> None:
 
 def test_a_client_goes_nowhere_else(trials: Trials, bed: Bed) -> None:
     _, client = both(trials, bed)
-    with pytest.raises(InputError, match="port 9 belongs to no server of this experiment"):
+    with pytest.raises(LabError, match="port 9 belongs to no server of this experiment"):
         client.go(targets=[[SERVER, 9]])
 
 
 def test_a_server_of_another_experiment_is_refused(trials: Trials, bed: Bed) -> None:
     _, client = both(trials, bed, nonce=secrets.token_hex(16))
-    with pytest.raises(InputError, match="is not a server agent of this run"):
+    with pytest.raises(LabError, match="is not a server agent of this run"):
         client.go(targets=[[SERVER, 5000]])
 
 
@@ -93,5 +93,5 @@ def test_a_host_shows_its_listeners_and_its_processes(trials: Trials, bed: Bed) 
     assert look.listening() == {5000, 5001, CONTROL}
     assert look.pss_bytes("python3") > 1 << 20
     assert "TCP: inuse" in look.text("sockstat")
-    with pytest.raises(InputError, match="texts: got 'passwd', expected one of ss_s"):
+    with pytest.raises(LabError, match="texts: got 'passwd', expected one of ss_s"):
         look.text("passwd")

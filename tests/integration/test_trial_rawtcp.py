@@ -14,7 +14,7 @@ from sides import lab
 
 from bench.claims import userland
 from bench.claims.ends import between
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trial, Trials
 
 FIRST = userland.FIRST_PORT
@@ -80,7 +80,7 @@ def test_the_kernels_own_are_counted_and_closed(trials: Trials, bed: Bed) -> Non
 
 def test_a_server_that_does_not_prove_itself_gets_no_segment(trials: Trials, bed: Bed) -> None:
     host = bed.inventory().hosts["client"]
-    with pytest.raises(InputError, match="is not a server agent of this run"):
+    with pytest.raises(LabError, match="is not a server agent of this run"):
         trials.begin(
             host,
             "rawtcp",
@@ -94,13 +94,13 @@ def test_a_server_that_does_not_prove_itself_gets_no_segment(trials: Trials, bed
 
 
 def test_what_makes_no_sense_is_refused(trials: Trials, bed: Bed) -> None:
-    with pytest.raises(InputError, match="do: got 'dance', expected raw, echo"):
+    with pytest.raises(LabError, match="do: got 'dance', expected raw, echo"):
         both(trials, bed)[1].go(do="dance")
 
 
 @pytest.mark.parametrize(("first", "count"), [(80, 5), (65_000, 1000), (20_000, 0)])
 def test_ports_are_bounded(trials: Trials, bed: Bed, first: int, count: int) -> None:
-    with pytest.raises(InputError, match=r"count: got .* expected ports from 1024 to 65535"):
+    with pytest.raises(LabError, match=r"count: got .* expected ports from 1024 to 65535"):
         trials.begin(
             bed.inventory().hosts["client"],
             "rawtcp",

@@ -8,7 +8,7 @@ import pytest
 from agents import CLIENT, SERVER, until
 from beds import Bed
 
-from bench.errors import InputError
+from bench.errors import LabError
 from bench.trials import Trial, Trials
 
 ENDS = {"target": [SERVER, 5000], "control": [SERVER, 5999]}
@@ -70,11 +70,11 @@ def test_a_sender_beyond_the_descriptors_of_select_is_led_as_well(trials: Trials
 
 def test_bad_arguments_are_named(trials: Trials, bed: Bed) -> None:
     host = bed.inventory().hosts["server"]
-    with pytest.raises(InputError, match="unread: side: got 'both', expected server or client"):
+    with pytest.raises(LabError, match="unread: side: got 'both', expected server or client"):
         trials.begin(host, "unread", side="both")
-    with pytest.raises(InputError, match="is not a server agent of this run"):
+    with pytest.raises(LabError, match="is not a server agent of this run"):
         trials.begin(host, "unread", side="client", nonce="no", source=SERVER, **ENDS)
     server, client = begun(trials, bed)
     trials.together({server: {"accept": 1}, client: {"connect": 1}})
-    with pytest.raises(InputError, match="unread: bytes: got 0, expected 1 to"):
+    with pytest.raises(LabError, match="unread: bytes: got 0, expected 1 to"):
         client.go(flood=0)

@@ -9,7 +9,7 @@ import pytest
 from agents import running, until
 from beds import Bed
 
-from bench.errors import InputError, LabError
+from bench.errors import LabError
 from bench.trials import Trial, Trials
 
 
@@ -70,10 +70,10 @@ def test_a_child_that_died_is_a_fault(trials: Trials, bed: Bed) -> None:
 )
 def test_what_cannot_be_watched_is_refused(trials: Trials, bed: Bed, step, line: str) -> None:
     trial = begun(trials, bed)
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(LabError, match=line):
         trial.go(**step)
 
 
 def test_an_endless_batch_is_refused(trials: Trials, bed: Bed) -> None:
-    with pytest.raises(InputError, match="milliseconds: got 5000, expected"):
+    with pytest.raises(LabError, match="milliseconds: got 5000, expected"):
         begun(trials, bed, milliseconds=5000)

@@ -10,7 +10,7 @@ import pytest
 from agents import running, until
 from beds import Bed
 
-from bench.errors import InputError, LabError
+from bench.errors import LabError
 from bench.trials import Trials
 
 KEY = "net.ipv4.tcp_fin_timeout"
@@ -71,20 +71,20 @@ def test_what_a_guard_sets_goes_back_however_it_ends(how: str, trials: Trials, b
     ],
 )
 def test_a_guard_changes_only_what_it_may(trials: Trials, bed: Bed, args, line: str) -> None:
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(LabError, match=line):
         guard(trials, bed, **args)
 
 
 def test_a_value_that_does_not_stick_is_put_back(trials: Trials, bed: Bed) -> None:
     before = found(bed)
-    with pytest.raises((InputError, LabError)):
+    with pytest.raises(LabError):
         guard(trials, bed, sysctl={KEY: "5", "net.ipv4.ip_local_port_range": "9 1"})
     assert found(bed) == before
 
 
 @pytest.mark.parametrize("name", ["no_such", "../guard", "guard.py"])
 def test_a_trial_that_there_is_not_is_named(trials: Trials, bed: Bed, name: str) -> None:
-    with pytest.raises(InputError, match=r"trial: got .* expected the name of a trial"):
+    with pytest.raises(LabError, match=r"trial: got .* expected the name of a trial"):
         trials.begin(bed.inventory().hosts["server"], name)
 
 
@@ -96,3 +96,24 @@ def test_two_trials_on_one_host_do_not_mix(trials: Trials, bed: Bed) -> None:
     one.end()
     assert found(bed, "server") == "12"  # dismissing one leaves the other
     assert other.go(sysctl={KEY: "13"})["found"] == {KEY: "12"}
+
+
+def test_an_answer_that_comes_while_another_is_asked_is_kept(trials: Trials, bed: Bed) -> None:
+    one = guard(trials, bed, sysctl={KEY: "7"})
+    other = trials.begin(bed.inventory().hosts["server"], "guard", sysctl={KEY: "8"})
+    one.agent.tell({"op": "go", "sysctl": {KEY: "11"}})
+    assert until(lambda: found(bed) == "11")
+    assert other.go(sysctl={KEY: "12"})["found"] == {KEY: "8"}
+    third = trials.begin(bed.inventory().hosts["client"], "guard", sysctl={})
+    assert third.first["found"] == {}
+    assert trials.gather([one], 5)[one]["found"] == {KEY: "7"}
+
+
+def test_what_could_not_be_put_back_is_an_error(bed: Bed) -> None:
+    table = {"inet connlab_test": "chain c { }"}
+    with (
+        pytest.raises(LabError, match=r"host client: not put back: .*nft: Error"),
+        Trials(bed.connect) as made,
+    ):
+        guard(made, bed, tables=table)
+        bed.net.run("client", "nft", "delete", "table", "inet", "connlab_test")

@@ -212,6 +212,7 @@ def made(
         (NotMeasurable("no such kernel"), "not measurable here"),
         (InputError("group routers: empty"), "not measurable here"),
         (LabError("host a: gone"), "failed"),
+        (KeyError("nobody"), "failed"),
     ],
 )
 def test_each_claim_ends_in_a_record(
@@ -228,7 +229,8 @@ def test_each_claim_ends_in_a_record(
     one, said = made(hosts, tmp_path, monkeypatch)
     found = one.run([runner.Asked(claim, claim.small)], "small", by_name=False)[0]
     assert found.verdict == verdict
-    assert found.reason == (str(error) if error else "that is why")
+    reason = "internal error: KeyError: 'nobody'" if isinstance(error, KeyError) else str(error)
+    assert found.reason == (reason if error else "that is why")
     assert list(Records(tmp_path).all()) == [found]
     assert said[0] == "begins" and said[-1].startswith(verdict)
 
@@ -241,6 +243,19 @@ def test_what_the_inventory_lacks_is_bad_input_for_who_asks_by_name(
     with pytest.raises(InputError, match=r"claim some: .* group routers: empty, .*lab_routers=1"):
         one.run(asked, "small", by_name=True)
     assert not list(Records(tmp_path).all())
+    assert one.run(asked, "small", by_name=False)[0].verdict == "not measurable here"
+
+
+def test_bad_input_that_only_the_run_sees_is_bad_input_for_who_asks_by_name(
+    hosts: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(lab: Lab, parameters: Size) -> Seen:
+        raise InputError("connections: got 9, expected at most 5 tuples")
+
+    one, _ = made(hosts, tmp_path, monkeypatch)
+    asked = [runner.Asked(replace(CLAIM, measure=fails), CLAIM.small)]
+    with pytest.raises(InputError, match="expected at most 5 tuples"):
+        one.run(asked, "small", by_name=True)
     assert one.run(asked, "small", by_name=False)[0].verdict == "not measurable here"
 
 

@@ -7,13 +7,15 @@ changed goes back in reverse order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 from bench.agent import probe
-from bench.agent.stage import Misuse, Stage
+from bench.agent.stage import SIGNALS, Misuse, Stage
 
 KEYS = re.compile(
     r"net\.(ipv4|ipv6|core|netfilter)\.[a-z0-9_./-]+\Z"
@@ -40,8 +42,9 @@ class Settings:
             raise Misuse(f"sysctl: got {key}, expected a key of net.* or of the limits of fs.*")
         path = "/proc/sys/" + key.replace(".", "/")
         found = probe.text(path).strip()
-        self._undo.append(lambda: _write(path, found))
-        _write(path, value)
+        with _whole():
+            self._undo.append(lambda: _write(path, found))
+            _write(path, value)
         now = probe.text(path).split()
         if now != value.split():
             raise Misuse(f"sysctl {key}: got {' '.join(now)} after a write of {value}")
@@ -52,26 +55,29 @@ class Settings:
         if not TABLE.match(name):
             raise Misuse(f"table: got {name!r}, expected FAMILY connlab_NAME")
         nft = probe.tool("nft")
-        _run([nft, "-f", "-"], f"create table {name}\ntable {name} {{\n{body}\n}}\n")
-        self._undo.append(lambda: _run([nft, "delete", "table", *name.split()]))
+        with _whole():
+            _run([nft, "-f", "-"], f"create table {name}\ntable {name} {{\n{body}\n}}\n")
+            self._undo.append(lambda: _run([nft, "delete", "table", *name.split()]))
 
     def file(self, path: str, text: str) -> None:
         """Make a file that is not there yet."""
         if not path.startswith(FOLDER) or "/" in path[len(FOLDER) :]:
             raise Misuse(f"file: got {path}, expected one in {FOLDER}")
-        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        self._undo.append(lambda: os.unlink(path))
+        with _whole():
+            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            self._undo.append(lambda: os.unlink(path))
         with open(made, "w", encoding="utf-8") as file:
             file.write(text)
 
     def put_back(self) -> List[str]:
         """Undo everything, last first; returns what could not be."""
         failed = []
-        while self._undo:
-            try:
-                self._undo.pop()()
-            except (OSError, probe.Unreadable) as error:
-                failed.append(str(error))
+        with _whole():
+            while self._undo:
+                try:
+                    self._undo.pop()()
+                except (OSError, probe.Unreadable) as error:
+                    failed.append(str(error))
         return failed
 
 
@@ -103,6 +109,16 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     finally:
         for line in settings.put_back():
             os.write(2, f"not put back: {line}\n".encode())
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Let the end wait: a change and its undo, or all undoing, are not torn apart."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _write(path: str, value: str) -> None:
