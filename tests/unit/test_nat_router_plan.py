@@ -78,3 +78,18 @@ def test_bad_input_is_one_line_with_field_value_and_what_was_expected(
 
 def test_nothing_is_said_of_what_is_right() -> None:
     assert plan.nat_router_error(fields(established_timeout="600"), OWN, PREFIXES) == ""
+
+
+def test_destinations_are_as_ip_shows_them() -> None:
+    given = ["198.19.0.1", "198.19.128.0/255.255.128.0"]
+    assert plan.nat_router_networks(given, ["198.18.0.0/15"]) == [
+        "198.19.0.1/32",
+        "198.19.128.0/17",
+    ]
+
+
+@pytest.mark.parametrize("given", [["0.0.0.0/0"], ["198.20.0.0/16"], "198.19.0.0/16", ["x"]])
+def test_clients_refuse_what_routers_refuse(given: Any) -> None:
+    error = plan.nat_router_networks_error(given, ["198.18.0.0/15"])
+    assert error.startswith("nat_router_destinations") and "\n" not in error
+    assert plan.nat_router_networks_error(["198.19.0.0/16"], ["198.18.0.0/15"]) == ""

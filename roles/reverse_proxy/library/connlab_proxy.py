@@ -129,18 +129,23 @@ def read_back(module: AnsibleModule, run: Run) -> None:
     )
 
 
-def start(module: AnsibleModule, run: Run, record: Record, before: dict[int, bool]) -> None:
-    """Place what has changed, start what is to run, and prove it; what fails does not stay up."""
+def start(
+    module: AnsibleModule, run: Run, record: Record, before: dict[int, bool], anew: bool
+) -> None:
+    """Place what has changed, start what is to run, and prove it; what fails does not stay up.
+
+    :param anew: start what runs anew as well: it may not have read its files since they changed
+    """
     given = module.params
     unit, wanted = given["unit"], list(range(1, given["processes"] + 1))
     changed = place_files(record, {given["config"]: given["text"], **given["units"]}, write=True)
-    if changed:
+    if changed or anew:
         checked(run, "systemctl", "daemon-reload")
     stop(run, unit, [number for number in before if number not in wanted])
     units = names(unit, wanted)
     try:
         checked(run, "systemctl", "enable", "--quiet", *units)
-        checked(run, "systemctl", "restart" if changed else "start", *units)
+        checked(run, "systemctl", "restart" if changed or anew else "start", *units)
         read_back(module, run)
     except ProxyError as error:
         said = run(["journalctl", "--quiet", "-o", "cat", "-n", "20", "-u", f"{unit}@1"])[1]
@@ -161,6 +166,17 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
     wanted = dict.fromkeys(range(1, given["processes"] + 1), True)
     files = {given["config"]: given["text"], **given["units"]}
     diffs = place_files(record, files, write=False)
+    # An earlier change ended between its files and its processes: they still have the old ones.
+    pending = bool(record.get("pending"))
+    if pending:
+        diffs.append(
+            {
+                "before_header": "processes",
+                "after_header": "processes",
+                "before": "of an interrupted change\n",
+                "after": "started anew\n",
+            }
+        )
     if before != wanted:
         diffs.append(
             {
@@ -177,9 +193,12 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
     record.update(unit=given["unit"], runtime=given["runtime"], reported=given["reported"])
     if not module.check_mode:
         # Whatever happens from here on, a revert finds all that may have been placed or started.
+        record["pending"] = bool(diffs)
         save_record(given["record"], record)
         if diffs:
-            start(module, run, record, before)
+            start(module, run, record, before, pending)
+            record["pending"] = False
+            save_record(given["record"], record)
         else:
             read_back(module, run)
     return {"changed": bool(diffs), "diff": diffs, "reported": given["reported"]}
