@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
 from bench.inventory import Host
 from bench.results import KernelBytes, Run
 
@@ -53,11 +53,13 @@ class ProxyFound(Found):
         description="slab for a proxied connection on a kernel that all hosts share (four sockets) "
         "or on the server's own (one), bytes; none: others opened or closed sockets there as well"
     )
-    plain_sees_client: bool = Field(
-        description="whether the server sees the client's address through a plain proxy"
+    plain_sees_client: bool | None = Field(
+        description="whether the server sees the client's address through a plain proxy; none: the "
+        "connection did not come about here"
     )
-    header_names_client: bool = Field(
-        description="whether a PROXY protocol v2 header names the client's address"
+    header_names_client: bool | None = Field(
+        description="whether a PROXY protocol v2 header names the client's address; none: the "
+        "connection did not come about here"
     )
     transparent_sees_client: bool | None = Field(
         description="whether the server sees the client's address through a transparent proxy "
@@ -66,9 +68,13 @@ class ProxyFound(Found):
 
 
 def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
-    """One proxy to its end, then all of them, and a few connections to see who is seen."""
+    """One proxy to its end, then all of them, and a few connections to see who is seen.
+
+    :raises NotMeasurable: if an end has no IPv4 address.
+    """
     proxies = lab.inventory.of("proxies")
     first = lab.require("proxies")
+    server, source, front = map(_ipv4, (lab.server, lab.client, first))
     sources = [one for one in first.data_addresses if ":" not in one]
     with lab.trials() as trials:
         taken = Look(trials, first).listening()
@@ -78,7 +84,7 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
     with lab.settings([first], sysctl={RANGE: span}):
         one = _open(lab, 1, wanted)
     done, per_proxy, memory = _all(lab, proxies, parameters.connections)
-    seen = _seen(lab, first)
+    seen = _seen(lab, server, source, front)
     return ProxyFound(
         ports=len(ports),
         sources=len(sources),
@@ -91,6 +97,14 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
         kernel_bytes=_kernel_bytes(done.measured.kernel_bytes_per_connection),
         **seen,
     )
+
+
+def _ipv4(host: Host) -> str:
+    """The first IPv4 address of a host in the inventory."""
+    found = next((one for one in host.data_addresses if ":" not in one), None)
+    if found is None:
+        raise NotMeasurable(f"{host.name} has no IPv4 address in the inventory")
+    return found
 
 
 def _kernel_bytes(found: KernelBytes) -> float | None:
@@ -119,7 +133,7 @@ def _all(
 ) -> tuple[Run, dict[str, int], float | None]:
     """A run through all proxies: it, the connections of each, HAProxy's bytes for one."""
     owner = {address: host.name for host in proxies for address in host.data_addresses}
-    per_proxy: dict[str, int] = {}
+    per_proxy = {host.name: 0 for host in proxies}
     growth: list[int] = []
     with lab.trials() as trials:
         looks = [Look(trials, host, root=True) for host in proxies]
@@ -136,11 +150,8 @@ def _all(
     return done, per_proxy, round(growth[0] / held, 1) if growth and held else None
 
 
-def _seen(lab: Lab, proxy: Host) -> dict[str, bool | None]:
-    """Who the server sees through each kind of front."""
-    server = next(one for one in lab.server.data_addresses if ":" not in one)
-    source = next(one for one in lab.client.data_addresses if ":" not in one)
-    front = next(one for one in proxy.data_addresses if ":" not in one)
+def _seen(lab: Lab, server: str, source: str, front: str) -> dict[str, bool | None]:
+    """Who the server sees through each kind of front; none where no connection came about."""
     ports = (PLAIN, HEADED, TRANSPARENT)
     fronts = [[front, port] for port in ports]
     nonce = secrets.token_hex(16)
@@ -164,12 +175,14 @@ def _seen(lab: Lab, proxy: Host) -> dict[str, bool | None]:
         )
         told = trials.together({sees: {"count": 3, "within": 5.0}, asks: {"targets": fronts}})
     at: dict[int, Mapping[str, Any]] = {one["port"]: one for one in told[sees]["seen"]}
+
+    def names(port: int, by: str) -> bool | None:
+        return at[port][by] == source if port in at else None
+
     return {
-        "plain_sees_client": PLAIN in at and at[PLAIN]["peer"] == source,
-        "header_names_client": HEADED in at and at[HEADED]["header"] == source,
-        "transparent_sees_client": (
-            at[TRANSPARENT]["peer"] == source if TRANSPARENT in at else None
-        ),
+        "plain_sees_client": names(PLAIN, "peer"),
+        "header_names_client": names(HEADED, "header"),
+        "transparent_sees_client": names(TRANSPARENT, "peer"),
     }
 
 
@@ -190,7 +203,10 @@ def judge(found: ProxyFound) -> Judgement:
         return Judgement(
             "inconclusive", measured, f"one proxy stopped before its {allowed:,} source ports"
         )
-    if found.header_names_client and not found.plain_sees_client:
+    unshown = _unshown(found)
+    if unshown:
+        return Judgement("inconclusive", measured, unshown)
+    if found.header_names_client:
         return Judgement(
             "depends",
             measured,
@@ -203,6 +219,27 @@ def judge(found: ProxyFound) -> Judgement:
         "each source address of a proxy adds its ports, and only a transparent proxy shows the "
         "server who the client is",
     )
+
+
+def _unshown(found: ProxyFound) -> str:
+    """What keeps this from telling what proxies add, or whom the server sees; else nothing."""
+    if len(found.per_proxy) < 2:
+        return "one proxy alone does not show what another adds"
+    idle = [name for name, number in found.per_proxy.items() if not number]
+    if idle:
+        return f"nothing was held through {', '.join(idle)}"
+    if found.held <= found.one_proxy:
+        return "all proxies together held no more than one of them alone"
+    if found.plain_sees_client is None or found.header_names_client is None:
+        kind = "plain proxy" if found.plain_sees_client is None else "proxy that sends a header"
+        return f"no connection came about through a {kind} to see whom the server sees"
+    if found.plain_sees_client:
+        return "the server saw the client's address through a proxy that was to hide it"
+    if not found.header_names_client and found.transparent_sees_client is None:
+        return "no header named the client, and no connection came about through a transparent one"
+    if not found.header_names_client and not found.transparent_sees_client:
+        return "neither a header nor a transparent proxy showed the server who the client is"
+    return ""
 
 
 REVERSE_PROXY = Claim(
