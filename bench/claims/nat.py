@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
@@ -22,6 +24,16 @@ TABLE_FULL = "table full"
 (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc)."""
 
 
+UNANSWERED = "ETIMEDOUT"
+"""What a client is told whose SYN the NAT dropped for want of a port (connect(2))."""
+
+CUT_SHORT = ("memory", "ramp_timeout_seconds")
+"""What ends a run before all its connections have been tried (``bench.diagnose``)."""
+
+NEARLY = 0.95
+"""Share of the ports that has to be found for the rest to be put down to the search."""
+
+
 class NatParameters(Parameters):
     """The NAT's ports, and how far beyond them is tried."""
 
@@ -35,18 +47,29 @@ class NatParameters(Parameters):
     """Entries that conntrack is left with in the last part."""
 
 
+class Part(BaseModel):
+    """One run through the NAT."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ports: int = Field(description="of the NAT, those of all addresses and destinations together")
+    tried: int = Field(description="connections that were tried")
+    held: int = Field(description="connections that were held")
+    errors: dict[str, int] = Field(
+        description="what the tries were answered, retries included: errno to count"
+    )
+    bound_by: str = Field(description="the limit that stopped the run, or none")
+
+
 class NatFound(Found):
     """Where each part stopped."""
 
     ports: int = Field(description="ports of the NAT for one address and one destination")
-    one: int = Field(description="held through one NAT address to one destination")
-    tried: int = Field(description="connections that were tried for that")
-    two_destinations: int = Field(description="held through one NAT address to two destinations")
-    two_addresses: int | None = Field(
-        description="held through two NAT addresses to one destination; none: the router has one"
-    )
-    client_saw: dict[str, int] = Field(
-        description="errors that the refused clients saw, errno to count"
+    retries: int = Field(description="further tries of each connection that was refused")
+    one: Part = Field(description="through one NAT address to one destination")
+    two_destinations: Part = Field(description="through one NAT address to two destinations")
+    two_addresses: Part | None = Field(
+        description="through two NAT addresses to one destination; none: the router has one"
     )
     entry_bytes: float | None = Field(
         description="slab of one conntrack entry, bytes; none: its cache is merged with another"
@@ -60,7 +83,10 @@ class NatFound(Found):
 
 
 def measure(lab: Lab, parameters: NatParameters) -> NatFound:
-    """Open more connections through the router than its NAT has ports, in several ways."""
+    """Open more connections through the router than its NAT has ports, in several ways.
+
+    :raises NotMeasurable: if the server has no address behind the router.
+    """
     router = lab.require("routers")
     addresses = [one for one in router.data_addresses if ":" not in one]
     ports = parameters.last_port - parameters.first_port + 1
@@ -80,16 +106,25 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
         why_not = str(error)
     return NatFound(
         ports=ports,
-        one=one.measured.established.ss,
-        tried=one.requested.connections,
-        two_destinations=two.measured.established.ss,
-        two_addresses=None if both is None else both.measured.established.ss,
-        client_saw=one.measured.errors,
+        retries=parameters.retries,
+        one=_part(one, ports),
+        two_destinations=_part(two, 2 * ports),
+        two_addresses=None if both is None else _part(both, 2 * ports),
         entry_bytes=None if entry is None else round(entry.bytes_each, 1),
         full_table=None if full is None else parameters.table,
         full_held=None if full is None else full[0],
         full_said=None if full is None else full[1],
         full_why_not=why_not,
+    )
+
+
+def _part(done: Run, ports: int) -> Part:
+    return Part(
+        ports=ports,
+        tried=done.requested.connections,
+        held=done.measured.established.ss,
+        errors=done.measured.errors,
+        bound_by=done.bound_by,
     )
 
 
@@ -102,7 +137,7 @@ def _run(
 ) -> Run:
     ports = parameters.last_port - parameters.first_port + 1
     tried = (ports + parameters.beyond) * len(addresses) * len(server_ports)
-    with lab.settings([router], tables=_rules(parameters, addresses)):
+    with lab.settings([router], tables=_rules(parameters, addresses, lab.server)):
         return _open(lab, parameters, server_ports, tried)
 
 
@@ -120,19 +155,28 @@ def _open(lab: Lab, parameters: NatParameters, server_ports: list[int], connecti
     )
 
 
-def _rules(parameters: NatParameters, addresses: list[str]) -> dict[str, str]:
+def _rules(parameters: NatParameters, addresses: list[str], server: Host) -> dict[str, str]:
     """A NAT of its own, before the router's: the first that decides on a connection wins.
 
     Several addresses take turns: of a range the kernel would choose one for each pair of client and
     server by a hash (net/netfilter/nf_nat_core.c ``find_best_ips_proto``), full or not.
+
+    :raises NotMeasurable: if the server has no IPv4 address behind the router.
     """
+    behind = [one for one in server.routed_addresses if ":" not in one]
+    if not behind:
+        raise NotMeasurable(
+            f"{server.name} has no IPv4 address in lab_routed_addresses, expected one behind the "
+            "router"
+        )
     turns = ", ".join(f"{at} : {address}" for at, address in enumerate(addresses))
     to = f"numgen inc mod {len(addresses)} map {{ {turns} }}"
     ports = f"{parameters.first_port}-{parameters.last_port}"
     return {
         "ip connlab_claim": (
             "chain post { type nat hook postrouting priority srcnat - 10; policy accept; "
-            f"ip protocol tcp tcp dport >= {PORT} ip daddr 198.18.0.0/15 snat to {to} : {ports}; }}"
+            f"ip protocol tcp tcp dport >= {PORT} ip daddr {{ {', '.join(behind)} }} "
+            f"snat to {to} : {ports}; }}"
         )
     }
 
@@ -146,7 +190,9 @@ def _full(
     """
     with (
         lab.settings(
-            [router], sysctl={MAX: parameters.table}, tables=_rules(parameters, addresses)
+            [router],
+            sysctl={MAX: parameters.table},
+            tables=_rules(parameters, addresses, lab.server),
         ),
         lab.trials() as trials,
     ):
@@ -159,36 +205,59 @@ def _full(
 def judge(found: NatFound) -> Judgement:
     """Confirmed where each destination and each NAT address brings its own ports, and no more."""
     measured = (
-        f"{found.one:,} of {found.tried:,} connections through one NAT address with "
-        f"{found.ports:,} ports to one destination; {found.two_destinations:,} to two"
+        f"{found.one.held:,} of {found.one.tried:,} connections through one NAT address with "
+        f"{found.ports:,} ports to one destination; {found.two_destinations.held:,} to two"
     )
     if found.two_addresses is not None:
-        measured += f"; {found.two_addresses:,} through two NAT addresses"
+        measured += f"; {found.two_addresses.held:,} through two NAT addresses"
     if found.full_held is not None:
         measured += f"; {found.full_held:,} with {found.full_table:,} conntrack entries"
-    if found.one > found.ports or found.tried <= found.ports:
+    parts = {
+        "one NAT address to one destination": found.one,
+        "one NAT address to two destinations": found.two_destinations,
+    }
+    if found.two_addresses is not None:
+        parts["two NAT addresses to one destination"] = found.two_addresses
+    if any(one.held > one.ports or one.tried <= one.ports for one in parts.values()):
         return Judgement("inconclusive", measured, "the NAT's ports did not bound the connections")
-    twice = {2 * found.ports}
-    if (
-        found.one == found.ports
-        and {
-            found.two_destinations,
-            2 * found.ports if found.two_addresses is None else found.two_addresses,
-        }
-        == twice
-    ):
+    if all(one.held == one.ports for one in parts.values()):
         return Judgement(
             "confirmed",
             measured,
             "the router needs a port of its own for each connection to the same address and port; "
             "another destination or another NAT address brings them all again",
         )
+    others = [
+        f"{name}: {reason}" for name, one in parts.items() for reason in _others(one, found.retries)
+    ]
+    if others:
+        return Judgement("inconclusive", measured, "; ".join(others))
     return Judgement(
         "depends",
         measured,
         "the ports bound it, and the search for a free one gave up before the last was found "
         "(net/netfilter/nf_nat_core.c nf_nat_l4proto_unique_tuple tries 128 ports at a time)",
     )
+
+
+def _others(part: Part, retries: int) -> Iterator[str]:
+    """What else than the search for a port can have kept a part below its ports."""
+    if part.held == part.ports:
+        return
+    if part.bound_by in CUT_SHORT:
+        yield f"the run was cut short ({part.bound_by})"
+    other = [f"{name} {count:,}" for name, count in part.errors.items() if name != UNANSWERED]
+    if other:
+        yield f"clients saw {', '.join(other)} as well"
+    # Who is given up has been refused at every try; who got in later was refused at some.
+    refused, unheld = part.errors.get(UNANSWERED, 0), part.tried - part.held
+    if refused < unheld * (retries + 1):
+        yield (
+            f"{refused:,} tries were not answered, expected {retries + 1} for each of the "
+            f"{unheld:,} connections that were not held"
+        )
+    if part.held < NEARLY * part.ports:
+        yield f"{part.held:,} connections are less than {NEARLY:.0%} of {part.ports:,} ports"
 
 
 NAT = Claim(
