@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -11,6 +12,7 @@ from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.count import Count
 from bench.errors import LabError
+from bench.results import Run
 from bench.scenario import Scenario
 
 FIRST_PORT = 6_000
@@ -59,19 +61,27 @@ def measure(lab: Lab, parameters: CountParameters) -> CountFound:
     if not counted:
         raise LabError("the run ended before its connections could be counted")
     found, seconds = counted[0]
-    wanted = Scenario.model_validate(done.config)
-    tuples = planning.plan_for(wanted, lab.inventory)
-    address = paths.listening(wanted, lab.inventory, lab.server)[0]
+    opened = _opened(lab, done, ports)
     return CountFound(
         held=done.measured.established.ss,
         counted=sum(found.counts.get(str(port), 0) for port in ports),
         ports=parameters.ports,
         wrong_ports=sum(
-            found.counts.get(str(port), 0) != tuples.held_by([(address, port)]) for port in ports
+            found.counts.get(str(port), 0) != number
+            for port, number in zip(ports, opened, strict=True)
         ),
         seconds=round(found.seconds, 3),
         seconds_in_all=round(seconds, 3),
     )
+
+
+def _opened(lab: Lab, done: Run, ports: Sequence[int]) -> list[int]:
+    """Connections that a run's plan has at each of the first server's ports."""
+    used = Scenario.model_validate(done.config)
+    there, _ = planning.there(used, lab.inventory, done.hosts)
+    tuples = planning.plan_for(used, lab.inventory, there)
+    address = paths.listening(used, lab.inventory, lab.server)[0]
+    return [tuples.held_by([(address, port)]) for port in ports]
 
 
 def judge(found: CountFound) -> Judgement:
