@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import time
@@ -20,6 +21,11 @@ LONGEST = 200.0
 
 APPEARS = 2.0
 """Seconds in which a state has come that is to come at all."""
+
+SOURCES = range(20_000, 21_000)
+"""Source ports: below those that the kernel chooses from. A port that bind(2) gave out is none that
+connect(2) chooses as long as its TIME_WAIT lasts (net/ipv4/inet_hashtables.c
+``__inet_hash_connect``): others on this host would have one less."""
 
 PATIENCE = 5.0
 TIMER = re.compile(r"timer:\([a-z-]+,(?:(\d+)min)?(?:([\d.]+)sec)?(?:(\d+)ms)?,")
@@ -72,9 +78,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 def _closed(
     source: str, target: wire.Endpoint, state: str, targets: List[wire.Endpoint]
 ) -> Watched:
-    with socket.socket(control.family_of(source), socket.SOCK_STREAM) as made:
-        made.settimeout(PATIENCE)
-        made.bind((source, 0))
+    with _bound(source) as made:
         made.connect(target)
         made.send(b"x")
         port = made.getsockname()[1]
@@ -84,6 +88,29 @@ def _closed(
             raise OSError(0, f"port {port} was not in {state} within {APPEARS:g} s")
         time.sleep(EVERY / 10)
     return closed
+
+
+def _bound(source: str) -> socket.socket:
+    """A socket at the first port of :data:`SOURCES` that is free.
+
+    :raises OSError: if none is, or the address is not this host's.
+    """
+    made = socket.socket(control.family_of(source), socket.SOCK_STREAM)
+    try:
+        made.settimeout(PATIENCE)
+        for port in SOURCES:
+            try:
+                made.bind((source, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return made
+        span = f"from {SOURCES.start} to {SOURCES.stop - 1}"
+        raise OSError(errno.EADDRINUSE, f"no port of {source} {span} is free")
+    except BaseException:
+        made.close()
+        raise
 
 
 def _watch(watched: List[Watched], seconds: Any, targets: List[wire.Endpoint]) -> None:
