@@ -42,6 +42,12 @@ TRIES = 4
 SETTLE = 0.3
 """Seconds in which a reply has come, if one is to come at all."""
 
+ROOM = 2.0
+"""Seconds in which there is room for a segment, if there is to be any at all."""
+
+PAUSE = 0.001
+"""Seconds until the kernel is asked again for memory."""
+
 STEP = 60.0
 """Seconds that a step may take."""
 
@@ -83,9 +89,25 @@ class Wire:
             raise
 
     def send(self, port: int, seq: int, ack: int, flags: int, data: bytes = b"") -> None:
-        """Send one segment from a port."""
+        """Send one segment from a port.
+
+        :raises OSError: if there was no room for it within :data:`ROOM` seconds, or no route.
+        """
         made = Segment(self._source, port, *self._target, seq, ack, flags, data)
-        self._raw.send(pack(made, MSS if flags & SYN else b""))
+        packed = pack(made, MSS if flags & SYN else b"")
+        ends = time.monotonic() + ROOM
+        while True:
+            try:
+                self._raw.send(packed)
+                return
+            except OSError as error:
+                left = ends - time.monotonic()
+                if left <= 0 or error.errno not in (errno.EAGAIN, errno.ENOBUFS):
+                    raise
+                if error.errno == errno.EAGAIN:  # the buffer is full
+                    select.select([], [self._raw], [], left)
+                else:  # POLLOUT tells of the buffer alone
+                    time.sleep(PAUSE)
 
     def heard(self, seconds: float) -> Iterator[Segment]:
         """Segments of the target as they come, until none has come for that long."""
