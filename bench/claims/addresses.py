@@ -16,7 +16,7 @@ LAST_PORT = 65_535
 class PortMythParameters(Parameters):
     """How many connections one server address and port is to hold."""
 
-    connections: int
+    connections: int = Field(ge=1, le=100_000_000)
 
 
 class PortMythFound(Found):

@@ -28,12 +28,14 @@ SECONDS = 60.0
 class SocketBuffersParameters(Parameters):
     """How many connections hold how much."""
 
-    connections: int
-    each: int
+    connections: int = Field(ge=10, le=28_000)
+    """One client address has 28,232 ports for them by default (ip_local_port_range)."""
+    each: int = Field(ge=1_024, le=65_535)
     """Bytes sent on each; below the first window of 64 KiB."""
-    flood: int
-    """Bytes that the sender that never stops may send at most."""
-    cap_pages: int
+    flood: int = Field(ge=16 << 20, le=2 << 30)
+    """Bytes that the sender that never stops may send at most: more than both buffers may grow to
+    (:data:`BUFFERS`), or it never blocks."""
+    cap_pages: int = Field(ge=1, le=1_000_000)
     """Pages that tcp_mem is lowered to, beside those in use."""
 
 

@@ -27,6 +27,8 @@ TIME_WAITs of one part must not hold the four-tuples of the next."""
 FIRST_SOURCE = 32_768
 """Of the source ports: the default range begins there (net/ipv4/af_inet.c ``inet_init_net``)."""
 
+LAST_SOURCE = 65_535
+
 ONE: dict[str, str | int] = {RANGE: f"{FIRST_SOURCE - 2} {FIRST_SOURCE - 2}"}
 """A single port for the kernel to choose: what is chosen next is the same again."""
 
@@ -52,7 +54,7 @@ EARLY_SECONDS = 0.5
 class TimeWaitParameters(Parameters):
     """How many source ports there are for one target."""
 
-    ports: int
+    ports: int = Field(ge=1, le=LAST_SOURCE - FIRST_SOURCE + 1)
 
 
 class Churn(BaseModel):

@@ -25,8 +25,8 @@ SECONDS = 5.0
 class CountParameters(Parameters):
     """What is held while it is counted."""
 
-    connections: int
-    ports: int
+    connections: int = Field(ge=1, le=100_000_000)
+    ports: int = Field(ge=1, le=1_024)
     """Server ports that share them."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
@@ -21,16 +21,23 @@ FILE = "/etc/security/limits.d/zz-connlab-{}.conf"
 class FdLevelsParameters(Parameters):
     """How far each limit is lowered."""
 
-    soft: int
+    soft: int = Field(ge=64, le=65_536)
     """Soft nofile of the trial's own process."""
-    room: int
+    room: int = Field(ge=100, le=100_000)
     """Files that fs.file-max leaves beside those open."""
-    spared: int
+    spared: int = Field(ge=1, le=100_000)
     """Files that root then opens beyond it."""
-    login: int
+    login: int = Field(ge=256, le=1_000_000)
     """Hard nofile that the file in limits.d gives."""
-    inherited: int
+    inherited: int = Field(ge=256, le=1_000_000)
     """Hard nofile of who opens the sessions: what a session has that pam_limits leaves alone."""
+
+    @field_validator("inherited")
+    @classmethod
+    def _tells_apart(cls, value: int, info: ValidationInfo) -> int:
+        if value == info.data.get("login"):
+            raise ValueError(f"got {value:,}, expected another number than login")
+        return value
 
 
 class FdLevelsFound(Found):
@@ -253,8 +260,17 @@ SAID_MEM_KIB = 3_922_676
 class EpollWatchesParameters(Parameters):
     """How far the limit is lowered, and how many connections go against it."""
 
-    watches: int
-    connections: int
+    watches: int = Field(ge=1_000, le=99_000_000)
+    """Enough that what else the user watches does not count."""
+    connections: int = Field(ge=1_001, le=100_000_000)
+
+    @field_validator("connections")
+    @classmethod
+    def _go_beyond(cls, value: int, info: ValidationInfo) -> int:
+        watches = info.data.get("watches", 0)
+        if value <= watches:
+            raise ValueError(f"got {value:,}, expected more than watches ({watches:,})")
+        return value
 
 
 class EpollWatchesFound(Found):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
@@ -25,8 +27,15 @@ STEP_SECONDS = 120.0
 class MultiplexersParameters(Parameters):
     """How many connections are watched, and for how long each is timed."""
 
-    watched: list[int]
-    milliseconds: int
+    watched: list[Annotated[int, Field(ge=1, le=1_000_000)]] = Field(min_length=2, max_length=32)
+    milliseconds: int = Field(ge=1, le=1_000)
+
+    @field_validator("watched")
+    @classmethod
+    def _shows_growth(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value) or sum(one >= AT for one in value) < 2:
+            raise ValueError(f"got {value}, expected no number twice and two from {AT} on")
+        return value
 
 
 class Wait(BaseModel):

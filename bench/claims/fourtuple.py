@@ -48,7 +48,7 @@ ELEMENTS = ("client address", "client port", "server address", "server port")
 class FourTupleParameters(Parameters):
     """What the trial is made over."""
 
-    families: list[int]
+    families: portspace.Families
 
 
 class FourTupleFound(Found):

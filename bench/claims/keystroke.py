@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.claims.lab import Lab
@@ -18,8 +20,8 @@ SAID_SECONDS = 1.0
 class KeystrokeParameters(Parameters):
     """How many connections are held, one size after the other."""
 
-    sizes: tuple[int, ...]
-    sequential: int
+    sizes: list[Annotated[int, Field(ge=100, le=100_000_000)]] = Field(min_length=1, max_length=16)
+    sequential: int = Field(ge=1, le=100_000_000)
     """Connections that are asked one after the other."""
 
 
@@ -120,8 +122,8 @@ KEYSTROKE = Claim(
     cure="Wait for all sessions at once (epoll), and do not wait for one answer before the next "
     "question.",
     read="docs/scenarios.md",
-    small=KeystrokeParameters(sizes=(2_000, 20_000), sequential=2_000),
-    full=KeystrokeParameters(sizes=(10_000, 100_000, 1_000_000), sequential=10_000),
+    small=KeystrokeParameters(sizes=[2_000, 20_000], sequential=2_000),
+    full=KeystrokeParameters(sizes=[10_000, 100_000, 1_000_000], sequential=10_000),
     measure=measure,
     judge=judge,
     connections=lambda parameters: max(parameters.sizes),

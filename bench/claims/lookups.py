@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
@@ -26,6 +26,13 @@ class HashTableParameters(Parameters):
     """Round trips over connections at random, once all are held."""
     rounds: int = Field(ge=1, le=10)
     """Each with either table, in turns."""
+
+    @field_validator("entries")
+    @classmethod
+    def _is_a_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"got {value:,}, expected a power of two")
+        return value
 
 
 class Step(Found):

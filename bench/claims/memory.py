@@ -26,7 +26,7 @@ ALIKE = 0.1
 class MillionParameters(Parameters):
     """How many connections, and whether the rest of the million is reckoned."""
 
-    connections: int
+    connections: int = Field(ge=1_000, le=100_000_000)
     extrapolate: bool
 
 
@@ -156,7 +156,7 @@ MILLION = Claim(
 class MemAvailableParameters(Parameters):
     """How many connections are held."""
 
-    connections: int
+    connections: int = Field(ge=1_000, le=100_000_000)
 
 
 class MemAvailableFound(Found):
@@ -277,7 +277,7 @@ MEMAVAILABLE = Claim(
 class ModernCostParameters(Parameters):
     """How many connections are held."""
 
-    connections: int
+    connections: int = Field(ge=1_000, le=100_000_000)
 
 
 class ModernCostFound(Found):

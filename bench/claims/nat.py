@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
@@ -37,14 +37,22 @@ NEARLY = 0.95
 class NatParameters(Parameters):
     """The NAT's ports, and how far beyond them is tried."""
 
-    first_port: int
-    last_port: int
-    beyond: int
+    first_port: int = Field(ge=1, le=65_535)
+    last_port: int = Field(ge=1, le=65_535)
+    beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what the ports allow, for each destination and address."""
-    retries: int
+    retries: int = Field(ge=0, le=100)
     """Of each: the NAT looks at some of its ports only, at others with each try."""
-    table: int
+    table: int = Field(ge=100, le=10_000_000)
     """Entries that conntrack is left with in the last part."""
+
+    @field_validator("last_port")
+    @classmethod
+    def _in_order(cls, value: int, info: ValidationInfo) -> int:
+        first = info.data.get("first_port", 1)
+        if value < first:
+            raise ValueError(f"got {value}, expected at least first_port ({first})")
+        return value
 
 
 class Part(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims import portspace
 from bench.claims.lab import Lab
@@ -22,17 +22,24 @@ START = "net.ipv4.ip_unprivileged_port_start"
 class RangesParameters(Parameters):
     """Which ranges of source ports are used up."""
 
-    ranges: list[str]
+    ranges: list[str] = Field(max_length=16)
     """As in ip_local_port_range: the kernel chooses from them."""
-    explicit: list[str]
+    explicit: list[str] = Field(max_length=16)
     """The same, bound one by one."""
-    families: list[int]
+    families: portspace.Families
 
     @field_validator("ranges", "explicit")
     @classmethod
     def _are_ranges(cls, value: list[str]) -> list[str]:
         for one in value:
             portspace.span(one)
+        return value
+
+    @field_validator("explicit")
+    @classmethod
+    def _is_one_at_least(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if not value and info.data.get("ranges") == []:
+            raise ValueError("got no range here nor in ranges, expected one at least")
         return value
 
 
@@ -105,22 +112,10 @@ CLIENT_64K = Claim(
 )
 
 
-class AddedParameters(Parameters):
+class AddedParameters(RangesParameters):
     """Which source ports are used up, and with how many addresses or ports of one kind."""
 
-    ranges: list[str]
-    """As in ip_local_port_range: the kernel chooses from them."""
-    explicit: list[str]
-    """The same, bound one by one."""
-    families: list[int]
     most: int = Field(ge=2, le=16)
-
-    @field_validator("ranges", "explicit")
-    @classmethod
-    def _are_ranges(cls, value: list[str]) -> list[str]:
-        for one in value:
-            portspace.span(one)
-        return value
 
 
 class AddedFound(Found):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bench import facts, paths, scenario
 from bench.claims.lab import Lab
@@ -31,6 +31,16 @@ IN_FLIGHT = 300
 """Connects under way for each such pair, of several. A step ends after twice as many refusals
 (bench.ceiling), and while one pair is full another may have ports left. So the last step may try
 all that is asked for beyond what ports allow."""
+
+
+def _once(value: list[Literal[4, 6]]) -> list[Literal[4, 6]]:
+    if len(set(value)) != len(value):
+        raise ValueError(f"got {value}, expected each IP version once")
+    return value
+
+
+Families = Annotated[list[Literal[4, 6]], Field(min_length=1, max_length=2), AfterValidator(_once)]
+"""IP versions that a claim is measured over."""
 
 
 class Filled(Found):

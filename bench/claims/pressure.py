@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from bench.claims.ends import Ends, Look, between, gained
 from bench.claims.lab import Lab
@@ -18,18 +20,32 @@ SOMAXCONN = "net.core.somaxconn"
 SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
 
 
+LONGEST_BACKLOG = 65_535
+"""That the trial takes (bench.agent.trials.slowserver)."""
+
+
 class BurstParameters(Parameters):
     """How large the bursts are, and how slow and patient the two sides."""
 
-    bursts: list[int]
-    backlogs: list[int]
-    cure: int
+    bursts: list[Annotated[int, Field(ge=1, le=50_000)]] = Field(min_length=1, max_length=16)
+    backlogs: list[Annotated[int, Field(ge=1, le=LONGEST_BACKLOG)]] = Field(
+        min_length=1, max_length=16
+    )
+    cure: int = Field(ge=1, le=LONGEST_BACKLOG)
     """The backlog that the largest burst is tried with at the end."""
-    nap_ms: float
-    timeout_ms: int
+    nap_ms: float = Field(gt=0, le=1_000)
+    timeout_ms: int = Field(ge=1, le=30_000)
     """For each connect."""
-    answer_ms: int
+    answer_ms: int = Field(ge=1, le=30_000)
     """For the server to serve what has connected."""
+
+    @field_validator("cure")
+    @classmethod
+    def _is_longer(cls, value: int, info: ValidationInfo) -> int:
+        longest = max(info.data.get("backlogs", [0]))
+        if value <= longest:
+            raise ValueError(f"got {value:,}, expected more than any of backlogs ({longest:,})")
+        return value
 
 
 class Burst(BaseModel):

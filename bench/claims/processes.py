@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from statistics import mean, median
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
@@ -18,16 +18,23 @@ LISTENERS: tuple[Listener, ...] = ("shared", "reuseport")
 class ProcessesParameters(Parameters):
     """The cap of a process, and how many processes."""
 
-    nofile: int = Field(ge=256)
+    nofile: int = Field(ge=256, le=1_000_000)
     """RLIMIT_NOFILE of each (getrlimit(2))."""
-    processes: list[int]
+    processes: list[Annotated[int, Field(ge=1, le=64)]] = Field(min_length=2, max_length=16)
     """Of the server, so many a run, one first."""
     acceptors: int = Field(ge=2, le=64)
     """Processes that accept where the two kinds of listener are compared."""
-    connections: int
+    connections: int = Field(ge=1_000, le=100_000_000)
     """That they accept."""
     rounds: int = Field(ge=1, le=10)
     """Runs with each kind of listener, in turns."""
+
+    @field_validator("processes")
+    @classmethod
+    def _grow(cls, value: list[int]) -> list[int]:
+        if value != sorted(set(value)):
+            raise ValueError(f"got {value}, expected each number to be above the one before")
+        return value
 
 
 class Capped(Found):

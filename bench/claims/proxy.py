@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
@@ -25,12 +25,20 @@ CONTROL, PLAIN, HEADED, TRANSPARENT = 4999, 5000, 5001, 5002
 class ProxyParameters(Parameters):
     """Where one proxy is to stop, and what both are to carry."""
 
-    first_port: int
-    last_port: int
-    beyond: int
+    first_port: int = Field(ge=1, le=65_535)
+    last_port: int = Field(ge=1, le=65_535)
+    beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what one proxy's source ports allow."""
-    connections: int
+    connections: int = Field(ge=1, le=100_000_000)
     """Through all proxies together."""
+
+    @field_validator("last_port")
+    @classmethod
+    def _in_order(cls, value: int, info: ValidationInfo) -> int:
+        first = info.data.get("first_port", 1)
+        if value < first:
+            raise ValueError(f"got {value}, expected at least first_port ({first})")
+        return value
 
 
 class ProxyFound(Found):

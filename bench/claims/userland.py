@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.ends import Ends, Look, between, gained
 from bench.claims.lab import Lab
@@ -26,9 +26,18 @@ SETTLE_SECONDS = 5.0
 class UserlandTcpParameters(Parameters):
     """How many connections are tried without a filter, and held with one."""
 
-    tried: int
-    connections: int
-    echoes: int
+    tried: int = Field(ge=1, le=28_232)
+    connections: int = Field(ge=1, le=28_232)
+    """At most the ports that connect(2) has for the comparison: ip_local_port_range's default."""
+    echoes: int = Field(ge=1, le=28_232)
+
+    @field_validator("connections")
+    @classmethod
+    def _tried_are_of_them(cls, value: int, info: ValidationInfo) -> int:
+        tried = info.data.get("tried", 1)
+        if value < tried:
+            raise ValueError(f"got {value:,}, expected at least tried ({tried:,})")
+        return value
 
 
 class UserlandTcpFound(Found):
