@@ -68,6 +68,8 @@ def measure_client_64k(lab: Lab, parameters: RangesParameters) -> RangesFound:
 def judge_client_64k(found: RangesFound) -> Judgement:
     """Confirmed where each range held as many as it has ports, and none more than there are."""
     measured = "; ".join(_range(row) for row in found.rows)
+    if not found.rows:
+        return Judgement("inconclusive", measured, "no range of source ports was tried")
     if any(row.held > row.allowed for row in found.rows):
         return Judgement(
             "refuted", measured, "more connections were held than the range has source ports"
@@ -81,11 +83,15 @@ def judge_client_64k(found: RangesFound) -> Judgement:
                 f"{row.ports} allows {row.allowed:,}, {row.held:,} were held, and it was "
                 f"{row.bound_by} that stopped them",
             )
+    ranges = {row.ports: row.allowed for row in found.rows}
+    each = ", ".join(
+        f"{allowed:,}{'' if number else ' of them'} from {' to '.join(ports.split('-'))}"
+        for number, (ports, allowed) in enumerate(ranges.items())
+    )
     return Judgement(
         "confirmed",
         measured,
-        "to one server address and port only the client's port tells connections apart: 28,232 of "
-        "them in the default ip_local_port_range, 64,512 that a user may bind, 65,535 in all",
+        f"to one server address and port only the client's port tells connections apart: {each}",
     )
 
 

@@ -67,6 +67,20 @@ def test_a_range_holds_as_many_as_it_has_ports(rows: list[Filled], verdict: str)
     )
 
 
+def test_no_range_judges_nothing() -> None:
+    one = ports.judge_client_64k(ports.RangesFound(rows=[]))
+    assert (one.verdict, one.measured) == ("inconclusive", "")
+    assert "no range" in one.reason
+
+
+def test_the_reason_tells_of_the_ranges_that_were_measured_alone() -> None:
+    few = ports.judge_client_64k(ports.RangesFound(rows=[filled(), filled(family=6)]))
+    assert few.reason.endswith("5,000 of them from 20000 to 24999")
+    every = filled(ports="1-65535", allowed=65_535, held=65_535, **BOUND)
+    more = ports.judge_client_64k(ports.RangesFound(rows=[filled(), every]))
+    assert more.reason.endswith("5,000 of them from 20000 to 24999, 65,535 from 1 to 65535")
+
+
 def twice(**fields: Any) -> Filled:
     return filled(**{"allowed": 10_000, "held": 10_000, "addresses": 2, **fields})
 
