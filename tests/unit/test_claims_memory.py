@@ -32,10 +32,13 @@ FULL = MillionFound(
     slab_kib=3_300_000,
     mem_free_kib=95_000,
     mem_available_kib=1_130_000,
+    used_before_kib=150_000,
 )
 SMALL = FULL.model_copy(
     update={"extrapolated": True, "held": 20_000, "mem_free_kib": None, "mem_available_kib": None}
 )
+
+LARGER = {"mem_total_kib": 24_684_092, "used_before_kib": 2_000_000}
 
 
 @pytest.mark.parametrize(
@@ -43,17 +46,31 @@ SMALL = FULL.model_copy(
     [
         (FULL, {}, "confirmed"),
         (FULL, {"slab_kib": 3_701_980}, "depends"),
+        (FULL, {"mem_free_kib": 40_000}, "depends"),
+        (FULL, {"mem_free_kib": 210_000}, "depends"),
+        (FULL, {"mem_free_kib": 60_000}, "confirmed"),
+        (FULL, {"held": 500_000}, "inconclusive"),
         (FULL, {"held": 946_951, "bound_by": "memory"}, "refuted"),
         (FULL, {"disturbed": True}, "inconclusive"),
         (SMALL, {}, "confirmed"),
         (SMALL, {"slab_kib": 3_657_119}, "depends"),
         (SMALL, {"slab_kib": 4_000_000}, "refuted"),
+        (SMALL, {"slab_kib": 3_900_000, "used_before_kib": None}, "refuted"),  # 100 MB free as well
+        (SMALL, {"slab_kib": 3_657_119, "used_before_kib": 200_000}, "refuted"),
+        (SMALL, {"slab_kib": 3_657_119, **LARGER}, "depends"),
+        (SMALL, {"slab_kib": 3_900_000, **LARGER}, "refuted"),
     ],
 )
 def test_a_million_is_judged_by_what_was_held_or_would_fit(found, changes, verdict) -> None:
     told = judge_million(found.model_copy(update=changes))
     assert told.verdict == verdict
     assert ("extrapolated" in told.measured) is found.extrapolated
+
+
+def test_what_a_larger_host_uses_is_not_reckoned_and_that_is_said() -> None:
+    words = "what such a host has in use besides is not reckoned"
+    assert words not in judge_million(SMALL).reason
+    assert words in judge_million(SMALL.model_copy(update=LARGER)).reason
 
 
 def test_a_million_is_held_on_such_a_host_alone() -> None:
