@@ -201,10 +201,15 @@ def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
         )
     if max(found.never_read_rcvbuf, found.stopped_rcvbuf) > found.rmem_max:
         return Judgement("inconclusive", measured, "a receive buffer grew beyond tcp_rmem[2]")
-    swells = found.stopped > found.never_read > found.unread
+    swells = found.buffered > found.idle_charged
+    grows = found.stopped > found.never_read > found.unread
     if found.idle_charged >= found.minimum:
         said = "the minimum is taken for every socket"
-        return Judgement("confirmed" if swells else "depends", measured, said)
+        if swells and grows:
+            return Judgement("confirmed", measured, said)
+        return Judgement(
+            "depends", measured, f"{said}; that what nobody reads swells it was not shown"
+        )
     if found.cap_pages is not None:
         # Under pressure each socket may still have its minimum (net/core/sock.c).
         most = found.cap_pages + -(-found.connections * found.minimum // 4096)
@@ -212,14 +217,21 @@ def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
             return Judgement("inconclusive", measured, "TCP was charged more than tcp_mem allows")
     capped = "" if found.cap_pages is not None else "; that tcp_mem caps the sum was not shown here"
     if swells:
+        grown = (
+            ", up to tcp_rmem[2] a socket"
+            if grows
+            else "; that a buffer grows further until its sender blocks was not shown here"
+        )
         return Judgement(
             "depends",
             measured,
             "the minimum is what a socket may have under pressure, and none of it is taken before "
-            f"data comes; data that nobody reads takes memory, up to tcp_rmem[2] a socket{capped}",
+            f"data comes; data that nobody reads takes memory{grown}{capped}",
         )
     return Judgement(
-        "refuted", measured, "an idle socket has no buffers, and unread data did not swell them"
+        "refuted",
+        measured,
+        "an idle socket has less than the minimum, and unread data did not swell them",
     )
 
 

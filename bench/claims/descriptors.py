@@ -18,6 +18,11 @@ FILE = "/etc/security/limits.d/zz-connlab-{}.conf"
 """Read after all others: pam_limits(8) takes them in the order of the C locale."""
 
 
+ROUGH = 1.1
+"""How far above fs.file-max the kernel's count has to be to show that it refused nothing: the count
+is exact to some dozen per processor (include/linux/percpu_counter.h)."""
+
+
 class FdLevelsParameters(Parameters):
     """How far each limit is lowered."""
 
@@ -211,6 +216,12 @@ def judge_fd_levels(found: FdLevelsFound) -> Judgement:
     if found.file_max is None:
         return Judgement("not measurable here", measured, found.shared)
     if found.system_errno != "ENFILE":
+        if (found.system_open or 0) <= ROUGH * found.file_max:
+            return Judgement(
+                "inconclusive",
+                measured,
+                "fs.file-max was never reached: the limit of the process ended it before",
+            )
         return Judgement("refuted", measured, "the limit of the system did not refuse")
     spares = "spares" if not found.root_errno else "does not spare"
     if found.together > found.hard:
@@ -329,8 +340,14 @@ def judge_epoll_watches(found: EpollWatchesFound) -> Judgement:
         f"{found.held:,} held under a limit of {found.limit:,}, ENOSPC {found.refused:,} times; "
         f"{default}, so {found.at_said:,} on a host with 3.9 GB"
     )
-    if found.bound_by != WATCHES or not found.refused:
-        return Judgement("refuted", measured, f"the run was bound by {found.bound_by} instead")
+    if found.bound_by == "none" and found.held > found.limit:
+        return Judgement("refuted", measured, "more were watched than the limit, and none refused")
+    if found.bound_by != WATCHES:
+        return Judgement(
+            "inconclusive", measured, f"the run was bound by {found.bound_by}, not by the limit"
+        )
+    if not found.refused:
+        return Judgement("refuted", measured, "the limit stopped the run, and not with ENOSPC")
     if not 0.95 * found.limit <= found.held <= found.limit:
         return Judgement(
             "inconclusive", measured, "epoll_ctl refused, but at another count than the limit"

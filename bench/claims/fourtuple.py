@@ -42,6 +42,11 @@ SERVER_PORTS = [6_000, 6_001]
 CONTROL_PORT = 4_999
 
 SAME, PLAIN = "same", "same, without SO_REUSEADDR"
+BY_TUPLE = ("EADDRNOTAVAIL", "EADDRINUSE")
+"""What refuses four values that are taken (net/ipv4/inet_hashtables.c ``__inet_hash_connect``,
+net/ipv4/inet_connection_sock.c ``inet_csk_get_port``); any other errno is the path's or the
+server's."""
+
 ELEMENTS = ("client address", "client port", "server address", "server port")
 
 
@@ -114,7 +119,10 @@ def _cases(lab: Lab, family: int) -> dict[str, str | None]:
 
 
 def judge_four_tuple(found: FourTupleFound) -> Judgement:
-    """Each element has to admit, the same four have to be refused; the rest is arithmetic."""
+    """Each element has to admit, the same four have to be refused; the rest is arithmetic.
+
+    What failed for another reason than the four values judges nothing.
+    """
     measured = (
         f"the same four: {_told(found, SAME)}; "
         + ", ".join(f"another {name}: {_told(found, name)}" for name in ELEMENTS)
@@ -127,12 +135,27 @@ def judge_four_tuple(found: FourTupleFound) -> Judgement:
         return Judgement(
             "refuted", measured, "two connections with the same four values were held at once"
         )
-    refused = [
-        name for cases in tried for name in ELEMENTS if cases[name] not in ("admitted", None)
-    ]
+    refused = [name for cases in tried for name in ELEMENTS if _by_tuple(cases[name])]
     if refused:
         return Judgement(
             "refuted", measured, f"another {refused[0]} alone did not admit a second connection"
+        )
+    if not all(_by_tuple(cases[SAME]) for cases in tried):
+        return Judgement(
+            "inconclusive", measured, "it was not for the same four values that a second one failed"
+        )
+    otherwise = [
+        (name, cases[name])
+        for cases in tried
+        for name in ELEMENTS
+        if cases[name] not in ("admitted", None)
+    ]
+    if otherwise:
+        name, answer = otherwise[0]
+        return Judgement(
+            "inconclusive",
+            measured,
+            f"with another {name} the connection failed, and not for its four values: {answer}",
         )
     lacking = [name for name in ELEMENTS if any(cases[name] is None for cases in tried)]
     lacks = f" (not tried, for want of a second one: {', '.join(lacking)})" if lacking else ""
@@ -145,6 +168,11 @@ def judge_four_tuple(found: FourTupleFound) -> Judgement:
         f"multicast and reserved addresses make clients on the Internet: {found.addresses:,} "
         "addresses are left; memory ends far sooner",
     )
+
+
+def _by_tuple(answer: str | None) -> bool:
+    """Whether a second connection was refused because its four values are taken."""
+    return answer is not None and answer.rpartition(" ")[2] in BY_TUPLE
 
 
 def _told(found: FourTupleFound, case: str) -> str:

@@ -73,6 +73,11 @@ class Burst(BaseModel):
         """Connections that were never served, whatever connect(2) said."""
         return self.connects - self.served
 
+    @property
+    def dropped(self) -> bool:
+        """Whether a full queue dropped something."""
+        return self.listen_drops + self.listen_overflows > 0
+
 
 class BurstFound(Found):
     """Bursts against backlogs."""
@@ -149,7 +154,10 @@ class _Bed:
 
 
 def judge_burst(found: BurstFound) -> Judgement:
-    """It depends, if a longer queue alone has all of them served."""
+    """It depends, if a longer queue alone has all of them served.
+
+    Queues are judged by what they dropped: what was lost without a drop was served too late.
+    """
     failing = [one for one in found.bursts if one.lost]
     largest = found.cured.connects
     if not failing and not found.cured.lost:
@@ -170,13 +178,19 @@ def judge_burst(found: BurstFound) -> Judgement:
         f"{first.stranded:,} were ESTAB on the client alone; {first.listen_drops:,} ListenDrops); "
         f"backlog {found.cured.backlog:,}: {found.cured.lost:,} of {largest:,} were not"
     )
-    if found.cured.lost:
-        return Judgement(
-            "confirmed", measured, "not even a queue with room for all of them kept them from it"
-        )
-    if not first.listen_drops:
+    if not any(one.dropped for one in failing):
         return Judgement(
             "inconclusive", measured, "connections were lost, but no full queue dropped anything"
+        )
+    if found.cured.lost and not found.cured.dropped:
+        return Judgement(
+            "inconclusive",
+            measured,
+            "the longest queue dropped none: those lost there were not served in the time given",
+        )
+    if found.cured.lost:
+        return Judgement(
+            "confirmed", measured, "not even the longest queue that was tried kept them from it"
         )
     return Judgement(
         "depends",

@@ -139,6 +139,12 @@ def tuples(cases: dict[str, str | None], **fields: int) -> fourtuple.FourTupleFo
         (tuples({**CASES, "server address": None}), "depends", r"not tried.*: server address\)"),
         (tuples({**CASES, "same": "admitted"}), "refuted", "the same four"),
         (tuples({**CASES, "client port": "connect: EADDRNOTAVAIL"}), "refuted", "client port"),
+        (tuples({**CASES, "client port": "bind: EADDRINUSE"}), "refuted", "client port"),
+        (tuples({**CASES, "server port": "connect: ETIMEDOUT"}), "inconclusive", "server port"),
+        (tuples({**CASES, "server address": "connect: EHOSTUNREACH"}), "inconclusive", "EHOSTUNR"),
+        (tuples({**CASES, "server port": "connect: ECONNREFUSED"}), "inconclusive", "ECONNREF"),
+        (tuples({**CASES, "client address": "mistaken for another"}), "inconclusive", "mistaken"),
+        (tuples({**CASES, "same": "connect: ETIMEDOUT"}), "inconclusive", "the same four"),
         (tuples({**CASES, "first": "connect: ECONNREFUSED"}), "inconclusive", "the first"),
     ],
 )

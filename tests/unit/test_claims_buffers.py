@@ -38,7 +38,9 @@ FOUND = SocketBuffersFound(
         ({}, "depends"),
         ({"idle_charged": 8_192}, "confirmed"),
         ({"idle_charged": 8_192, "stopped": 100_000}, "depends"),
-        ({"stopped": 100_000}, "refuted"),
+        ({"stopped": 100_000}, "depends"),
+        ({"never_read": 30_000}, "depends"),
+        ({"idle_charged": 8_191, "unread": 4_096, "buffered": 4_608, "sent": 4_096}, "refuted"),
         ({"unread": 20_000}, "inconclusive"),
         ({"buffered": 20_000}, "inconclusive"),
         ({"stopped_rcvbuf": 7_000_000}, "inconclusive"),
@@ -47,6 +49,12 @@ FOUND = SocketBuffersFound(
 )
 def test_buffers_are_judged_by_the_kernels_account(changes, verdict) -> None:
     assert judge_socket_buffers(FOUND.model_copy(update=changes)).verdict == verdict
+
+
+def test_what_swells_and_how_far_are_told_apart() -> None:
+    unread = judge_socket_buffers(FOUND.model_copy(update={"stopped": 100_000}))
+    assert "takes memory" in unread.reason and "up to tcp_rmem[2]" not in unread.reason
+    assert "up to tcp_rmem[2]" in judge_socket_buffers(FOUND).reason
 
 
 def test_a_part_that_was_not_shown_is_named() -> None:
