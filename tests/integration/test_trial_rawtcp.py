@@ -59,7 +59,7 @@ def test_nothing_stays_on_the_server_when_the_client_ends(
     how: str, trials: Trials, bed: Bed, tmp_path: Path
 ) -> None:
     client = both(trials, bed)[1]
-    chain = userland._chain(between(lab(bed, tmp_path)), 100, client.first["mark"])
+    chain = userland._chain(between(lab(bed, tmp_path), first=PORT), 100, client.first["mark"])
     trials.begin(bed.inventory().hosts["client"], "guard", tables={userland.TABLE: chain})
     assert client.go(do="raw", ports=100)["held"] == 100
     assert len(established(bed)) == 100
