@@ -98,5 +98,5 @@ def test_what_a_look_cannot_do_is_refused(trials: Trials, bed: Bed) -> None:
 def test_ends_are_the_first_hosts(bed: Bed, tmp_path: Path) -> None:
     found = between(lab(bed, tmp_path), ports=2)
     assert (found.source, found.address) == (CLIENT, SERVER)
-    assert found.endpoints == [(SERVER, 5000), (SERVER, 5001)]
+    assert found.endpoints == [(SERVER, 6000), (SERVER, 6001)]
     assert found.server["control"] not in found.endpoints
