@@ -24,10 +24,10 @@ from bench.results import (
     Predicted,
     Side,
     Step,
-    Store,
 )
 from bench.scenario import Scenario
 from bench.session import Agent, Session
+from bench.store import Store
 from bench.tuples import Plan
 from bench.wire import ClientSpec, Endpoint, ServerSpec
 

@@ -27,12 +27,12 @@ from bench.results import (
     Predicted,
     Requested,
     Run,
-    Store,
     Verdict,
     Workers,
 )
 from bench.scenario import Scenario
 from bench.session import Connect, Session, uninterrupted
+from bench.store import Store
 from bench.verdict import verdict as judge
 
 Progress = Callable[[curve.Progress], None]

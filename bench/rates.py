@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.errors import InputError
-from bench.results import Run, Store
+from bench.results import Run
+from bench.store import Store
 
 RUNS = 5
 """Newest runs that count; their median is taken."""

@@ -1,22 +1,16 @@
 """The results format: what one run leaves behind, as data.
 
-``results/<run-id>/`` holds ``run.json`` (:class:`Run`), ``samples.ndjson`` (one line per host
-and second), ``raw/<host>/<phase>/`` (the text that each source printed) and ``report.html``.
-``results/latest`` links to the newest. Fields are only ever added within ``schema: 1``.
+``run.json`` is a :class:`Run`; :mod:`bench.store` keeps it. Fields are only ever added within
+``schema: 1``.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from bench.errors import InputError
 
 SCHEMA = 1
 PHASES = ("before", "peak", "hold_end", "after")
@@ -340,72 +334,6 @@ class Run(Model):
     )
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-
-def new_run_id(scenario: str, now: datetime) -> str:
-    """UTC time and scenario, so that names sort by time: ``20260131T120000Z-million``."""
-    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{scenario}"
-
-
-class Store:
-    """The directory that runs are kept in."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def create(self, scenario: str, now: datetime) -> tuple[str, Path]:
-        """A new run's id and its directory. A second run in one second gets a suffix."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        base = new_run_id(scenario, now)
-        run_id, number = base, 1
-        while True:
-            try:
-                (self.root / run_id).mkdir()
-                return run_id, self.root / run_id
-            except FileExistsError:
-                number += 1
-                run_id = f"{base}-{number}"
-
-    def write(self, run: Run) -> Path:
-        """Write ``run.json`` and point ``latest`` to the run."""
-        folder = self.root / run.run_id
-        target = folder / "run.json"
-        scratch = target.with_suffix(".tmp")
-        scratch.write_text(run.model_dump_json(by_alias=True, indent=1) + "\n")
-        os.replace(scratch, target)
-        link = self.root / f".latest.{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(run.run_id)
-        os.replace(link, self.root / "latest")
-        return target
-
-    def write_raw(self, run_id: str, host: str, phase: str, texts: dict[str, str]) -> None:
-        """Keep the texts of one host and phase as they were printed."""
-        folder = self.root / run_id / "raw" / host / phase
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text)
-
-    def load(self, run_id: str) -> Run:
-        """Read a run.
-
-        :raises InputError: if there is none of that id, or its run.json is not one.
-        """
-        try:
-            return Run.model_validate_json((self.root / run_id / "run.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"run: got {run_id!r}, expected a run in {self.root}") from None
-        except ValueError as error:
-            first = str(error).splitlines()[0]
-            raise InputError(f"run {run_id}: run.json cannot be read: {first}") from error
-
-    def runs(self) -> Iterator[Run]:
-        """All whole runs, oldest first."""
-        if not self.root.is_dir():
-            return
-        for folder in sorted(self.root.iterdir()):
-            if not folder.is_symlink() and (folder / "run.json").is_file():
-                yield self.load(folder.name)
 
 
 def json_schema() -> str:

@@ -21,7 +21,8 @@ from rich.table import Table
 from bench import controller, scenario
 from bench.errors import ConnlabError
 from bench.inventory import Inventory
-from bench.results import EchoRound, Run, Store
+from bench.results import EchoRound, Run
+from bench.store import Store
 from bench.units import latency
 from perf.links import NamespaceLink, host
 from perf.netns import Namespaces

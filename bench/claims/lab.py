@@ -14,8 +14,9 @@ from bench.count import Count
 from bench.curve import Progress
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord, Run, Store
+from bench.results import HostRecord, Run
 from bench.session import Connect
+from bench.store import Store
 from bench.trials import Trial, Trials
 
 KERNEL_WIDE = (

@@ -7,7 +7,6 @@ measured by. ``results/claims.json`` and ``results/claims.md`` are the table of 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.claims.model import Outcome, Profile
+from bench.errors import InputError
+from bench.store import new_folder, write_whole
 
 FILE = "claim.json"
 
@@ -67,11 +68,8 @@ class Kept:
         self.folder = folder
 
     def all(self) -> list[Record]:
-        """Every record, oldest first."""
-        return [
-            Record.model_validate_json(path.read_text())
-            for path in sorted(self.folder.glob("*.json"))
-        ]
+        """Every record, oldest first. :raises InputError: for one that cannot be read."""
+        return [_read(path) for path in sorted(self.folder.glob("*.json"))]
 
     def keep(self, records: Iterable[Record]) -> None:
         """Keep these and no others."""
@@ -81,7 +79,7 @@ class Kept:
             if path.name not in wanted:
                 path.unlink()
         for name, one in wanted.items():
-            _replace(self.folder / name, _text(one))
+            write_whole(self.folder / name, _text(one))
 
 
 class Records:
@@ -90,38 +88,38 @@ class Records:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def folder(self, record_id: str) -> Path:
-        """The directory of one record, made."""
-        made = self.root / record_id
-        made.mkdir(parents=True, exist_ok=True)
-        return made
+    def create(self, claim: str, now: datetime) -> tuple[str, Path]:
+        """A new record's id and its directory."""
+        return new_folder(self.root, f"claim-{claim}", now)
 
     def write(self, record: Record) -> Path:
-        """Keep one."""
-        target = self.folder(record.id) / FILE
-        _replace(target, _text(record))
+        """Keep one, in the directory that was created for it."""
+        target = self.root / record.id / FILE
+        write_whole(target, _text(record))
         return target
 
     def batch(self, records: Iterable[Record], table: str) -> None:
         """Keep the table of a batch, as data and as text."""
         kept = [json.loads(one.model_dump_json(by_alias=True)) for one in records]
-        _replace(self.root / "claims.json", json.dumps(kept, indent=1) + "\n")
-        _replace(self.root / "claims.md", table)
+        write_whole(self.root / "claims.json", json.dumps(kept, indent=1) + "\n")
+        write_whole(self.root / "claims.md", table)
 
     def all(self) -> Iterator[Record]:
-        """Every record, oldest first."""
+        """Every record, oldest first. :raises InputError: for one that cannot be read."""
         if not self.root.is_dir():
             return
         for folder in sorted(self.root.iterdir()):
             if not folder.is_symlink() and (folder / FILE).is_file():
-                yield Record.model_validate_json((folder / FILE).read_text())
+                yield _read(folder / FILE)
+
+
+def _read(path: Path) -> Record:
+    try:
+        return Record.model_validate_json(path.read_text())
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"claim record {path}: cannot be read: {first}") from error
 
 
 def _text(record: Record) -> str:
     return record.model_dump_json(by_alias=True, indent=1) + "\n"
-
-
-def _replace(target: Path, text: str) -> None:
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    scratch.write_text(text)
-    os.replace(scratch, target)

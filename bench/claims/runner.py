@@ -14,7 +14,7 @@ from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Profile
 from bench.claims.record import Figure, Record, Records
 from bench.errors import InputError, LabError
 from bench.inventory import Inventory
-from bench.results import HostRecord, new_run_id
+from bench.results import HostRecord
 from bench.session import Connect
 
 Progress = Callable[[str, str], None]
@@ -85,12 +85,12 @@ class Runner:
         too_large: str,
     ) -> Record:
         started = datetime.now(UTC)
-        record_id = new_run_id(f"claim-{claim.id}", started)
+        record_id, folder = self._records.create(claim.id, started)
         lab = Lab(
             self._inventory,
             hosts,
             self._connect,
-            self._records.root / record_id,
+            folder,
             lambda text: self._progress(claim.id, text),
         )
         self._progress(claim.id, "begins")

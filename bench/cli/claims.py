@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,7 @@ from bench.cli.common import (
     exit_status,
 )
 from bench.errors import InputError
+from bench.store import write_whole
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -170,10 +170,8 @@ def page_(
         kept = Kept(target.parent / "measured")
         claims = list(register.CLAIMS.values())
         records = page.told(claims, [*kept.all(), *Records(store).all()])
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            scratch.write_text(page.render(claims, records))
-            os.replace(scratch, target)
+            write_whole(target, page.render(claims, records))
             kept.keep(records)
         except OSError as error:
             raise InputError(f"page: {target}: {error.strerror}") from error

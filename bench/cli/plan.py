@@ -20,7 +20,7 @@ from bench.errors import InputError
 from bench.fleet import Fleet, Wanted
 from bench.footprint import Machine
 from bench.rates import Rate
-from bench.results import Store
+from bench.store import Store
 from bench.units import count, parse_count, parse_percentage, parse_size, size
 
 Value = TypeVar("Value", int, Fraction)

@@ -16,7 +16,6 @@ from bench import (
     planning,
     progress,
     report,
-    results,
     scenario,
     transport,
 )
@@ -32,6 +31,7 @@ from bench.cli.common import (
     exit_status,
     wanted,
 )
+from bench.store import Store
 
 
 def run(
@@ -64,7 +64,7 @@ def run(
             )
             return
         with progress.view(show.value, Console(stderr=as_json)) as update:
-            done = controller.run(asked, hosts, results.Store(store), transport.connect, update)
+            done = controller.run(asked, hosts, Store(store), transport.connect, update)
         if show is Show.ndjson:
             progress.emit(
                 {
@@ -86,7 +86,7 @@ def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
     """List the scenarios and the runs so far."""
     with exit_status():
         known = [scenario.load(name) for name in scenario.names()]
-        past = list(results.Store(store).runs())
+        past = list(Store(store).runs())
         if as_json:
             typer.echo(
                 json.dumps(
@@ -132,7 +132,7 @@ def report_(
 ) -> None:
     """Render a run's report.html again and print its summary."""
     with exit_status():
-        found = results.Store(store).load(run_id)
+        found = Store(store).load(run_id)
         (store / found.run_id / "report.html").write_text(report.render(found))
         if as_json:
             typer.echo(found.model_dump_json(by_alias=True, indent=1))

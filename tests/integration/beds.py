@@ -16,7 +16,8 @@ from bench import controller, scenario
 from bench.curve import Progress
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
-from bench.results import Run, Store
+from bench.results import Run
+from bench.store import Store
 from perf.netns import Namespaces
 
 

@@ -76,6 +76,12 @@ def record(**fields: Any) -> Record:
     return Record(**{**usual, **fields})
 
 
+def keep(root: Path, one: Record) -> None:
+    """As a batch does, with whatever id it has."""
+    (root / one.id).mkdir(parents=True)
+    Records(root).write(one)
+
+
 @pytest.mark.parametrize("claim", register.CLAIMS.values(), ids=register.CLAIMS)
 def test_every_claim_is_whole(claim: Claim[Any, Any]) -> None:
     assert claim.said.endswith(".") and claim.cure.endswith(".")
@@ -115,7 +121,10 @@ def test_the_nearest_names_are_offered() -> None:
 
 def test_a_record_is_kept_and_read_back(tmp_path: Path) -> None:
     kept = Records(tmp_path)
-    one = record()
+    made, folder = kept.create("some", record().started)
+    again, _ = kept.create("some", record().started)  # another batch in the same second
+    one = record(id=made)
+    assert (folder, again) == (tmp_path / made, f"{made}-2")
     assert kept.write(one) == tmp_path / one.id / "claim.json"
     (tmp_path / "latest").symlink_to(one.id)
     assert list(kept.all()) == [one]
@@ -123,6 +132,14 @@ def test_a_record_is_kept_and_read_back(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "claims.json").read_text())[0]["verdict"] == "confirmed"
     assert (tmp_path / "claims.md").read_text() == "| table |\n"
     assert list(Records(tmp_path / "none").all()) == []
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    kept = Records(tmp_path)
+    _, folder = kept.create("some", record().started)
+    (folder / "claim.json").write_text("{}")
+    with pytest.raises(InputError, match=r"claim record .*claim\.json: cannot be read"):
+        list(kept.all())
 
 
 def test_the_table_has_a_row_for_each_claim() -> None:
@@ -289,7 +306,7 @@ def test_bad_input_is_one_line(words: list[str], line: str, tmp_path: Path) -> N
 
 
 def test_claims_are_listed_with_their_newest_verdict(tmp_path: Path) -> None:
-    Records(tmp_path).write(record(claim="port-myth", verdict="refuted"))
+    keep(tmp_path, record(claim="port-myth", verdict="refuted"))
     done = CliRunner().invoke(app, ["claims", "--json", "--results", str(tmp_path)])
     listed = {one["claim"]: one for one in json.loads(done.stdout)}
     assert list(listed) == list(register.CLAIMS)
@@ -316,7 +333,7 @@ def test_only_what_the_page_tells_of_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_page_is_written_whole(tmp_path: Path) -> None:
-    Records(tmp_path).write(record(claim="port-myth", verdict="refuted", profile="full"))
+    keep(tmp_path, record(claim="port-myth", verdict="refuted", profile="full"))
     target = tmp_path / "claims.md"
     words = ["claims", "page", str(target), "--results", str(tmp_path)]
     assert CliRunner().invoke(app, words).exit_code == 0

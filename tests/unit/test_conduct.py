@@ -17,8 +17,8 @@ from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
 from bench.findings import Floor
 from bench.inventory import Host, Inventory
-from bench.results import Store
 from bench.scenario import Scenario
+from bench.store import Store
 from bench.tuples import Plan
 
 MIB = 1024

@@ -10,7 +10,8 @@ import pytest
 from runs import aborted, million, stopped
 
 from bench import rates
-from bench.results import Established, Run, Step, Store
+from bench.results import Established, Run, Step
+from bench.store import Store
 
 
 def fast(number: int, rate: float = 40_000.0, **changes: Any) -> Run:

@@ -10,6 +10,7 @@ from bench import errnos, results
 from bench.catalogue import CATALOGUE
 from bench.collect import kernellog
 from bench.errors import InputError
+from bench.store import Store
 
 
 def test_published_schema_is_current() -> None:
@@ -39,7 +40,7 @@ def test_every_diagnosis_is_documented() -> None:
 
 
 def test_a_run_that_is_not_there_or_not_readable(tmp_path: Path) -> None:
-    store = results.Store(tmp_path)
+    store = Store(tmp_path)
     with pytest.raises(InputError, match="run: got 'nothing', expected a run in"):
         store.load("nothing")
     (tmp_path / "broken").mkdir()
