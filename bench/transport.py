@@ -16,7 +16,13 @@ import paramiko
 from bench.errors import LabError
 from bench.inventory import Host
 
-CONNECT_SECONDS = 15.0
+REACH_SECONDS = 15.0
+"""For a host to accept a TCP connection."""
+
+LOGIN_SECONDS = 60.0
+"""For the key exchange and the login after that: seconds on an emulated guest that nobody else is
+asking, several times as long where all hosts of a lab share two cores."""
+
 COMMAND_SECONDS = 30.0
 KEEPALIVE_SECONDS = 10
 
@@ -100,6 +106,12 @@ class SshLink:
         self._client = paramiko.SSHClient()
         self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
         try:
+            reached = socket.create_connection((host.address, host.port), REACH_SECONDS)
+        except TimeoutError:
+            raise _unreachable(host, f"no answer within {REACH_SECONDS:.0f} s") from None
+        except OSError as error:
+            raise _unreachable(host, "cannot be reached by SSH") from error
+        try:
             if host.known_hosts:
                 self._client.load_host_keys(host.known_hosts)
             else:
@@ -111,15 +123,15 @@ class SshLink:
                 key_filename=host.key_file,
                 look_for_keys=host.key_file is None,
                 allow_agent=host.key_file is None,
-                timeout=CONNECT_SECONDS,
-                banner_timeout=CONNECT_SECONDS,
-                auth_timeout=CONNECT_SECONDS,
+                timeout=LOGIN_SECONDS,
+                banner_timeout=LOGIN_SECONDS,
+                auth_timeout=LOGIN_SECONDS,
+                sock=reached,
             )
         except (OSError, EOFError, paramiko.SSHException) as error:
             self._client.close()
-            raise LabError(
-                f"host {host.name}: {host.address} port {host.port}: {_reason(error)}"
-            ) from error
+            reached.close()
+            raise _unreachable(host, _reason(error)) from error
         transport = self._client.get_transport()
         assert transport is not None
         transport.set_keepalive(KEEPALIVE_SECONDS)
@@ -182,15 +194,18 @@ def connect(host: Host) -> Link:
     return SshLink(host)
 
 
+def _unreachable(host: Host, why: str) -> LabError:
+    return LabError(f"host {host.name}: {host.address} port {host.port}: {why}")
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, paramiko.BadHostKeyException):
         return "its host key is not the one in known_hosts; refused"
     if isinstance(error, paramiko.AuthenticationException):
         return "SSH key refused"
-    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
-        return "cannot be reached by SSH"
-    if isinstance(error, TimeoutError | socket.timeout):
-        return f"no answer within {CONNECT_SECONDS:.0f} s"
+    # What paramiko makes of a key exchange that had not ended in time.
+    if isinstance(error, TimeoutError) or str(error) == "No existing session":
+        return f"no SSH session within {LOGIN_SECONDS:.0f} s"
     if "not found in known_hosts" in str(error):
         return "its host key is not in known_hosts; refused"
     return str(error) or type(error).__name__
