@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from bench.cli import claims, count, model, plan, runs
+from bench.cli.common import say
+from bench.errors import InputError
+
+
+class Commands(TyperGroup):
+    """All commands; bad usage is told as bad input is everywhere: one line, exit status 2."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and end the process with the status where ``standalone_mode`` asks for it."""
+        options = (prog_name, complete_var, False, windows_expand_args)
+        if not standalone_mode:
+            return super().main(args, *options, **extra)
+        try:
+            status = super().main(args, *options, **extra)
+        except typer.TyperException as error:
+            # No message where no command was given: the help has been printed.
+            if message := error.format_message().replace("Value error, ", ""):
+                say(message)
+            status = InputError.exit_status
+        sys.exit(status)
+
 
 app = typer.Typer(
+    cls=Commands,
     name="bench",
     no_args_is_help=True,
     add_completion=False,

@@ -6,20 +6,22 @@ import ctypes
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from bench import progress, scenario
-from bench.errors import ConnlabError
+from bench import progress, scenario, units
+from bench.errors import ConnlabError, InputError
 from bench.inventory import Inventory
 from bench.scenario import Scenario
 
 RESULTS = Path("results")
+
+Value = TypeVar("Value")
 
 
 class Show(StrEnum):
@@ -74,16 +76,45 @@ def exit_status(show: Show = Show.auto) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def parsed(option: str, text: str, parse: Callable[[str], Value]) -> Value:
+    """What an option was given.
+
+    :param parse: raises ValueError with what it expected
+    :raises InputError: names the option, the text and what was expected
+    """
+    try:
+        return parse(text)
+    except ValueError as expected:
+        raise InputError(f"{option}: got {text!r}, expected {expected}") from None
+
+
+def counted(option: str, text: str, most: int | None = None) -> int:
+    """A count from 1 up that an option was given, such as 300, 250_000 or 1.5M.
+
+    :raises InputError: for another text, or for more than ``most``
+    """
+    number = parsed(option, text, units.parse_count)
+    if number < 1 or (most is not None and number > most):
+        expected = "at least 1" if most is None else f"1 to {units.count(most)}"
+        raise InputError(f"{option}: got {text!r}, expected {expected}")
+    return number
+
+
 def end_with_parent() -> None:
     """Be interrupted when the program that reads the events dies: prctl(2), PR_SET_PDEATHSIG."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def say(line: str) -> None:
+    """Tell in one line why a command ends."""
+    print(f"connlab: {line}", file=sys.stderr)
 
 
 def _fail(line: str, status: int, show: Show) -> NoReturn:
     if show is Show.ndjson:
         progress.emit({"event": "error", "exit": status, "message": line})
     else:
-        print(f"connlab: {line}", file=sys.stderr)
+        say(line)
     raise typer.Exit(status)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import count, inventory, transport, units, wire
-from bench.cli.common import ExtraVarsOption, InventoryOption, JsonOption, exit_status
+from bench.cli.common import ExtraVarsOption, InventoryOption, JsonOption, counted, exit_status
 from bench.count import Count
 
 WIDTH = 120
@@ -57,14 +57,15 @@ def count_(
         typer.Option("--state", metavar="NAME", help="As ss(8) names it (default: all of them)."),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", min=1, help="Rows of a host in the table; --json has all.")
-    ] = 20,
+        str, typer.Option("--top", help="Rows of a host in the table; --json has all.")
+    ] = "20",
     sources: InventoryOption = None,
     extra_vars: ExtraVarsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the TCP connections that hosts have on some of their ports. Opens nothing."""
     with exit_status():
+        shown = counted("--top", top)
         spec: wire.CountSpec = {
             "ranges": count.ranges(ports),
             "side": side.value,
@@ -89,8 +90,8 @@ def count_(
         if by is By.none:
             console.print(_totals(found))
         elif total:
-            console.print(_rows(found, by, top))
-        console.print(_said(found, by, top, total), highlight=False)
+            console.print(_rows(found, by, shown))
+        console.print(_said(found, by, shown, total), highlight=False)
 
 
 def _table(*titles: str) -> Table:

@@ -21,6 +21,7 @@ from bench.cli.common import (
     JsonOption,
     SettingsOption,
     Show,
+    counted,
     exit_status,
     wanted,
 )
@@ -30,7 +31,7 @@ from bench.remarks import Remark, remarks
 from bench.report import whose
 from bench.results import Bound, HostRecord, Predicted
 from bench.scenario import Scenario
-from bench.units import count, parse_count, short, size
+from bench.units import count, short, size
 
 ScenarioOption = Annotated[
     str, typer.Option("--scenario", "-s", help="Scenario whose settings the model takes.")
@@ -136,7 +137,8 @@ def preflight(
     Opens nothing. Exit status 1 if they do not fit.
     """
     with exit_status(show):
-        seen = Outlook(name, sources, settings, extra_vars, _whole(connections))
+        asked = None if connections is None else counted("--connections", connections)
+        seen = Outlook(name, sources, settings, extra_vars, asked)
         number = seen.scenario.connections
         low = fit.changes(seen.predicted.bounds, number)
         if vars_file:
@@ -172,18 +174,6 @@ def preflight(
             _fit(Console(), seen, low, vars_file)
         if low:
             raise typer.Exit(1)
-
-
-def _whole(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        number = parse_count(text)
-    except ValueError as expected:
-        raise InputError(f"--connections: got {text!r}, expected {expected}") from None
-    if number < 1:
-        raise InputError(f"--connections: got {text}, expected at least 1")
-    return number
 
 
 def told(seen: Outlook, low: list[fit.Change]) -> list[str]:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from bench import advice, fleet, fleetfiles, rates
 from bench.cli import fleetview
-from bench.cli.common import RESULTS, JsonOption, ResultsOption, exit_status
+from bench.cli.common import RESULTS, JsonOption, ResultsOption, counted, exit_status, parsed
 from bench.errors import InputError
 from bench.fleet import Fleet, Wanted
 from bench.footprint import Machine
 from bench.rates import Rate
 from bench.store import Store
-from bench.units import count, parse_count, parse_percentage, parse_size, size
-
-Value = TypeVar("Value", int, Fraction)
+from bench.units import count, parse_percentage, parse_size, size
 
 MOST_RAM = 1 << 52
 """Bytes that an x86-64 processor can address: 52 bits (Intel SDM volume 3A, 4.1.4)."""
@@ -105,15 +102,15 @@ def plan(
     """Say how many servers and clients so many connections need. No host is touched."""
     with exit_status():
         wanted = Wanted(
-            connections=_count("--connections", connections, MOST_ANY),
+            connections=counted("--connections", connections, MOST_ANY),
             server=_machine("server", server_ram, server_cores),
             client=_machine("client", client_ram, client_cores),
-            servers=None if servers is None else _count("--servers", servers, MOST_ANY),
-            server_ports=_count("--server-ports", server_ports, MOST_PORTS),
-            addresses_per_server=_count(
+            servers=None if servers is None else counted("--servers", servers, MOST_ANY),
+            server_ports=counted("--server-ports", server_ports, MOST_PORTS),
+            addresses_per_server=counted(
                 "--addresses-per-server", addresses_per_server, MOST_ADDRESSES
             ),
-            nofile=_count("--nofile", nofile, MOST_NOFILE),
+            nofile=counted("--nofile", nofile, MOST_NOFILE),
             kernel=_kernel(kernel),
             watch=_watch(watch),
             spare=_spare(spare),
@@ -172,40 +169,26 @@ def _command(options: dict[str, str | None]) -> list[str]:
 
 def _rate(text: str | None, store: Path) -> Rate:
     if text is not None:
-        return Rate(float(_count("--rate", text, MOST_ANY)), "as given by --rate")
+        return Rate(float(counted("--rate", text, MOST_ANY)), "as given by --rate")
     return rates.of_runs(Store(store)) or rates.BUILT_IN
 
 
 def _machine(end: str, ram: str, cores: str) -> Machine:
     return Machine(
         ram=_size(f"--{end}-ram", ram, 1, MOST_RAM),
-        cores=_count(f"--{end}-cores", cores, MOST_CORES),
+        cores=counted(f"--{end}-cores", cores, MOST_CORES),
     )
 
 
-def _parsed(option: str, text: str, parse: Callable[[str], Value]) -> Value:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise InputError(f"{option}: got {text!r}, expected {error}") from None
-
-
-def _count(option: str, text: str, most: int) -> int:
-    number = _parsed(option, text, parse_count)
-    if not 1 <= number <= most:
-        raise InputError(f"{option}: got {text!r}, expected 1 to {count(most)}")
-    return number
-
-
 def _size(option: str, text: str, least: int, most: int) -> int:
-    number = _parsed(option, text, parse_size)
+    number = parsed(option, text, parse_size)
     if not least <= number <= most:
         raise InputError(f"{option}: got {text!r}, expected {size(least)} to {size(most)}")
     return number
 
 
 def _spare(text: str) -> Fraction:
-    part = _parsed("--spare", text, parse_percentage)
+    part = parsed("--spare", text, parse_percentage)
     if part > MOST_SPARE:
         raise InputError(f"--spare: got {text!r}, expected 0% to {int(MOST_SPARE * 100)}%")
     return part

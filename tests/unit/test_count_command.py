@@ -110,6 +110,11 @@ def test_more_ranges_than_a_kernel_is_asked_for() -> None:
         (["--hosts", "zzz"], "got 'zzz', expected servers, clients, proxies, server1, server2"),
         (["--state", "listening"], "--state: got 'listening', expected established, syn-sent"),
         (["--state", ""], "--state: got '', expected established"),
+        (["--top", "0"], "--top: got '0', expected at least 1"),
+        (["--top", "all"], "--top: got 'all', expected a whole number"),
+        (["--by", "host"], "'--by': 'host' is not one of 'none', 'port', 'state', 'peer'"),
+        (["--side", "both"], "'--side': 'both' is not one of 'local', 'peer'"),
+        (["--bye", "port"], "No such option: --bye"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_touched(
