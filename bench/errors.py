@@ -1,6 +1,10 @@
-"""The two ways in which a command can fail, each with its exit status."""
+"""The two ways in which a command can fail, each with its exit status, and how it is told."""
 
 from __future__ import annotations
+
+import re
+
+from pydantic import ValidationError
 
 
 class ConnlabError(Exception):
@@ -19,3 +23,18 @@ class LabError(ConnlabError):
     """The lab failed: host unreachable, agent died, refused by the safety guard. Status 3."""
 
     exit_status = 3
+
+
+def refusal(error: ValidationError) -> str:
+    """The first thing that a model refuses: field, value, what was expected."""
+    first = error.errors(include_url=False)[0]
+    own = str(first["ctx"]["error"]) if first["type"] == "value_error" else None
+    if not first["loc"]:
+        return own or first["msg"]
+    # A union's error goes on with the name of the alternative that was tried.
+    place = first["loc"]
+    field = ".".join(str(part) for part in place if part == place[0] or isinstance(part, int))
+    if own is None:
+        wordy = r"^(Input should be|\w+ should have) | after validation, not \d+$"
+        own = f"got {first['input']!r}, expected {re.sub(wordy, '', first['msg'])}"
+    return f"{field}: {own}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import InputError
+from bench.errors import InputError, refusal
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -219,16 +219,4 @@ def load(
     try:
         return Scenario.model_validate(fields)
     except ValidationError as error:
-        raise InputError(f"scenario {name}: {_first_line(error)}") from error
-
-
-def _first_line(error: ValidationError) -> str:
-    """The first thing wrong: field, value, what was expected."""
-    first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        return str(first["ctx"]["error"])
-    # A union's error goes on with the name of the alternative that was tried.
-    place = first["loc"]
-    field = ".".join(str(part) for part in place if part == place[0] or isinstance(part, int))
-    expected = first["msg"].removeprefix("Input should be ")
-    return f"{field}: got {first['input']!r}, expected {expected}"
+        raise InputError(f"scenario {name}: {refusal(error)}") from error

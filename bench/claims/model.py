@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench.errors import InputError
+from bench.errors import InputError, refusal
 
 if TYPE_CHECKING:
     from bench.claims.lab import Lab
@@ -89,6 +89,5 @@ class Claim(Generic[P, F]):
                 raise InputError(f"claim {self.id}: {name}: unknown, expected one of {known}")
         try:
             return type(usual).model_validate(fields)
-        except ValueError as error:
-            first = str(error).splitlines()[1:3]
-            raise InputError(f"claim {self.id}: {': '.join(map(str.strip, first))}") from error
+        except ValidationError as error:
+            raise InputError(f"claim {self.id}: {refusal(error)}") from error

@@ -104,7 +104,11 @@ def test_claims_are_those_that_people_make() -> None:
     [
         ("huge", {}, "profile: got 'huge', expected one of small, full"),
         ("small", {"conections": 3}, "claim some: conections: unknown, expected one of connect"),
-        ("small", {"connections": "many"}, "claim some: connections: Input should be a valid int"),
+        (
+            "small",
+            {"connections": "many"},
+            "claim some: connections: got 'many', expected a valid int",
+        ),
     ],
 )
 def test_parameters_that_make_no_sense(profile: str, overrides: Any, line: str) -> None:
@@ -295,6 +299,14 @@ def test_a_profile_that_does_not_fit_says_what_does(
         (["claims", "run", "--profile", "big"], "--profile: got 'big', expected one of small"),
         (["claims", "run", "--set", "connections=5"], "--set: got .* expected one claim"),
         (["claims", "run", "port-myth", "--set", "x=5"], "claim port-myth: x: unknown"),
+        (
+            ["claims", "run", "port-myth", "--set", "connections=0"],
+            "claim port-myth: connections: got 0, expected greater than or equal to 1$",
+        ),
+        (
+            ["claims", "run", "nat", "--set", "first_port=9", "--set", "last_port=2"],
+            r"claim nat: last_port: got 2, expected at least first_port \(9\)$",
+        ),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], line: str, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_settings_without_a_key_or_value(text: str) -> None:
         ("round_window", 0, "round_window: got 0, expected greater than or equal to 1"),
         ("round_timeout_ms", 9, "round_timeout_ms: got 9, expected greater than or equal to 10"),
         ("sequential_sample", -1, "sequential_sample: got -1, expected greater than or equal"),
-        ("server_ports", [], "server_ports: got \\[\\], expected"),
+        ("server_ports", [], "server_ports: got \\[\\], expected at least 1 item$"),
         ("server_ports", [70000], "server_ports.0: got 70000, expected less than or equal"),
         ("server_ports", [80, 80], "server_ports: got \\[80, 80\\], expected no port twice"),
         ("control_port", 5000, "control_port: got 5000, expected a port not in server_ports"),
