@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,25 @@ def test_what_ip_forward_takes_along_is_put_back_too(tmp_path: Path, kernel: Ker
     nat.present(Module(tmp_path, **ROUTER), host)
     # Read again, keys come in the order of the alphabet: ip_forward last.
     nat.absent(Module(tmp_path), host)
+    assert kernel.values() == found
+
+
+def test_a_parameter_that_is_refused_leaves_all_of_them_as_found(
+    tmp_path: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.set("net.ipv4.conf.all.accept_redirects", "0", kernel.root)
+    kernel.set("net.ipv4.conf.data0.forwarding", "1", kernel.root)
+    found = kernel.values()
+
+    def refuse(key: str, value: str, root: Path) -> None:
+        if key.endswith("send_redirects"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        kernel.set(key, value, root)
+
+    monkeypatch.setattr(parts, "write_key", refuse)
+    match = r"send_redirects: wanted 0, found 1 \(Permission denied\); everything was undone"
+    with pytest.raises(nat.SysctlError, match=match):
+        nat.present(Module(tmp_path, **ROUTER), Host())
     assert kernel.values() == found
 
 

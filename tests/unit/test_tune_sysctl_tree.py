@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,44 @@ def test_a_value_that_did_not_hold_is_named_and_everything_is_undone(root: Path)
     assert "net.ipv4.tcp_mem: wanted 4 5 6, found 1 2 3" in text
     assert "setting key" in text and "everything was undone" in text
     assert tree_module.read_key(SOMAXCONN, root) == "4096"
+
+
+def test_a_write_that_is_refused_midway_undoes_the_earlier_ones(root: Path) -> None:
+    def load_values() -> str:
+        tree_module.write_key(SOMAXCONN, "65535", root)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    wanted = {SOMAXCONN: "65535", "net.ipv4.tcp_mem": "4 5 6"}
+    with pytest.raises(tree_module.SysctlError) as caught:
+        tree_module.apply(wanted, load_values, root)
+    assert str(caught.value) == (
+        "net.ipv4.tcp_mem: wanted 4 5 6, found 1 2 3 (Invalid argument); everything was undone"
+    )
+    assert tree_module.read_key(SOMAXCONN, root) == "4096"
+
+
+def test_a_value_that_cannot_be_undone_is_named_and_the_others_are_undone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = tree_module.write_key
+    wanted = {SOMAXCONN: "65535", "net.core.rmem_max": "7", "net.ipv4.tcp_mem": "4 5 6"}
+    write("net.core.rmem_max", "5", root)
+    load_values = loader(root, {SOMAXCONN: "65535", "net.core.rmem_max": "7"})
+
+    def refuse(key: str, value: str, root: Path) -> None:
+        if value == "4096":
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        write(key, value, root)
+
+    def load_and_lock() -> str:
+        said: str = load_values()
+        monkeypatch.setattr(tree_module, "write_key", refuse)
+        return said
+
+    match = "could not be undone: net.core.somaxconn: wanted 4096, found 65535"
+    with pytest.raises(tree_module.SysctlError, match=match):
+        tree_module.apply(wanted, load_and_lock, root)
+    assert tree_module.read_key("net.core.rmem_max", root) == "5"
 
 
 def test_values_that_hold_pass_whatever_sysctl_says(root: Path) -> None:

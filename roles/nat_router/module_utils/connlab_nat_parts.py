@@ -122,7 +122,7 @@ def parameters(given: Mapping[str, Any], record: Record, write: bool) -> list[di
                     write_key(key, value, ROOT)
             return ""
 
-        apply(wanted, load, ROOT)
+        apply(wanted, load, ROOT, along=carried(ROOT))
     for key in record["since"]:
         record["settings"][key]["set"] = wanted.get(key) or read_key(key, ROOT) or ""
     if not stale and not given_up:

@@ -5,6 +5,7 @@ Only the standard library, Python 3.9 or newer: this runs on the hosts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -77,28 +78,42 @@ def remember(record: Record, found: Mapping[str, str], where: str) -> None:
             record["settings"][key] = {"found": value, "set": value, "where": where}
 
 
+def undo(before: Mapping[str, str | None], root: Path) -> list[str]:
+    """Write back the values of before where they are others now; return what stays wrong.
+
+    In the mapping's order: a key that changes others comes before them.
+    """
+    for key, value in before.items():
+        if value is not None and read_key(key, root) != value:
+            with contextlib.suppress(OSError):  # what was refused is found below
+                write_key(key, value, root)
+    return mismatches({key: value for key, value in before.items() if value is not None}, root)
+
+
 def apply(
     wanted: Mapping[str, str],
     load: Callable[[], str],
     root: Path = PROC_SYS,
+    along: Iterable[str] = (),
 ) -> None:
     """Have `load` apply the values, read them back, and undo all of them if one did not hold.
 
-    load: runs sysctl(8) and returns what it printed on standard error. It exits 0 on some values
-    that the kernel refused or changed, so only the read-back counts.
+    load: writes the values and returns what sysctl(8) printed on standard error, if it ran it. That
+    exits 0 on some values that the kernel refused or changed, so only the read-back counts, also
+    where a write raised OSError; along: keys that change with those wanted.
     Errors: SysctlError with every key that differs, as wanted and found.
     """
-    before = {key: read_key(key, root) for key in wanted}
-    complaint = load()
+    before = {key: read_key(key, root) for key in [*wanted, *along]}
+    try:
+        complaint = load().strip()
+    except OSError as error:
+        complaint = error.strerror or str(error)
     wrong = mismatches(wanted, root)
     if not wrong:
         return
-    for key, value in before.items():
-        if value is not None and read_key(key, root) != value:
-            write_key(key, value, root)
-    left = mismatches({key: value for key, value in before.items() if value is not None}, root)
+    left = undo(before, root)
     outcome = f"could not be undone: {'; '.join(left)}" if left else "everything was undone"
-    said = f" (sysctl: {complaint.strip()})" if complaint.strip() else ""
+    said = f" ({complaint})" if complaint else ""
     raise SysctlError(f"{'; '.join(wrong)}{said}; {outcome}")
 
 
