@@ -166,6 +166,32 @@ def test_a_revert_leaves_what_was_found_and_twice_is_fine(
     assert not nat.absent(Module(tmp_path), host)["changed"]
 
 
+def test_a_lab_of_another_name_takes_away_the_service_of_the_old_one(
+    tmp_path: Path, kernel: Kernel
+) -> None:
+    host, before = Host(), everything(tmp_path)
+    nat.present(Module(tmp_path, **ROUTER), host)
+    assert nat.present(Module(tmp_path, lab_name="y", **ROUTER), host)["changed"]
+    assert (host.enabled, host.tool.table) == ({"y-nat.service"}, TRANSLATION)
+    assert not nat.present(Module(tmp_path, lab_name="y", **ROUTER), host)["changed"]
+    nat.absent(Module(tmp_path, lab_name="z"), host)
+    assert (host.enabled, everything(tmp_path)) == (set(), before)
+
+
+def test_a_router_that_becomes_a_client_translates_no_more(tmp_path: Path, kernel: Kernel) -> None:
+    host, found = Host(), kernel.values()
+    nat.present(Module(tmp_path, **ROUTER), host)
+    shown = nat.present(Module(tmp_path, check_mode=True, **CLIENT), host)["diff"]
+    assert "198.18.201.1" in "".join(entry["before"] for entry in shown)
+    assert host.tool.table == TRANSLATION
+    assert nat.present(Module(tmp_path, **CLIENT), host)["changed"]
+    assert (host.tool.table, host.enabled, kernel.values()) == (None, set(), found)
+    assert not nat.present(Module(tmp_path, **CLIENT), host)["changed"]
+    host.tool.table = "else"
+    with pytest.raises(ValueError, match="connlab_nat: found one that is not the lab's"):
+        nat.present(Module(tmp_path, **ROUTER), host)
+
+
 @pytest.mark.parametrize("given", [ROUTER, CLIENT])
 def test_a_second_run_changes_nothing(tmp_path: Path, kernel: Kernel, given: Any) -> None:
     host = Host()

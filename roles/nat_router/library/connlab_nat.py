@@ -120,16 +120,19 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
                 "/etc/systemd/network or /run/systemd/network, found none: the routes end with "
                 "this boot"
             )
-    diffs = place_files(record, files, write=False)
-    if write and diffs:
-        record.setdefault("translation", given["translation"])
+    name = unit_name(given["lab_name"]) if given["translation"] else ""
+    # While its file is there: a router that is none any more, or that was a lab's of another name.
+    diffs = stop(record, host, write) if record.get("unit", name) != name else []
+    placed = place_files(record, files, write=False)
+    if write and placed:
+        record.update(unit=name, translation=record.get("translation") or given["translation"])
         save_record(given["record"], record)
         place_files(record, files, write=True)
+    diffs += placed
     diffs += translate(given, host, write)
     diffs += parameters(given, record, write)
     diffs += lead(given, record, host, write)
-    name = unit_name(given["lab_name"])
-    if given["translation"] and not host.systemctl("is-enabled", "--quiet", name):
+    if name and not host.systemctl("is-enabled", "--quiet", name):
         diffs.append(differing(name, "", "enabled\n"))
         if write and not host.systemctl("enable", "--quiet", name):
             raise ValueError(f"{name}: wanted enabled, found it refused")
@@ -139,7 +142,7 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
             f"wanted {given['conntrack']}, found {room}: tune_sysctl sets it, and "
             "tune_sysctl_extra takes another value"
         )
-    record.update(translation=given["translation"], routes=given["routes"])
+    record.update(unit=name, translation=given["translation"], routes=given["routes"])
     shown = {f"route {to}": via for to, via in given["routes"].items()}
     if given["translation"]:
         to = target(given["translation"])
@@ -161,12 +164,12 @@ def absent(module: AnsibleModule, host: Host) -> dict[str, Any]:
     record = load_record(given["record"], ROLE)
     diffs = [
         *leave(record, host, write),
-        *stop(given, record, host, write),
+        *stop(record, host, write),
         *put_back(record, write),
         *restore_files(record, write),
     ]
     if write:
-        if record.get("translation"):
+        if record.get("unit"):
             host.systemctl("daemon-reload")
         remove_record(given["record"])
     return {"changed": True, "diff": diffs}

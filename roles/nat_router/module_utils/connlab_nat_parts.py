@@ -13,7 +13,6 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_ip import Ip
-from ansible.module_utils.connlab_nat_files import unit_name
 from ansible.module_utils.connlab_nft import FAMILY, TABLE, Nft, ruleset
 from ansible.module_utils.connlab_record import Record, save_record
 from ansible.module_utils.connlab_sysctl_tree import (
@@ -73,7 +72,7 @@ class Host:
 
 def refuse(given: Mapping[str, Any], record: Record, host: Host) -> None:
     """Refuse what is somebody else's. Errors: ValueError naming it; nothing is touched by then."""
-    if given["translation"] and "translation" not in record and host.nft().has_table():
+    if given["translation"] and not record.get("translation") and host.nft().has_table():
         raise ValueError(f"table {FAMILY} {TABLE}: found one that is not the lab's")
     have = host.ip.prefixes() if given["routes"] else {}
     for to, via in given["routes"].items():
@@ -172,13 +171,13 @@ def put_back(record: Record, write: bool) -> list[dict[str, str]]:
     return [differing("kernel parameters", lines(before), lines(after))] if changed else []
 
 
-def stop(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> list[dict[str, str]]:
-    """Remove the table and its service."""
-    if not record.get("translation"):
+def stop(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
+    """Remove the table and its service, which a record names."""
+    if not record.get("unit"):
         return []
     nft = host.nft()
     if write:
-        host.systemctl("disable", "--quiet", "--now", unit_name(given["lab_name"]))
+        host.systemctl("disable", "--quiet", "--now", record["unit"])
     if not nft.has_table():
         return []
     if write:
