@@ -36,7 +36,8 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 
 def errors(**changes: Any) -> list[str]:
-    return list(proxy.reverse_proxy_errors(fields(**changes), ["198.18.0.0/15", "fd63::/48"]))
+    prefixes, known = ["198.18.0.0/15", "fd63::/48"], ["198.18.0.1", "fd63::1", "198.18.4.0/24"]
+    return list(proxy.reverse_proxy_errors(fields(**changes), prefixes, known))
 
 
 def test_one_process_per_core_where_the_limit_can_be_raised() -> None:
@@ -131,8 +132,19 @@ def test_what_cannot_be_carried(connections: int, processes: str, nofile: int, l
     assert plan["error"].startswith(line)
 
 
+def test_before_the_tuning_only_a_limit_that_stays_is_one() -> None:
+    def error(nr_open: int, tuned: bool) -> str:
+        probe = {"nofile": 20_000, "nr_open": nr_open, "cores": 2}
+        return str(proxy.reverse_proxy_plan(probe, 30_000, "1", 8, tuned).get("error", ""))
+
+    assert "reverse_proxy_processes: 1: expected at least 4" in error(1_048_576, False)
+    assert error(20_000, False) == ""
+    assert "reverse_proxy_processes: 1: expected at least 4" in error(20_000, True)
+
+
 def test_good_fields_have_no_errors() -> None:
     assert errors() == []
+    assert errors(servers=["198.18.4.77", "198.18.0.1"]) == []
 
 
 @pytest.mark.parametrize(
@@ -180,6 +192,11 @@ def test_good_fields_have_no_errors() -> None:
         (
             {"servers": ["198.18.0.1", "192.0.2.1"]},
             "reverse_proxy_servers[1]: 192.0.2.1: expected an address inside 198.18.0.0/15",
+        ),
+        (
+            {"servers": ["198.18.0.1", "198.18.1.1"]},
+            "reverse_proxy_servers[1]: 198.18.1.1: expected an address of a host of the group "
+            "servers",
         ),
         ({"servers": ["fd63::1"]}, "reverse_proxy_servers[0]: fd63::1: expected an IPv4 address"),
         (

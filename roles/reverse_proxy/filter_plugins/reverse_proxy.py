@@ -29,6 +29,8 @@ MOST_CONNECTIONS = 100_000_000
 LEAST_ROOM = 256
 MOST_PROCESSES = 1024
 """What one host is not asked to start more of: at 20,000 descriptors each, ten million held."""
+# sysctl_nr_open_max, fs/file.c: INT_MAX, rounded down to the bits of a word.
+MOST_NR_OPEN = 2**31 - 64
 # include/uapi/linux/rtnetlink.h, enum rt_class_t: unspec, and default, main and local.
 RESERVED_TABLES = (0, 253, 254, 255)
 MOST_TABLE = 2**32 - 1
@@ -67,11 +69,13 @@ def whole(field: str, value: Any, least: int, most: int) -> int:
 
 
 def planned(
-    probe: Mapping[str, Any], connections: Any, processes: Any, listeners: int
+    probe: Mapping[str, Any], connections: Any, processes: Any, listeners: int, tuned: bool
 ) -> dict[str, int]:
     """Return `reverse_proxy_plan` without its "error". Errors: AnsibleFilterError."""
     share = whole("reverse_proxy_connections", connections, 1, MOST_CONNECTIONS)
     hard, cores = int(probe["nofile"]), max(1, int(probe["cores"]))
+    if not tuned and hard >= int(probe["nr_open"]):
+        hard = MOST_NR_OPEN
     reserve = DESCRIPTOR_RESERVE + int(listeners)
     room = (hard - reserve) // 2
     if room < LEAST_ROOM:
@@ -99,19 +103,20 @@ def planned(
 
 
 def reverse_proxy_plan(
-    probe: Mapping[str, Any], connections: Any, processes: Any, listeners: int
+    probe: Mapping[str, Any], connections: Any, processes: Any, listeners: int, tuned: bool = True
 ) -> dict[str, Any]:
     """Return {"processes", "maxconn", "nofile"}: what carries `connections` through one host.
 
     Or {"error"}, one line, where nothing does. Each connection takes two descriptors of its
     process, one towards each end.
 
-    probe: {"nofile", "cores"}: the hard limit that a service can have here, and processors;
-    processes: a person's own number, or "" for the computed one: one per core, or more where the
-    limit is too low for that; listeners: listening sockets of each process.
+    probe: {"nofile", "nr_open", "cores"}: the hard limit that a service can have here, fs.nr_open,
+    and processors; processes: a person's own number, or "" for the computed one: one per core, or
+    more where the limit is too low for that; listeners: listening sockets of each process; tuned:
+    whether fs.nr_open is what it is going to be. Until then a limit that reaches it is none.
     """
     try:
-        return planned(probe, connections, processes, listeners)
+        return planned(probe, connections, processes, listeners, tuned)
     except AnsibleFilterError as error:
         return {"error": str(error)}
 
@@ -204,13 +209,31 @@ def address_errors(field: str, values: Any, prefixes: Iterable[Any], what: str) 
     return lines
 
 
-def reverse_proxy_errors(fields: Mapping[str, Any], prefixes: Sequence[Any]) -> list[str]:
+def stranger_errors(values: Sequence[Any], known: Iterable[str]) -> list[str]:
+    """Return one line per address in `reverse_proxy_servers` that is none of a server's.
+
+    known: the addresses of all servers, and their prefixes where a whole one is local.
+    """
+    networks = [ipaddress.ip_network(each) for each in known]
+    return [
+        f"reverse_proxy_servers[{index}]: {value}: expected an address of a host of the group "
+        "servers"
+        for index, value in enumerate(values)
+        if not any(ipaddress.ip_address(str(value).strip()) in network for network in networks)
+    ]
+
+
+def reverse_proxy_errors(
+    fields: Mapping[str, Any], prefixes: Sequence[Any], known: Sequence[str]
+) -> list[str]:
     """Return one line per error in a host's reverse_proxy_* fields, none where all is well.
 
-    Lines read "field: value: expected ...".
+    prefixes: the only ones that an address may be in; known: the addresses and local prefixes of
+    all servers, which a proxy may connect to. Lines read "field: value: expected ...".
     """
     lines = frontend_errors(fields["frontends"])
-    lines += address_errors("reverse_proxy_servers", fields["servers"], prefixes, "a server")
+    strange = address_errors("reverse_proxy_servers", fields["servers"], prefixes, "a server")
+    lines += strange or stranger_errors(fields["servers"], known)
     lines += address_errors("reverse_proxy_sources", fields["sources"], prefixes, "this proxy")
     lines += address_errors("reverse_proxy_listen", fields["listen"], prefixes, "this proxy")
     checks = [

@@ -97,6 +97,10 @@ nofile:
   description: The hard nofile limit that a service of this host can have.
   returned: state probe
   type: int
+nr_open:
+  description: The largest that any limit of this host can be now (C(fs.nr_open)).
+  returned: state probe
+  type: int
 missing:
   description: Addresses that are none of this host's.
   returned: state probe

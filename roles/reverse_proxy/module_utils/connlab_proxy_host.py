@@ -56,6 +56,7 @@ def look(run: Run, addresses: Iterable[str]) -> dict[str, Any]:
         "installed": os.access(HAPROXY, os.X_OK),
         "cores": len(os.sched_getaffinity(0)),
         "nofile": service_nofile(run),
+        "nr_open": int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii")),
         "ports": [int(word) for word in ports.split()],
         "missing": missing,
     }
