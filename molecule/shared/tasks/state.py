@@ -22,8 +22,8 @@ MOVING = {
     r"kernel\.random\.boot_id": "says that a host has booted since, not how it is set up",
     r"kernel\.perf_(event_max_sample_rate|cpu_time_max_percent)": "lowered by the kernel on load",
     r"net\.netfilter\.nf_conntrack_count": "counts tracked connections",
-    r"net\.ipv[46]\.(conf|neigh)\.(?!all\.|default\.|lo\.|data0\.).*": "comes with an interface, "
-    "and other labs on this machine make and remove theirs",
+    r"net\.ipv[46]\.(conf|neigh)\.(?!(all|default|lo|data0|mgmt0)\.).*": "comes with an "
+    "interface, and other labs on this machine make and remove theirs",
 }
 DIRECTORIES = (
     "/etc/connlab",
@@ -80,15 +80,12 @@ def addresses() -> dict[str, str]:
         if link["ifname"] in ("lo", "data0")
         for entry in link["addr_info"]
     }
-    for table in ("local", "main"):
-        routes = json.loads(run("ip", "-j", "route", "show", "table", table))
-        found |= {
-            f"route {table} {route.get('type', 'unicast')} {route['dst']}": " ".join(
-                [route["dev"], route.get("gateway", "")]
-            )
-            for route in routes
-            if route["dev"] in ("lo", "data0")
-        }
+    # Of all tables: without a device, as an unreachable one is, or through a device of the lab.
+    for route in json.loads(run("ip", "-j", "-4", "route", "show", "table", "all")):
+        device = route.get("dev", "")
+        if device in ("", "lo", "data0"):
+            table, kind = route.get("table", "main"), route.get("type", "unicast")
+            found[f"route {table} {kind} {route['dst']} dev {device}"] = route.get("gateway", "")
     if "data0" in {link["ifname"] for link in links}:
         rules = run("ip", "-N", "rule", "show").splitlines()
         found |= {f"rule {rule.strip()}": "" for rule in rules}
