@@ -11,6 +11,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_ip import Ip, network_files
 from ansible.module_utils.connlab_record import (
+    difference,
     load_record,
     place_files,
     remove_record,
@@ -177,14 +178,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     if add or drop or add_routes or drop_routes:
         after = {**{k: v for k, v in have.items() if k not in drop}, **{e: bits(e) for e in add}}
         routes = sorted((set(local) - set(drop_routes)) | set(add_routes))
-        diffs.append(
-            {
-                "before_header": interface,
-                "after_header": interface,
-                "before": before,
-                "after": listing(after.values(), routes),
-            }
-        )
+        diffs.append(difference(interface, before, listing(after.values(), routes)))
     return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
 
 
@@ -202,17 +196,9 @@ def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     drop_routes = [each for each in record.get("added_routes", []) if each in local]
     diffs = restore_files(record, write=not module.check_mode)
     if drop or drop_routes:
-        diffs.append(
-            {
-                "before_header": interface,
-                "after_header": interface,
-                "before": listing(have.values(), sorted(local)),
-                "after": listing(
-                    [v for k, v in have.items() if k not in drop],
-                    sorted(set(local) - set(drop_routes)),
-                ),
-            }
-        )
+        kept = [value for key, value in have.items() if key not in drop]
+        after = listing(kept, sorted(set(local) - set(drop_routes)))
+        diffs.append(difference(interface, listing(have.values(), sorted(local)), after))
     if not module.check_mode:
         ip.batch([*commands(drop, "del", interface), *route_commands(drop_routes, local)])
         left = [e for e in drop if e in ip.addresses(interface)] if drop else []

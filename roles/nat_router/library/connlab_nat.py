@@ -12,7 +12,6 @@ from ansible.module_utils.connlab_nat_files import route_files, router_files, un
 from ansible.module_utils.connlab_nat_parts import (
     CONNTRACK_MAX,
     Host,
-    differing,
     lead,
     leave,
     parameters,
@@ -23,6 +22,7 @@ from ansible.module_utils.connlab_nat_parts import (
 )
 from ansible.module_utils.connlab_nft import target
 from ansible.module_utils.connlab_record import (
+    difference,
     load_record,
     place_files,
     remove_record,
@@ -133,7 +133,7 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
     diffs += parameters(given, record, write)
     diffs += lead(given, record, host, write)
     if name and not host.systemctl("is-enabled", "--quiet", name):
-        diffs.append(differing(name, "", "enabled\n"))
+        diffs.append(difference(name, "", "enabled\n"))
         if write and not host.systemctl("enable", "--quiet", name):
             raise ValueError(f"{name}: wanted enabled, found it refused")
     room = read_key(CONNTRACK_MAX, parts.ROOT)

@@ -14,7 +14,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_ip import Ip
 from ansible.module_utils.connlab_nft import FAMILY, TABLE, Nft, ruleset
-from ansible.module_utils.connlab_record import Record, save_record
+from ansible.module_utils.connlab_record import Record, difference, lines, save_record
 from ansible.module_utils.connlab_sysctl_tree import (
     PROC_SYS,
     SysctlError,
@@ -23,6 +23,7 @@ from ansible.module_utils.connlab_sysctl_tree import (
     read_key,
     remember,
     revert,
+    runtime_diff,
     write_key,
 )
 
@@ -36,21 +37,6 @@ def carried(root: Path) -> list[str]:
     names = sorted(path.parent.name for path in root.glob("net/ipv4/conf/*/forwarding"))
     keys = [f"net.ipv4.conf.{name.replace('.', '/')}.forwarding" for name in names if name != "all"]
     return ["net.ipv4.conf.all.accept_redirects", *keys]
-
-
-def differing(header: str, before: str, after: str) -> dict[str, str]:
-    """Return one entry of the list that Ansible prints with --diff."""
-    return {
-        "before_header": header,
-        "after_header": header,
-        "before": before,
-        "after": after,
-    }
-
-
-def lines(values: Mapping[str, object]) -> str:
-    """Return values one per line, for --diff."""
-    return "".join(f"{key} = {value}\n" for key, value in values.items())
 
 
 class Host:
@@ -94,7 +80,7 @@ def translate(given: Mapping[str, Any], host: Host, write: bool) -> list[dict[st
         nft.load(text)
         if (found := nft.translation()) != wanted:
             raise ValueError(f"table {FAMILY} {TABLE}: wanted {wanted}, found {found}")
-    return [differing(f"nftables table {TABLE}", "", text)]
+    return [difference(f"nftables table {TABLE}", "", text)]
 
 
 def parameters(given: Mapping[str, Any], record: Record, write: bool) -> list[dict[str, str]]:
@@ -128,7 +114,7 @@ def parameters(given: Mapping[str, Any], record: Record, write: bool) -> list[di
         return []
     before = {**{key: now[key] for key in stale}, **{k: pair[0] for k, pair in given_up.items()}}
     after = {**stale, **{key: pair[1] for key, pair in given_up.items()}}
-    return [differing("kernel parameters", lines(before), lines(after))]
+    return [runtime_diff(before, after)]
 
 
 def lead(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> list[dict[str, str]]:
@@ -154,7 +140,7 @@ def lead(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> l
         for to, via in wanted.items():
             if have.get(to) != (via, device):
                 raise ValueError(f"route {to}: wanted {via} {device}, found {have.get(to)}")
-    return [differing("routes", lines(ours), lines(wanted))]
+    return [difference("routes", lines(ours), lines(wanted))]
 
 
 def put_back(record: Record, write: bool) -> list[dict[str, str]]:
@@ -168,7 +154,7 @@ def put_back(record: Record, write: bool) -> list[dict[str, str]]:
     if wrong and write:
         raise SysctlError("; ".join(wrong))
     before, after = ({key: pair[end] for key, pair in changed.items()} for end in (0, 1))
-    return [differing("kernel parameters", lines(before), lines(after))] if changed else []
+    return [runtime_diff(before, after)] if changed else []
 
 
 def stop(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
@@ -184,7 +170,7 @@ def stop(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
         nft.delete()
         if nft.has_table():
             raise ValueError(f"table {FAMILY} {TABLE}: wanted none, found it")
-    return [differing(f"nftables table {TABLE}", ruleset(record["translation"]), "")]
+    return [difference(f"nftables table {TABLE}", ruleset(record["translation"]), "")]
 
 
 def leave(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
@@ -195,4 +181,4 @@ def leave(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
         host.ip.batch(f"route del {to}" for to in drop)
         if left := [to for to in drop if to in host.ip.prefixes()]:
             raise ValueError(f"routes: wanted none to {' '.join(left)}, found them")
-    return [differing("routes", lines({to: routed[to] for to in drop}), "")] if drop else []
+    return [difference("routes", lines({to: routed[to] for to in drop}), "")] if drop else []

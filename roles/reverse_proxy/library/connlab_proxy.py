@@ -22,6 +22,7 @@ from ansible.module_utils.connlab_proxy_processes import (
 )
 from ansible.module_utils.connlab_record import (
     Record,
+    difference,
     load_record,
     place_files,
     remove_record,
@@ -173,22 +174,10 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
     # An earlier change ended between its files and its processes: they still have the old ones.
     pending = bool(record.get("pending"))
     if pending:
-        diffs.append(
-            {
-                "before_header": "processes",
-                "after_header": "processes",
-                "before": "of an interrupted change\n",
-                "after": "started anew\n",
-            }
-        )
+        diffs.append(difference("processes", "of an interrupted change\n", "started anew\n"))
     if before != wanted:
         diffs.append(
-            {
-                "before_header": "processes",
-                "after_header": "processes",
-                "before": states(given["unit"], before),
-                "after": states(given["unit"], wanted),
-            }
+            difference("processes", states(given["unit"], before), states(given["unit"], wanted))
         )
     record["settings"] = {
         "processes": {"found": "0", "set": str(given["processes"]), "where": "host"},
@@ -220,14 +209,7 @@ def absent(module: AnsibleModule, run: Run) -> dict[str, Any]:
         stop(run, unit, list(before))
     diffs = restore_files(record, write)
     if before:
-        diffs.append(
-            {
-                "before_header": "processes",
-                "after_header": "processes",
-                "before": states(unit, before),
-                "after": "",
-            }
-        )
+        diffs.append(difference("processes", states(unit, before), ""))
     if write:
         checked(run, "systemctl", "daemon-reload")
         shutil.rmtree(Path("/run") / record["runtime"], ignore_errors=True)

@@ -19,6 +19,7 @@ from ansible.module_utils.connlab_policy_routes import (
     rules_there,
 )
 from ansible.module_utils.connlab_record import (
+    difference,
     load_record,
     place_files,
     remove_record,
@@ -93,12 +94,7 @@ def find(ip: Ip, keys: Sequence[Sequence[int]]) -> tuple[list[str], list[str]]:
 
 def diff(before: tuple[list[str], list[str]], after: tuple[list[str], list[str]]) -> dict[str, str]:
     """Return the --diff entry of rules and routes."""
-    return {
-        "before_header": "policy routing",
-        "after_header": "policy routing",
-        "before": listing(*before),
-        "after": listing(*after),
-    }
+    return difference("policy routing", listing(*before), listing(*after))
 
 
 def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ansible.module_utils.connlab_sysctl_tree import (
     read_key,
     remember,
     revert,
+    runtime_diff,
     save_peers,
 )
 
@@ -107,21 +108,6 @@ settings:
 """
 
 ROLE = "tune_sysctl"
-
-
-def lines(values: dict[str, str]) -> str:
-    """Return values as sysctl(8) prints them."""
-    return "".join(f"{key} = {value}\n" for key, value in values.items())
-
-
-def runtime_diff(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
-    """Return the --diff entry of what the kernel has and is to have."""
-    return {
-        "before_header": "kernel parameters",
-        "after_header": "kernel parameters",
-        "before": lines(before),
-        "after": lines(after),
-    }
 
 
 def look(module: AnsibleModule) -> dict[str, Any]:

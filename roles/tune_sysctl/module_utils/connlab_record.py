@@ -127,8 +127,23 @@ def boot_id() -> str:
     return (read_text("/proc/sys/kernel/random/boot_id") or "").strip()
 
 
-def file_diff(path: str, before: str | None, after: str | None) -> dict[str, str]:
+def difference(header: str, before: str, after: str) -> dict[str, str]:
     """Return one entry of the list that Ansible prints with --diff."""
+    return {
+        "before_header": header,
+        "after_header": header,
+        "before": before,
+        "after": after,
+    }
+
+
+def lines(values: Mapping[str, object]) -> str:
+    """Return values one per line, as sysctl(8) prints them."""
+    return "".join(f"{key} = {value}\n" for key, value in values.items())
+
+
+def file_diff(path: str, before: str | None, after: str | None) -> dict[str, str]:
+    """Return the difference of a file's text, None where there is no file."""
     return {
         "before_header": path if before is not None else "/dev/null",
         "after_header": path if after is not None else "/dev/null",

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.connlab_record import Record, boot_id, load_record, save_record
+from ansible.module_utils.connlab_record import (
+    Record,
+    boot_id,
+    difference,
+    lines,
+    load_record,
+    save_record,
+)
 
 PROC_SYS = Path("/proc/sys")
 
@@ -61,13 +68,18 @@ def probe(keys: Iterable[str], root: Path = PROC_SYS) -> dict[str, dict[str, Any
 
 def mismatches(wanted: Mapping[str, str], root: Path = PROC_SYS) -> list[str]:
     """Return one line per key that does not have its value: key, wanted, found."""
-    lines = []
+    wrong = []
     for key, value in wanted.items():
         found = read_key(key, root)
         if found != value:
             shown = "no such key" if found is None else found
-            lines.append(f"{key}: wanted {value}, found {shown}")
-    return lines
+            wrong.append(f"{key}: wanted {value}, found {shown}")
+    return wrong
+
+
+def runtime_diff(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Return the difference between what the kernel has and is to have, for --diff."""
+    return difference("kernel parameters", lines(before), lines(after))
 
 
 def remember(record: Record, found: Mapping[str, str], where: str) -> None:
