@@ -5,7 +5,7 @@ import pytest
 from tune_loader import load
 
 load("tune_sysctl", "module_utils", "connlab_record")
-load("alias_ips", "module_utils", "connlab_ip")
+ips = load("alias_ips", "module_utils", "connlab_ip")
 alias_module = load("alias_ips", "library", "connlab_alias")
 
 
@@ -51,7 +51,7 @@ class Ip:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(alias_module, "network_files", lambda _: [])
+    monkeypatch.setattr(ips, "network_files", lambda _: [])
     return str(tmp_path / "alias_ips.json")
 
 

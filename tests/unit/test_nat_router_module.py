@@ -9,7 +9,7 @@ from tune_loader import load
 
 load("tune_sysctl", "module_utils", "connlab_record")
 load("tune_sysctl", "module_utils", "connlab_sysctl_tree")
-load("alias_ips", "module_utils", "connlab_ip")
+ips = load("alias_ips", "module_utils", "connlab_ip")
 nft_module = load("nat_router", "module_utils", "connlab_nft")
 files = load("nat_router", "module_utils", "connlab_nat_files")
 parts = load("nat_router", "module_utils", "connlab_nat_parts")
@@ -142,7 +142,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     for name in ("router_files", "route_files"):
         found = getattr(files, name)
         monkeypatch.setattr(nat, name, lambda *words, found=found: below(found(*words)))
-    monkeypatch.setattr(files, "network_files", lambda _: [Path("/run/10-data0.network")])
+    monkeypatch.setattr(ips, "network_files", lambda _: [Path("/run/10-data0.network")])
     return Kernel(tmp_path / "proc", monkeypatch)
 
 
@@ -318,7 +318,7 @@ def test_a_table_too_small_is_reported_and_recorded(tmp_path: Path, kernel: Kern
 def test_without_networkd_the_route_is_set_and_the_shortfall_reported(
     tmp_path: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "network_files", lambda _: [])
+    monkeypatch.setattr(ips, "network_files", lambda _: [])
     host = Host()
     result = nat.present(Module(tmp_path, **CLIENT), host)
     assert "end with this boot" in result["reported"]["persistence"]

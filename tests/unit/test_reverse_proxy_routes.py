@@ -86,7 +86,7 @@ class Module:
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(routes_module, "network_files", lambda _: [])
+    monkeypatch.setattr(ips, "network_files", lambda _: [])
     monkeypatch.setattr(routes_module, "misrouted", lambda *_: [])
     return str(tmp_path / "reverse_proxy_routes.json")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.connlab_ip import Ip, network_files
+from ansible.module_utils.connlab_ip import Ip, dropin_path, not_lasting
 from ansible.module_utils.connlab_record import (
     difference,
     load_record,
@@ -137,18 +137,14 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     drop = [e for e in record["added"] if e not in given["addresses"] and e in have]
     drop_routes = [e for e in record["added_routes"] if e not in given["routes"] and e in local]
     files, record["reported"] = {}, {}
-    lasting = network_files(interface)
+    path = dropin_path(interface, f"90-{given['lab_name']}")
     # Those the interface had by itself are in its own configuration and none of the lab's.
     ours = [e for e in given["addresses"] if e not in have or e in record["added"]]
     our_routes = [e for e in given["routes"] if e not in local or e in record["added_routes"]]
-    if lasting and (ours or our_routes):
-        path = f"/etc/systemd/network/{lasting[0].name}.d/90-{given['lab_name']}.conf"
+    if path and (ours or our_routes):
         files[path] = dropin(given["lab_name"], interface, ours, our_routes)
     elif ours or our_routes:
-        record["reported"]["persistence"] = (
-            f"wanted a systemd-networkd file for {interface} in /etc/systemd/network or "
-            "/run/systemd/network, found none: the aliases end with this boot"
-        )
+        record["reported"]["persistence"] = not_lasting(interface, "aliases")
     before = listing(have.values(), local)
     diffs = place_files(record, files, write=False)
     record.update(added=ours, added_routes=our_routes)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+NETWORK = "/etc/systemd/network"
+
 
 class Runner(Protocol):
     """The part of AnsibleModule that runs commands."""
@@ -77,5 +79,22 @@ class Ip:
 
 def network_files(interface: str) -> list[Path]:
     """Return the systemd-networkd files named for an interface, the ones in /etc first."""
-    roots = (Path("/etc/systemd/network"), Path("/run/systemd/network"))
+    roots = (Path(NETWORK), Path("/run/systemd/network"))
     return [path for root in roots for path in sorted(root.glob(f"*-{interface}.network"))]
+
+
+def dropin_path(interface: str, name: str) -> str | None:
+    """Return the path of a drop-in to the file that systemd-networkd has for an interface.
+
+    None where it has none: what is added then ends with this boot.
+    """
+    lasting = network_files(interface)
+    return f"{NETWORK}/{lasting[0].name}.d/{name}.conf" if lasting else None
+
+
+def not_lasting(interface: str, what: str) -> str:
+    """Return why `what` does not outlive this boot, where there is no `dropin_path`."""
+    return (
+        f"wanted a systemd-networkd file for {interface} in {NETWORK} or "
+        f"/run/systemd/network, found none: the {what} end with this boot"
+    )

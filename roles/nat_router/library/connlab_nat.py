@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible.module_utils import connlab_nat_parts as parts
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.connlab_ip import not_lasting
 from ansible.module_utils.connlab_nat_files import route_files, router_files, unit_name
 from ansible.module_utils.connlab_nat_parts import (
     CONNTRACK_MAX,
@@ -115,11 +116,7 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
         lasting = route_files(given["lab_name"], given["interface"], given["routes"])
         files.update(lasting or {})
         if lasting is None:
-            record["reported"]["persistence"] = (
-                f"wanted a systemd-networkd file for {given['interface']} in "
-                "/etc/systemd/network or /run/systemd/network, found none: the routes end with "
-                "this boot"
-            )
+            record["reported"]["persistence"] = not_lasting(given["interface"], "routes")
     name = unit_name(given["lab_name"]) if given["translation"] else ""
     # While its file is there: a router that is none any more, or that was a lab's of another name.
     diffs = stop(record, host, write) if record.get("unit", name) != name else []

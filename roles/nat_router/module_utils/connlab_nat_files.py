@@ -6,9 +6,8 @@ Only the standard library, Python 3.9 or newer: this runs on the hosts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from ansible.module_utils.connlab_ip import network_files
+from ansible.module_utils.connlab_ip import dropin_path
 from ansible.module_utils.connlab_nft import FAMILY, TABLE, Translation, ruleset
 
 BY = "Written by the role nat_router, reverted by playbooks/revert.yml."
@@ -59,10 +58,9 @@ def route_files(lab_name: str, interface: str, routes: Mapping[str, str]) -> dic
 
     None where networkd has no file for the interface that it could go with.
     """
-    lasting = network_files(interface)
-    if not lasting:
+    path = dropin_path(interface, f"91-{lab_name}-routes")
+    if path is None:
         return None
     parts = [f"# Lab {lab_name}: {BY}\n"]
     parts += [f"[Route]\nDestination={to}\nGateway={via}\n" for to, via in routes.items()]
-    folder = Path("/etc/systemd/network") / f"{lasting[0].name}.d"
-    return {str(folder / f"91-{lab_name}-routes.conf"): "\n".join(parts)}
+    return {path: "\n".join(parts)}

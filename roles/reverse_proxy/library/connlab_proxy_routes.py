@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.connlab_ip import Ip, network_files
+from ansible.module_utils.connlab_ip import Ip, dropin_path, not_lasting
 from ansible.module_utils.connlab_policy_routes import (
     dropin,
     listing,
@@ -127,15 +127,11 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     drop += [f"route del {each}" for each in have_routes if each not in routes]
     record["reported"] = {}
     files = {}
-    lasting = network_files(interface) if routes else []
-    if lasting:
-        path = f"/etc/systemd/network/{lasting[0].name}.d/91-{given['lab_name']}-proxy.conf"
+    path = dropin_path(interface, f"91-{given['lab_name']}-proxy") if routes else None
+    if path:
         files[path] = dropin(given["lab_name"], given["rules"], given["routes"])
     elif routes:
-        record["reported"]["persistence"] = (
-            f"wanted a systemd-networkd file for {interface} in /etc/systemd/network or "
-            "/run/systemd/network, found none: the rules end with this boot"
-        )
+        record["reported"]["persistence"] = not_lasting(interface, "rules")
     diffs = place_files(record, files, write=False)
     record.update(rules=rules, routes=routes, keys=list(map(list, wanted_keys)))
     if not module.check_mode:
