@@ -172,6 +172,28 @@ def test_a_table_that_somebody_else_uses_is_refused(record: str, change: dict[st
     assert module.ran == []
 
 
+def test_what_somebody_has_put_into_a_table_since_stays(record: str) -> None:
+    module = Module(record, rules=[RULE], routes=[LOCAL])
+    present(module)
+    strange = {**PRINTED_RULE, "sport": 80}
+    module.rules.append(strange)
+    module.params.update(rules=[], routes=[])
+    assert present(module)["changed"]
+    assert module.rules == [*ALWAYS, strange]
+    assert not present(module)["changed"]
+    assert module.rules == [*ALWAYS, strange]
+
+
+def test_the_table_that_is_refused_is_the_one_asked_for(record: str) -> None:
+    module = Module(record, rules=[RULE], routes=[LOCAL])
+    present(module)
+    module.routes.append({**PRINTED_GATEWAY, "table": "5003"})
+    other = {"rules": [{**RULE, "table": 5003}], "routes": [{**LOCAL, "table": 5003}]}
+    module.params.update(other)
+    with pytest.raises(ValueError, match=r"reverse_proxy_table: 5003: expected .* default via"):
+        present(module)
+
+
 def test_a_rule_that_does_not_appear_is_an_error(record: str) -> None:
     module = Module(record, rules=[RULE], routes=[LOCAL])
     ip = ips.Ip(module)

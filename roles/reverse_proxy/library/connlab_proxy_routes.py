@@ -107,14 +107,15 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
         return {"changed": False, "diff": [], "reported": {}}
     wanted_keys = sorted({(rule["priority"], rule["table"]) for rule in given["rules"]})
     keys = sorted({*wanted_keys, *map(tuple, record.get("keys", []))})
-    have_rules, have_routes = find(ip, keys)
     ours = [*record.get("rules", []), *record.get("routes", [])]
-    strange = [each for each in [*have_rules, *have_routes] if each not in ours]
+    strange = [each for found in find(ip, wanted_keys) for each in found if each not in ours]
     if strange:
         raise ValueError(
-            f"{TABLE}: {keys[0][1]}: expected a table and a priority that nothing else uses, "
-            f"found {strange[0]}"
+            f"{TABLE}: {wanted_keys[0][1]}: expected a table and a priority that nothing else "
+            f"uses, found {strange[0]}"
         )
+    # Somebody else may have come to use a table that is wanted no more.
+    have_rules, have_routes = ([e for e in found if e in ours] for found in find(ip, keys))
     interface = given["routes"][0]["dev"] if routes else ""
     lines = misrouted(ip, interface, given["peers"]) if routes else []
     if lines:
@@ -145,7 +146,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
         ip.batch([*drop, *add])
         place_files(record, files, write=True)
         if add or drop:
-            have = [*find(ip, keys)[0], *find(ip, keys)[1]]
+            have = [each for found in find(ip, keys) for each in found]
             missing = [each for each in [*rules, *routes] if each not in have]
             if missing:
                 raise ValueError(f"wanted {missing[0]}, found {'; '.join(have) or 'nothing'}")
