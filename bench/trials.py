@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -14,6 +15,9 @@ from bench.session import Agent, Connect, Session
 
 STEP_SECONDS = 60.0
 """For one step, where the experiment names no other time."""
+
+OWNER = secrets.token_hex(8)
+"""This controller to the guards of others: only its own may change what it has changed already."""
 
 
 class Trial:
@@ -79,6 +83,14 @@ class Trials:
         told = self._session.ask([agent], "trial", "told", seconds, name=name, args=args)
         trial.first = told[agent]
         return trial
+
+    def guard(self, host: Host, **changes: Any) -> Trial:
+        """Begin the trial ``guard`` on a host, for changes that no other controller has made there.
+
+        :param changes: as in a step of it
+        :raises LabError: as :meth:`begin`, also if another controller has one of them changed.
+        """
+        return self.begin(host, "guard", root=True, owner=OWNER, **changes)
 
     def together(
         self, steps: Mapping[Trial, Mapping[str, Any]], seconds: float = STEP_SECONDS

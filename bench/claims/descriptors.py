@@ -129,7 +129,7 @@ def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
     """Which logins a line for ``*``, one for root and one above fs.nr_open reach."""
     high = int(lab.hosts[lab.server.name].sysctl["fs.nr_open"]) + 1
     with lab.trials() as trials:
-        guard = trials.begin(lab.server, "guard", root=True)
+        guard = trials.guard(lab.server)
         logins = trials.begin(
             lab.server, "logins", root=True, users=[OTHER_USER, "root"], hard=parameters.inherited
         )

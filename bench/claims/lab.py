@@ -149,6 +149,7 @@ class Lab:
         :param tables: nftables tables, ``family name`` to body
         :return: by host, kernel parameter to the value found
         :raises NotMeasurable: for a parameter of the kernel where the hosts share one.
+        :raises LabError: if another controller has one of them changed.
         """
         for key in sysctl or {}:
             if self.shared_kernel and key.startswith(KERNEL_WIDE):
@@ -158,10 +159,8 @@ class Lab:
                 )
         with self.trials() as trials:
             guards: dict[str, Trial] = {
-                host.name: trials.begin(
+                host.name: trials.guard(
                     host,
-                    "guard",
-                    root=True,
                     sysctl={key: str(value) for key, value in (sysctl or {}).items()},
                     tables=dict(tables or {}),
                     files=dict(files or {}),

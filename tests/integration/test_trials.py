@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import sides
 from agents import running, until
 from beds import Bed
 
+from bench import trials as controller
 from bench.errors import LabError
 from bench.trials import Trials
 
@@ -117,3 +120,69 @@ def test_what_could_not_be_put_back_is_an_error(bed: Bed) -> None:
     ):
         guard(made, bed, tables=table)
         bed.net.run("client", "nft", "delete", "table", "inet", "connlab_test")
+
+
+def locks(bed: Bed) -> list[Path]:
+    """What marks settings of the client's network namespace as changed."""
+    net = bed.net.run("client", "stat", "-L", "-c", "%i", "/proc/self/ns/net").strip()
+    return list(Path("/run").glob(f"connlab-guard.*net-{net}*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"sysctl": {KEY: "9"}}, f"sysctl {KEY}"),
+        ({"tables": {"inet connlab_test": "chain d { }"}}, "table inet connlab_test"),
+        ({"files": {"/etc/security/limits.d/zz-connlab-test.conf": ""}}, "file /etc/security/limi"),
+    ],
+)
+def test_another_controller_is_refused_what_one_has_changed(
+    change, name: str, trials: Trials, bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = found(bed)
+    host = bed.inventory().hosts["client"]
+    one = trials.guard(host, **{**change, "sysctl": {KEY: "7"}})
+    pid = bed.agent_pid("client")
+    monkeypatch.setattr(controller, "OWNER", "another")
+    with Trials(bed.connect) as other:
+        line = rf"^host client: {name}.*: changed by process {pid} of another experiment, expected"
+        with pytest.raises(LabError, match=line):
+            other.guard(host, **change)
+    assert found(bed) == "7"  # what it was refused it does not put back either
+    one.end()
+    assert found(bed) == before
+    with Trials(bed.connect) as other:
+        other.guard(host, **change)
+    assert found(bed) == before
+    assert not locks(bed)
+
+
+def test_another_setting_may_be_changed_meanwhile(trials: Trials, bed: Bed) -> None:
+    guard(trials, bed, sysctl={KEY: "7"})
+    with Trials(bed.connect) as other:
+        guard(other, bed, sysctl={"net.ipv4.tcp_tw_reuse": "0"})
+
+
+def test_guards_of_one_controller_do_not_refuse_one_another(bed: Bed, tmp_path: Path) -> None:
+    before = found(bed)
+    lab = sides.lab(bed, tmp_path)
+    with lab.settings([lab.client], {KEY: 7}), lab.settings([lab.server], {KEY: 8}):
+        with lab.settings([lab.client], {KEY: 9}) as told:
+            assert told == {"client": {KEY: "7"}}
+            assert found(bed) == "9"
+        assert found(bed) == "7"
+        assert locks(bed)  # the outer one still has it changed
+    assert found(bed) == before
+    assert not locks(bed)
+
+
+def test_a_guard_that_was_killed_is_in_nobodys_way(bed: Bed) -> None:
+    with Trials(bed.connect) as made:
+        guard(made, bed, sysctl={KEY: "7"})
+        os.kill(bed.agent_pid("client"), signal.SIGKILL)
+        assert until(lambda: not running(bed.agent_pid("client")))
+        shutil.rmtree(Path(bed.links["client"].paths[0]).parent)  # it could not do that itself
+    with Trials(bed.connect) as made:
+        assert guard(made, bed, sysctl={KEY: "9"}).first["found"] == {KEY: "7"}
+    assert found(bed) == "7"
+    assert not locks(bed)

@@ -2,7 +2,7 @@
 
 For what an experiment needs for seconds: the tuning roles are for what is to stay. Runs as root.
 Each step names what to set; the answer says what was found. Whatever ends the process, what was
-changed goes back in reverse order.
+changed goes back in reverse order. Until then no other controller's guard may change the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 from bench.agent import probe
 from bench.agent.stage import SIGNALS, Misuse, Stage
+from bench.agent.trials.locks import Locks, namespace
 
 KEYS = re.compile(
     r"net\.(ipv4|ipv6|core|netfilter)\.[a-z0-9_./-]+\Z"
@@ -31,16 +32,22 @@ TABLE = re.compile(r"(ip|ip6|inet) connlab_[a-z_]+\Z")
 
 
 class Settings:
-    """What has been changed, and how it goes back."""
+    """What has been changed, and how it goes back.
 
-    def __init__(self) -> None:
+    Each change raises :class:`bench.agent.stage.Misuse` for what may not be changed, or not now.
+    """
+
+    def __init__(self, owner: str = "") -> None:
+        """``owner``: whose settings may be changed once more (:mod:`bench.agent.trials.locks`)."""
         self._undo: List[Callable[[], None]] = []
+        self._locks = Locks(owner)
 
     def sysctl(self, key: str, value: str) -> str:
         """Set a kernel parameter and read it back; returns the value found before."""
         if not KEYS.match(key):
             raise Misuse(f"sysctl: got {key}, expected a key of net.* or of the limits of fs.*")
         path = "/proc/sys/" + key.replace(".", "/")
+        self._take(f"sysctl {key}", namespace() if key.startswith("net.") else "kernel")
         found = probe.text(path).strip()
         with _whole():
             self._undo.append(lambda: _write(path, found))
@@ -55,6 +62,7 @@ class Settings:
         if not TABLE.match(name):
             raise Misuse(f"table: got {name!r}, expected FAMILY connlab_NAME")
         nft = probe.tool("nft")
+        self._take(f"table {name}", namespace())
         with _whole():
             _run([nft, "-f", "-"], f"create table {name}\ntable {name} {{\n{body}\n}}\n")
             self._undo.append(lambda: _run([nft, "delete", "table", *name.split()]))
@@ -63,11 +71,16 @@ class Settings:
         """Make a file that is not there yet."""
         if not path.startswith(FOLDER) or "/" in path[len(FOLDER) :]:
             raise Misuse(f"file: got {path}, expected one in {FOLDER}")
+        self._take(f"file {path}", "files")
         with _whole():
             made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             self._undo.append(lambda: os.unlink(path))
         with open(made, "w", encoding="utf-8") as file:
             file.write(text)
+
+    def _take(self, what: str, scope: str) -> None:
+        with _whole():
+            self._locks.take(what, scope)
 
     def put_back(self) -> List[str]:
         """Undo everything, last first; returns what could not be."""
@@ -78,6 +91,7 @@ class Settings:
                     self._undo.pop()()
                 except (OSError, probe.Unreadable) as error:
                     failed.append(str(error))
+            self._locks.give_back()
         return failed
 
 
@@ -86,8 +100,9 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
     A step has ``sysctl`` {key: value}, ``tables`` {``family name``: body} and ``files`` {path:
     text}; the answer has ``found`` {key: value found before}. ``back`` true puts everything back.
+    ``owner`` names the controller to other guards of its own: those may change the same once more.
     """
-    settings = Settings()
+    settings = Settings(str(args.get("owner", "")))
     try:
         step: Dict[str, Any] = args
         while True:
