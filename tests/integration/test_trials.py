@@ -68,6 +68,8 @@ def test_what_a_guard_sets_goes_back_however_it_ends(how: str, trials: Trials, b
     ("args", "line"),
     [
         ({"sysctl": {"kernel.panic": "1"}}, "sysctl: got kernel.panic, expected a key of net"),
+        ({"sysctl": {"net.ipv4..tcp_fin_timeout": "7"}}, "sysctl: got net.ipv4..tcp_fin_timeout"),
+        ({"sysctl": {"net.ipv4.//.kernel.panic": "1"}}, "sysctl: got net.ipv4.//.kernel.panic"),
         ({"tables": {"inet filter": ""}}, "table: got 'inet filter', expected FAMILY connlab_NAME"),
         ({"files": {"/etc/passwd": ""}}, "file: got /etc/passwd, expected one in"),
         ({"files": {"/etc/security/limits.d/../x": ""}}, "file: got"),

@@ -14,15 +14,15 @@ import signal
 import subprocess
 from typing import Any, Callable, Dict, Iterator, List
 
-from bench.agent import probe
+from bench.agent import about, probe
 from bench.agent.stage import SIGNALS, Misuse, Stage
 from bench.agent.trials.locks import Locks, namespace
 
 KEYS = re.compile(
-    r"net\.(ipv4|ipv6|core|netfilter)\.[a-z0-9_./-]+\Z"
+    r"net\.(ipv4|ipv6|core|netfilter)(\.[a-z0-9_-]+)+\Z"
     r"|fs\.(file-max|nr_open|epoll\.max_user_watches)\Z"
 )
-"""Kernel parameters that may be changed: those that experiments are about."""
+"""Kernel parameters that may be changed: those that experiments are about, each by one name."""
 
 FOLDER = "/etc/security/limits.d/"
 """Where files may be made: pam_limits(8) reads them at each login."""
@@ -46,7 +46,7 @@ class Settings:
         """Set a kernel parameter and read it back; returns the value found before."""
         if not KEYS.match(key):
             raise Misuse(f"sysctl: got {key}, expected a key of net.* or of the limits of fs.*")
-        path = "/proc/sys/" + key.replace(".", "/")
+        path = about.sysctl_path(key)
         self._take(f"sysctl {key}", namespace() if key.startswith("net.") else "kernel")
         found = probe.text(path).strip()
         with _whole():
