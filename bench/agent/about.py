@@ -7,12 +7,12 @@ import json
 import os
 import platform
 import socket
-import struct
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Sequence
 
 from bench import wire
 from bench.agent.probe import Unreadable, output, text, tool
+from bench.agent.sockets import reset_on_close
 
 ROLES = Path("/var/lib/connlab")
 CAP_SYS_RESOURCE = 24  # include/uapi/linux/capability.h
@@ -86,7 +86,7 @@ def _tracking() -> bool:
         ends.append(socket.create_server(("127.0.0.1", 0), backlog=TRACKED))
         for _ in range(TRACKED):
             ends.append(socket.create_connection(ends[0].getsockname(), timeout=5))
-            ends[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset_on_close(ends[-1])
         return int(text(path)) - before > TRACKED // 2  # others may end meanwhile
     except (Unreadable, OSError):
         return False  # no such module, or no loopback: the data plane has none either

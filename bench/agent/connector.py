@@ -25,6 +25,7 @@ from bench.agent.control import family_of
 from bench.agent.histogram import BUCKET, QUICK
 from bench.agent.holder import Holder
 from bench.agent.pending import Pending
+from bench.agent.sockets import IP_BIND_ADDRESS_NO_PORT
 from bench.agent.workers import DONE, PASS
 
 BATCH = 128
@@ -37,11 +38,7 @@ PUBLISH_EVERY = 0.2
 """Seconds between two copies of the latency histogram to the board."""
 
 _REUSE = socket.SOL_SOCKET, socket.SO_REUSEADDR
-_NO_PORT = socket.IPPROTO_IP, 24
-"""IP_BIND_ADDRESS_NO_PORT (ip(7), include/uapi/linux/in.h): bind(2) with port 0 takes none yet, so
-that connect(2) can choose one that is free for its four-tuple (net/ipv4/inet_hashtables.c
-``__inet_hash_connect``). Without it bind(2) would take a port for all targets at once."""
-
+_NO_PORT = socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT
 _KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _clock = time.perf_counter_ns
 _make = _socket.socket

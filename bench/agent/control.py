@@ -22,11 +22,11 @@ import threading
 from typing import List, Set, Tuple
 
 from bench import wire
+from bench.agent.sockets import reset_on_close
 
 TIMEOUT = 1.5
 """Seconds for the whole exchange: a local round trip takes under 1 ms, a VM's some 10 ms."""
 
-_LINGER_RST = struct.pack("ii", 1, 0)
 _LENGTH = struct.Struct(">I")
 _MOST = 1 << 20
 
@@ -83,7 +83,7 @@ def introduce(control: wire.Endpoint, nonce: str, source: str) -> Set[wire.Endpo
     where = f"{control[0]} port {control[1]}"
     with socket.socket(family_of(control[0]), socket.SOCK_STREAM) as link:
         link.settimeout(TIMEOUT)
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+        reset_on_close(link)
         try:
             if family_of(source) == link.family:
                 link.bind((source, 0))

@@ -7,15 +7,15 @@ import ctypes
 import os
 import select
 import socket
-import struct
 import time
 from typing import Callable, Iterator, List, Sequence, Tuple
+
+from bench.agent.sockets import LINGER_RST
 
 CHUNK = 1024
 """Descriptors per poll(2): the table of one call stays within the L2 cache."""
 
 _setsockopt = ctypes.PyDLL(None).setsockopt
-_LINGER_RST = struct.pack("ii", 1, 0)
 _LOOK = select.POLLIN | select.POLLRDHUP
 
 
@@ -66,7 +66,7 @@ def reset(fds: Sequence[int]) -> None:
     The call goes to the C library: a socket object for it would ask the kernel twice more.
     """
     for fd in fds:
-        _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST, len(_LINGER_RST))
+        _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RST, len(LINGER_RST))
     close(fds)
 
 

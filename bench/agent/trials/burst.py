@@ -6,11 +6,10 @@ import contextlib
 import errno
 import select
 import socket
-import struct
 import time
 from typing import Any, Dict, List, Tuple
 
-from bench.agent import control, workers
+from bench.agent import control, sockets, workers
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
@@ -18,11 +17,6 @@ MOST = 50_000
 """Connections of a burst that may be asked for."""
 
 LONGEST_MS = 30_000
-
-IP_BIND_ADDRESS_NO_PORT = 24
-"""include/uapi/linux/in.h; Python's socket module names it only in later releases than 3.9."""
-
-_LINGER_RST = struct.pack("ii", 1, 0)
 
 
 class Burst:
@@ -45,8 +39,7 @@ class Burst:
         for _ in range(count):
             made = socket.socket(control.family_of(self._source), socket.SOCK_STREAM)
             made.setblocking(False)
-            # Not bind(2) alone: the port is chosen at connect(2), for the four-tuple.
-            made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sockets.choose_port_late(made)
             number = made.fileno()
             self._open[number] = made
             made.bind((self._source, 0))
@@ -104,8 +97,7 @@ class Burst:
     def close(self) -> None:
         """Close everything by RST."""
         for one in self._open.values():
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-            one.close()
+            sockets.reset(one)
         self._open.clear()
         self._epoll.close()
 

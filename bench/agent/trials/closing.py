@@ -10,12 +10,11 @@ import contextlib
 import errno
 import select
 import socket
-import struct
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from bench import wire
-from bench.agent import control, probe
+from bench.agent import control, probe, sockets
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
@@ -40,9 +39,6 @@ MAX_TW_BUCKETS = "/proc/sys/net/ipv4/tcp_max_tw_buckets"
 
 PAUSE = 0.01
 """Seconds between two tries of a four-tuple."""
-
-IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h
-_LINGER_RST = struct.pack("ii", 1, 0)
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
@@ -141,8 +137,7 @@ class Server:
     def close(self) -> None:
         """Close everything by RST."""
         for one, _ in self._held.values():
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-            one.close()
+            sockets.reset(one)
         for made in self._doors.values():
             made.close()
         self._held.clear()
@@ -185,14 +180,14 @@ def _one(source: str, target: wire.Endpoint, wait: bool, reset: bool) -> None:
     """Open one connection, send a byte, and close; ``wait`` for the server to close first."""
     with socket.socket(control.family_of(source), socket.SOCK_STREAM) as made:
         made.settimeout(PATIENCE)
-        made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sockets.choose_port_late(made)
         made.bind((source, 0))
         made.connect(target)
         made.send(b"x")
         if wait:
             made.recv(1)
         elif reset:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+            sockets.reset_on_close(made)
 
 
 def _reuse(source: str, targets: List[wire.Endpoint], step: Dict[str, Any]) -> Optional[float]:
@@ -237,7 +232,7 @@ def _again(
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
                 continue
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+            sockets.reset_on_close(made)
             if made.getsockname() != used:
                 raise Misuse(f"ports: got {made.getsockname()[1]}, expected {used[1]} alone")
             return time.monotonic() - closed
@@ -249,7 +244,7 @@ def _bound(source: str, port: Optional[int]) -> socket.socket:
     made.settimeout(PATIENCE)
     try:
         if port is None:
-            made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sockets.choose_port_late(made)
         else:  # then bind(2) lets it be shared with TIME_WAITs; connect(2) sees to the four-tuple
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((source, port or 0))

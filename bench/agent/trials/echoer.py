@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import struct
 from typing import Any, Dict
 
-from bench.agent import workers
+from bench.agent import sockets, workers
 from bench.agent.server import listener
 from bench.agent.stage import Stage
 from bench.agent.trials import door
 
 BACKLOG = 65_535
-
-_LINGER_RST = struct.pack("ii", 1, 0)
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
@@ -74,14 +71,9 @@ def _echo(number: int, held: Dict[int, socket.socket]) -> None:
     except OSError:
         pass  # reset by the peer
     del held[number]
-    _reset(one)
-
-
-def _reset(one: socket.socket) -> None:
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-    one.close()
+    sockets.reset(one)
 
 
 def _close(held: Dict[int, socket.socket]) -> None:
     for one in held.values():
-        _reset(one)
+        sockets.reset(one)

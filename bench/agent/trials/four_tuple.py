@@ -11,10 +11,10 @@ import contextlib
 import errno
 import select
 import socket
-import struct
 from typing import Any, Dict, List, Optional, Tuple
 
 from bench import wire
+from bench.agent import sockets
 from bench.agent.control import family_of
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
@@ -25,8 +25,6 @@ TIMEOUT = 3.0
 
 MOST = 16
 """Connections that the server's side holds at most."""
-
-_RST = struct.pack("ii", 1, 0)
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
@@ -144,5 +142,5 @@ def _reset(held: List[socket.socket]) -> None:
     """Close with RST, so that no TIME_WAIT stays."""
     for made in held:
         with contextlib.suppress(OSError):
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+            sockets.reset_on_close(made)
         made.close()

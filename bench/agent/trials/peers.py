@@ -10,6 +10,7 @@ import struct
 import time
 from typing import Any, Dict, List
 
+from bench.agent import sockets
 from bench.agent.control import family_of
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
@@ -22,7 +23,6 @@ SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """First bytes of a header of the PROXY protocol, version 2 (proxy-protocol.txt, 2.2)."""
 
 _HEAD = struct.Struct(">12sBBH")
-_RST = struct.pack("ii", 1, 0)
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
@@ -62,7 +62,7 @@ def seen(listening: List[socket.socket], count: int, seconds: float) -> List[Dic
     while len(found) < count and (left := ends - time.monotonic()) > 0:
         for ready in select.select(listening, [], [], left)[0]:
             with ready.accept()[0] as made:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+                sockets.reset_on_close(made)
                 header = address_in(_first_bytes(made))
                 peer = str(made.getpeername()[0])
                 found.append({"port": ready.getsockname()[1], "peer": peer, "header": header})
@@ -113,7 +113,7 @@ def _connect(stage: Stage, args: Dict[str, Any]) -> None:
                 made = socket.socket(family_of(target[0]), socket.SOCK_STREAM)
                 held.append(made)
                 made.settimeout(3)
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+                sockets.reset_on_close(made)
                 try:
                     made.bind((str(args["source"]), 0))
                     made.connect(target)

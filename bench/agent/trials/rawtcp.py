@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any, Dict, Iterator, List, Tuple
 
-from bench.agent import workers
+from bench.agent import sockets, workers
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 from bench.agent.trials.segments import ACK, MSS, PSH, RST, SYN, Segment, pack, read
@@ -54,7 +54,6 @@ STEP = 60.0
 BUFFER = 1 << 23
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
-IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h
 SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 
 _IS_RESET = (
@@ -68,8 +67,6 @@ _IS_RESET = (
 )
 """Classic BPF (Documentation/networking/filter.rst): of IPv4 packets those with an RST, so that
 others do not fill the buffer."""
-
-_LINGER_RST = struct.pack("ii", 1, 0)
 
 
 class Wire:
@@ -356,14 +353,13 @@ def _kernel(source: str, target: Tuple[str, int], count: int) -> Dict[str, Any]:
             return {"held": len(held) - len(waiting), "seconds": time.monotonic() - began}
     finally:
         for one in held:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-            one.close()
+            sockets.reset(one)
 
 
 def _begun(source: str, target: Tuple[str, int]) -> socket.socket:
     made = socket.socket()
     made.setblocking(False)
-    made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sockets.choose_port_late(made)
     made.bind((source, 0))
     code = made.connect_ex(target)
     if code not in (0, errno.EINPROGRESS):

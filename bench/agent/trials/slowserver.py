@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import time
 from typing import Any, Dict, List, Optional
 
-from bench.agent import probe, workers
+from bench.agent import probe, sockets, workers
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
@@ -17,8 +16,6 @@ MOST = 65_535
 """The longest queue that may be asked for."""
 
 LONGEST_MS = 1_000
-
-_LINGER_RST = struct.pack("ii", 1, 0)
 
 
 class Slow:
@@ -56,8 +53,7 @@ class Slow:
             self._listener.close()
             self._listener = None
         for one in self._held:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-            one.close()
+            sockets.reset(one)
         self._held.clear()
 
 

@@ -17,7 +17,7 @@ import time
 from typing import Any, Dict, Iterator, List
 
 from bench import wire
-from bench.agent import control
+from bench.agent import control, sockets
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
@@ -39,9 +39,6 @@ READ = 1 << 20
 SO_MEMINFO = 55
 """include/uapi/asm-generic/socket.h; the array is that of include/uapi/linux/sock_diag.h."""
 
-IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h
-
-_LINGER_RST = struct.pack("ii", 1, 0)
 _MEMINFO = struct.Struct("=9I")
 _INT = struct.Struct("=i")
 
@@ -108,7 +105,7 @@ def _serve(stage: Stage, args: Dict[str, Any], target: wire.Endpoint) -> Dict[st
                 until = time.monotonic() + float(step.get("seconds", PATIENCE))
                 for _ in range(int(step.get("accept", 0))):
                     links.append(ear.accept()[0])
-                    _hard_close(links[-1])
+                    sockets.reset_on_close(links[-1])
                 if "read" in step:
                     _bursts(links[-1], int(step["read"]), until)
                 if "expect" in step:
@@ -146,17 +143,13 @@ def _links() -> Iterator[List[socket.socket]]:
             link.close()
 
 
-def _hard_close(link: socket.socket) -> None:
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-
-
 def _connected(target: wire.Endpoint, source: str) -> socket.socket:
     link = socket.socket(control.family_of(target[0]), socket.SOCK_STREAM)
     try:
         link.settimeout(PATIENCE)
-        _hard_close(link)
+        sockets.reset_on_close(link)
         if link.family == socket.AF_INET:
-            link.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sockets.choose_port_late(link)
         link.bind((source, 0))
         link.connect(target)
         link.setblocking(False)

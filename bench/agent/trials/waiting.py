@@ -19,7 +19,7 @@ import struct
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from bench.agent import workers
+from bench.agent import sockets, workers
 from bench.agent.stage import Misuse, Stage
 
 HOME = "127.0.0.1"
@@ -36,7 +36,6 @@ PATIENCE = 30.0
 BATCHES = 7
 """Timed batches of calls; their median is told, so that what else the machine does counts less."""
 
-_LINGER_RST = struct.pack("ii", 1, 0)
 _ORDER = struct.Struct("ii")
 
 
@@ -68,8 +67,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
                 active.recv(1)
         finally:
             for one in held:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-                one.close()
+                sockets.reset(one)
 
 
 def _selects(files: int) -> Dict[str, Any]:
@@ -190,8 +188,7 @@ def _other_ends(target: Any, orders: int, answers: int) -> None:
         except OSError as error:
             os.write(answers, str(error).encode())
     for made in held:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-        made.close()
+        sockets.reset(made)
 
 
 def _grow(
