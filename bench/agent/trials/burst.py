@@ -111,17 +111,17 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     ``wait_ms`` waits for the server's bytes, closes by RST, and answers with the connections
     ``served`` and ``milliseconds`` from their start.
     """
-    address, port = args["target"]
+    target = door.endpoint(args["target"])
     workers.open_files("hard")
-    door.proven(args, [(address, port)])
+    door.proven(args, [target])
     stage.tell()
-    burst = Burst(args["source"], (address, port))
+    burst = Burst(args["source"], target)
     try:
         while True:
             step = stage.step() or {}
             if "connects" in step:
                 burst.close()
-                burst = Burst(args["source"], (address, port))
+                burst = Burst(args["source"], target)
                 burst.begin(_whole(step, "connects", MOST))
                 burst.decide(_whole(step, "timeout_ms", LONGEST_MS) / 1000)
                 stage.tell(

@@ -59,7 +59,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     """
     if args.get("side") == "server":
         return _serve(stage, args)
-    targets = [(str(address), int(port)) for address, port in args["targets"]]
+    targets = door.endpoints(args["targets"])
     door.proven(args, targets)
     stage.tell(max_tw_buckets=int(probe.text(MAX_TW_BUCKETS)))
     while True:
@@ -73,10 +73,10 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _known(step: Dict[str, Any], targets: List[wire.Endpoint]) -> wire.Endpoint:
-    address, port = step["target"]
-    if (address, port) not in targets:
-        raise Misuse(f"target: got {address} port {port}, expected one that was proven")
-    return address, port
+    target = door.endpoint(step["target"])
+    if target not in targets:
+        raise Misuse(f"target: got {target[0]} port {target[1]}, expected one that was proven")
+    return target
 
 
 class Server:
@@ -152,7 +152,7 @@ def _serve(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
             raise Misuse(f"port {port}: got {mode!r}, expected one of {', '.join(MODES)}")
     with contextlib.closing(Server(args["address"], modes)) as server:
         endpoints = [(args["address"], port) for port in modes]
-        with door.kept(args["nonce"], args["control"], endpoints):
+        with door.kept(args, endpoints):
             while True:
                 stage.tell()
                 server.serve(stage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Any, Iterator, List
+from typing import Any, Iterable, Iterator, List
 
 from bench import wire
 from bench.agent import control
@@ -16,12 +16,32 @@ from bench.agent.server import listener
 from bench.agent.stage import Misuse
 
 
-@contextlib.contextmanager
-def kept(nonce: str, where: wire.Endpoint, endpoints: List[wire.Endpoint]) -> Iterator[None]:
-    """The server's side: vouch for these endpoints, at ``where``, while the context lasts."""
-    keeper = listener((where[0], where[1]), 128, reuse=False)
+def endpoint(said: Any) -> wire.Endpoint:
+    """An endpoint as trials are told of it: [address, port].
+
+    :raises Misuse: if it is none.
+    """
     try:
-        control.Doorkeeper(keeper, nonce, endpoints).start()
+        address, port = said
+        return str(address), int(port)
+    except (TypeError, ValueError):
+        raise Misuse(f"endpoint: got {said!r}, expected [address, port]") from None
+
+
+def endpoints(said: Iterable[Any]) -> List[wire.Endpoint]:
+    """Several of them. :raises Misuse: if one is none."""
+    return [endpoint(one) for one in said]
+
+
+@contextlib.contextmanager
+def kept(args: Any, served: List[wire.Endpoint]) -> Iterator[None]:
+    """The server's side: vouch for these endpoints while the context lasts.
+
+    :param args: the trial's, with ``nonce`` and ``control`` [address, port]
+    """
+    keeper = listener(endpoint(args["control"]), 128, reuse=False)
+    try:
+        control.Doorkeeper(keeper, str(args["nonce"]), served).start()
         yield
     finally:
         with contextlib.suppress(OSError):  # wakes the thread that accepts
@@ -35,11 +55,10 @@ def proven(args: Any, targets: List[wire.Endpoint]) -> None:
     :param args: the trial's, with ``nonce``, ``control`` [address, port] and ``source``
     :raises Misuse: if they do not; nothing has been sent to them.
     """
-    address, port = args["control"]
     try:
-        known = control.introduce((address, int(port)), args["nonce"], args["source"])
+        known = control.introduce(endpoint(args["control"]), args["nonce"], args["source"])
     except control.Refused as error:
         raise Misuse(str(error)) from error
     for target in targets:
-        if (target[0], target[1]) not in known:
+        if target not in known:
             raise Misuse(f"{target[0]} port {target[1]} belongs to no server of this experiment")

@@ -20,13 +20,13 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
     Descriptors are the limit: the answer to ``args`` says how many there are at ``most``.
     """
-    address, port = args["endpoint"]
+    own = door.endpoint(args["endpoint"])
     most = workers.open_files("hard") - workers.RESERVE
     held: Dict[int, socket.socket] = {}
     with contextlib.ExitStack() as undo:
         undo.callback(_close, held)
-        undo.enter_context(door.kept(args["nonce"], args["control"], [(address, port)]))
-        door_ = undo.enter_context(listener((address, port), BACKLOG, reuse=False))
+        undo.enter_context(door.kept(args, [own]))
+        door_ = undo.enter_context(listener(own, BACKLOG, reuse=False))
         door_.setblocking(False)
         epoll = undo.enter_context(select.epoll())
         epoll.register(door_, select.EPOLLIN)

@@ -38,12 +38,11 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 def _serve(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     """Accept, and tell each peer the four values as they are seen here."""
-    endpoints = [(str(address), int(port)) for address, port in args["endpoints"]]
-    control = (str(args["control"][0]), int(args["control"][1]))
+    endpoints = door.endpoints(args["endpoints"])
     held: List[socket.socket] = []
     with contextlib.ExitStack() as undo:
         listeners = [undo.enter_context(listener(one, MOST, reuse=False)) for one in endpoints]
-        undo.enter_context(door.kept(args["nonce"], control, endpoints))
+        undo.enter_context(door.kept(args, endpoints))
         undo.callback(lambda: _reset(held))
         stage.tell(listening=len(listeners))
         while True:

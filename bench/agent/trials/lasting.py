@@ -53,7 +53,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     seconds; ``seconds`` has how long each was there, in the order in which they were opened, none
     for one that still is; ``armed`` has for how long its timer had been set.
     """
-    targets = [(str(address), int(port)) for address, port in args["targets"]]
+    targets = door.endpoints(args["targets"])
     door.proven(args, targets)
     stage.tell()
     watched: List[Watched] = []
@@ -65,7 +65,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
                 seconds=[one.seconds for one in watched], armed=[one.armed for one in watched]
             )
         else:
-            target = str(step["target"][0]), int(step["target"][1])
+            target = door.endpoint(step["target"])
             if target not in targets or step.get("state") not in STATES:
                 raise Misuse(
                     f"target, state: got {target}, {step.get('state')!r}, expected a target that "

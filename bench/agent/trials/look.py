@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from bench.agent import probe
 from bench.agent.stage import Misuse, Stage
+from bench.agent.trials import door
 
 STATES = ("established", "syn-recv", "fin-wait-2", "time-wait")
 """States that sockets can be counted in, as ss(8) names them."""
@@ -53,10 +54,7 @@ def _counts(wanted: List[Any]) -> List[int]:
             raise Misuse(f"state: got {one.get('state')!r}, expected one of {', '.join(STATES)}")
         if one.get("side") not in ("src", "dst"):
             raise Misuse(f"side: got {one.get('side')!r}, expected src or dst")
-    return [
-        probe.sockets([(a, int(p)) for a, p in one["ends"]], one["side"], one["state"])
-        for one in wanted
-    ]
+    return [probe.sockets(door.endpoints(one["ends"]), one["side"], one["state"]) for one in wanted]
 
 
 def listening(text: str) -> List[int]:

@@ -43,12 +43,11 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _serve(stage: Stage, args: Dict[str, Any]) -> None:
-    ends = [(str(address), int(port)) for address, port in args["endpoints"]]
-    fronts = [(str(address), int(port)) for address, port in args.get("fronts") or []]
-    control = (str(args["control"][0]), int(args["control"][1]))
+    ends = door.endpoints(args["endpoints"])
+    fronts = door.endpoints(args.get("fronts") or [])
     with contextlib.ExitStack() as undo:
         listening = [undo.enter_context(listener(end, 128, reuse=False)) for end in ends]
-        undo.enter_context(door.kept(args["nonce"], control, [*ends, *fronts]))
+        undo.enter_context(door.kept(args, [*ends, *fronts]))
         stage.tell(listening=len(listening))
         while True:
             step = stage.step() or {}
@@ -104,7 +103,7 @@ def _connect(stage: Stage, args: Dict[str, Any]) -> None:
     try:
         while True:
             step = stage.step() or {}
-            targets = [(str(address), int(port)) for address, port in step["targets"]]
+            targets = door.endpoints(step["targets"])
             if len(targets) > MOST:
                 raise Misuse(f"targets: got {len(targets)}, expected at most {MOST}")
             door.proven({**args, "control": step.get("control", args["control"])}, targets)

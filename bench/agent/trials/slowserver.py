@@ -7,6 +7,7 @@ import socket
 import time
 from typing import Any, Dict, List, Optional
 
+from bench import wire
 from bench.agent import probe, sockets, workers
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
@@ -26,10 +27,10 @@ class Slow:
         self._listener: Optional[socket.socket] = None
         self._held: List[socket.socket] = []
 
-    def listen(self, address: str, port: int, backlog: int) -> None:
+    def listen(self, own: wire.Endpoint, backlog: int) -> None:
         """Drop what there is and listen anew."""
         self.close()
-        self._listener = listener((address, port), backlog, reuse=False)
+        self._listener = listener(own, backlog, reuse=False)
         self._listener.setblocking(False)
 
     def one(self) -> None:
@@ -67,11 +68,11 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     nap = args.get("nap_ms")
     if not isinstance(nap, (int, float)) or not 0 < nap <= LONGEST_MS:
         raise Misuse(f"nap_ms: got {nap!r}, expected above 0 and at most {LONGEST_MS}")
-    address, port = args["endpoint"]
+    own = door.endpoint(args["endpoint"])
     workers.open_files("hard")
     slow = Slow(nap / 1000)
     try:
-        with door.kept(args["nonce"], args["control"], [(address, port)]):
+        with door.kept(args, [own]):
             stage.tell()
             while True:
                 began = time.monotonic()
@@ -81,16 +82,16 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
                 if step is None:
                     continue
                 if "backlog" in step:
-                    stage.tell(granted=_listen(slow, address, port, step["backlog"]))
+                    stage.tell(granted=_listen(slow, own, step["backlog"]))
                 else:
                     stage.tell(accepted=slow.accepted)
     finally:
         slow.close()
 
 
-def _listen(slow: Slow, address: str, port: int, backlog: Any) -> int:
+def _listen(slow: Slow, own: wire.Endpoint, backlog: Any) -> int:
     if not isinstance(backlog, int) or not 1 <= backlog <= MOST:
         raise Misuse(f"backlog: got {backlog!r}, expected 1 to {MOST}")
-    slow.listen(address, port, backlog)
+    slow.listen(own, backlog)
     # listen(2) cuts it silently (net/socket.c __sys_listen()).
     return min(backlog, int(probe.text("/proc/sys/net/core/somaxconn")))

@@ -87,17 +87,16 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
         raise Misuse(f"unread: side: got {args.get('side')!r}, expected server or client")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    target = (str(args["target"][0]), int(args["target"][1]))
+    target = door.endpoint(args["target"])
     if args["side"] == "server":
         return _serve(stage, args, target)
     return _send(stage, args, target)
 
 
 def _serve(stage: Stage, args: Dict[str, Any], target: wire.Endpoint) -> Dict[str, Any]:
-    where = (str(args["control"][0]), int(args["control"][1]))
     with _links() as links, contextlib.closing(listener(target, 4096, reuse=False)) as ear:
         ear.settimeout(PATIENCE)
-        with door.kept(str(args["nonce"]), where, [target]):
+        with door.kept(args, [target]):
             told = {**look(links), "rmem": _three("tcp_rmem"), "wmem": _three("tcp_wmem")}
             while True:
                 stage.tell(**told)
