@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from bench.agent.trials import rawtcp
+from bench.agent.trials import rawsockets
+from bench.agent.trials.rawsockets import Wire
 from bench.agent.trials.segments import RST
 
 
@@ -53,10 +54,10 @@ class Raw:
 
 @pytest.fixture
 def wire():
-    made = rawtcp.Wire.__new__(rawtcp.Wire)  # without its raw socket, which is for root alone
+    made = Wire.__new__(Wire)  # without its raw socket, which is for root alone
     made._source, made._target = "198.18.1.1", ("198.18.0.1", 5_000)
 
-    def over(refusals: tuple[int, ...] = (), drained: bool = True) -> rawtcp.Wire:
+    def over(refusals: tuple[int, ...] = (), drained: bool = True) -> Wire:
         made._raw = Raw(list(refusals), drained)
         return made
 
@@ -81,7 +82,7 @@ def test_a_segment_waits_for_memory(wire) -> None:
 
 
 def test_waiting_for_room_ends(wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rawtcp, "ROOM", 0.05)
+    monkeypatch.setattr(rawsockets, "ROOM", 0.05)
     out = wire(drained=False)
     with pytest.raises(BlockingIOError):
         for _ in range(100_000):
