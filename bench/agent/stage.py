@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Dict, NoReturn, Optional
 
 from bench import wire
+from bench.agent import probe
 
 ALIVE = 1.0
 """Seconds between two signs of life."""
@@ -172,7 +173,7 @@ def _serve(stage: Stage) -> None:
             stage.tell(**_trial(str(name))(stage, args))
         except Misuse as error:
             stage.fail("input", str(error))
-        except OSError as error:
+        except (OSError, probe.Unreadable) as error:
             stage.fail("fault", f"{name}: {error}")
         except Exception as error:
             traceback.print_exc()

@@ -87,6 +87,12 @@ def test_a_value_that_does_not_stick_is_put_back(trials: Trials, bed: Bed) -> No
     assert found(bed) == before
 
 
+def test_what_cannot_be_read_is_told_in_the_systems_words(trials: Trials, bed: Bed) -> None:
+    said = "^host client: guard: /proc/sys/net/ipv4/no_such: No such file or directory$"
+    with pytest.raises(LabError, match=said):
+        guard(trials, bed, sysctl={"net.ipv4.no_such": "1"})
+
+
 @pytest.mark.parametrize("name", ["no_such", "../guard", "guard.py"])
 def test_a_trial_that_there_is_not_is_named(trials: Trials, bed: Bed, name: str) -> None:
     with pytest.raises(LabError, match=r"trial: got .* expected the name of a trial"):
