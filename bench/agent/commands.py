@@ -147,10 +147,11 @@ class Commands(Duty):
 
         def answer() -> Dict[str, Any]:
             tried_now, held_now = client.tried, board.total(cell.HELD)
-            whole = tried_now >= min(upto, client.asked) and held_now - held >= tried_now - tried
+            all_tried = tried_now >= min(upto, client.asked)
+            complete = all_tried and held_now - held >= tried_now - tried
             return {
                 "event": "ramped",
-                "reason": self._reason or ("complete" if whole else "lost"),
+                "reason": self._reason or ("complete" if complete else "lost"),
                 "tried": tried_now,
                 "held": held_now,
                 "lost": board.total(cell.LOST),

@@ -24,7 +24,6 @@ WATCH = 0.02, TICK
 ramp could have eaten half of what is left above the floor, so that a floor is overshot by the
 least interval's worth at most, and a look (some 100 µs) is rare while there is plenty."""
 
-
 PATIENCE_MS = 5_000
 """For answers over held connections, where the controller names no other, ms."""
 

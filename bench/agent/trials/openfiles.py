@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any, Dict, List, Tuple
 
+from bench.agent import probe
 from bench.agent.stage import Misuse, Stage
 
 PATIENCE = 30
@@ -138,7 +139,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
         soft=soft,
         hard=hard,
         files=files.all(),
-        nr_open=int(_text("/proc/sys/fs/nr_open")),
+        nr_open=int(probe.text("/proc/sys/fs/nr_open")),
     )
     try:
         while True:
@@ -155,8 +156,3 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
             stage.tell(**told)
     finally:
         files.drop()
-
-
-def _text(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import resource
 import select
 import socket
 import struct
@@ -17,7 +16,7 @@ import time
 from typing import Any, Dict, Iterator, List
 
 from bench import wire
-from bench.agent import control, sockets
+from bench.agent import control, probe, sockets, workers
 from bench.agent.server import listener
 from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
@@ -60,7 +59,7 @@ def look(links: List[socket.socket]) -> Dict[str, Any]:
     unread = [waiting(link, termios.FIONREAD) for link in links]
     accounts = [account(link) for link in links]
     meminfo = {
-        row.split(":")[0]: int(row.split()[1]) for row in _text("/proc/meminfo").splitlines()
+        row.split(":")[0]: int(row.split()[1]) for row in probe.text("/proc/meminfo").splitlines()
     }
     last = accounts[-1] if accounts else {}
     return {
@@ -85,8 +84,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     """
     if args.get("side") not in ("server", "client"):
         raise Misuse(f"unread: side: got {args.get('side')!r}, expected server or client")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    workers.open_files("hard")
     target = door.endpoint(args["target"])
     if args["side"] == "server":
         return _serve(stage, args, target)
@@ -243,7 +241,7 @@ def _settle(links: List[socket.socket], expected: int, until: float) -> None:
 
 def _pages() -> int:
     """Pages charged to TCP's buffers by the whole kernel (``/proc/net/sockstat``)."""
-    for row in _text("/proc/net/sockstat").splitlines():
+    for row in probe.text("/proc/net/sockstat").splitlines():
         words = row.split()
         if words[0] == "TCP:":
             return int(words[words.index("mem") + 1])
@@ -251,9 +249,4 @@ def _pages() -> int:
 
 
 def _three(key: str) -> List[int]:
-    return [int(word) for word in _text(f"/proc/sys/net/ipv4/{key}").split()]
-
-
-def _text(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read()
+    return [int(word) for word in probe.text(f"/proc/sys/net/ipv4/{key}").split()]
