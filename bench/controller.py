@@ -59,7 +59,7 @@ def run(
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(connect, bundle.build().data))
         session.start(
-            [(host, "server") for host in paths.servers(scenario, inventory)]
+            [(host, "server") for host in inventory.of("servers")]
             + [(host, "client") for host in paths.clients(scenario, inventory)]
         )
         run_id, folder = store.create(scenario.name, started)

@@ -37,7 +37,7 @@ def check(scenario: Scenario, inventory: Inventory) -> None:
     group = NEEDS[scenario.path]
     if group is not None:
         require(group, inventory)
-    for host in servers(scenario, inventory):
+    for host in inventory.of("servers"):
         if not listening(scenario, inventory, host):
             raise InputError(
                 f"scenario {scenario.name}: path {scenario.path}: server {host.name} has no IPv"
@@ -65,13 +65,8 @@ def family(scenario: Scenario, inventory: Inventory) -> int:
     return ipaddress.ip_address(inventory.of("servers")[0].data_addresses[0]).version
 
 
-def servers(scenario: Scenario, inventory: Inventory) -> list[Host]:
-    """The server hosts that take part."""
-    return inventory.of("servers")
-
-
 def clients(scenario: Scenario, inventory: Inventory) -> list[Host]:
-    """The client hosts that take part."""
+    """The client hosts that take part; of the servers it is all of them."""
     return inventory.of("clients")[: scenario.clients]
 
 
@@ -108,9 +103,7 @@ def targets(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
     if scenario.path == "proxied":
         fronts = [fronting(scenario, inventory, one) for one in proxies(scenario, inventory)]
         return [(front, port) for front in fronts for port in scenario.server_ports]
-    return [
-        end for host in servers(scenario, inventory) for end in endpoints(scenario, inventory, host)
-    ]
+    return [end for host in inventory.of("servers") for end in endpoints(scenario, inventory, host)]
 
 
 def fronting(scenario: Scenario, inventory: Inventory, proxy: Host) -> str:
@@ -133,7 +126,7 @@ def controls(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
     if scenario.path == "proxied":
         ends = [fronting(scenario, inventory, one) for one in proxies(scenario, inventory)]
     else:
-        ends = [listening(scenario, inventory, one)[0] for one in servers(scenario, inventory)]
+        ends = [listening(scenario, inventory, one)[0] for one in inventory.of("servers")]
     return [(address, scenario.control_port) for address in ends]
 
 

@@ -36,7 +36,7 @@ def there(
     def has(host: Host, address: str) -> bool:
         return any(ipaddress.ip_address(address) in network for network in networks[host.name])
 
-    for server in paths.servers(scenario, inventory):
+    for server in inventory.of("servers"):
         for address in paths.listening(scenario, inventory, server):
             if not has(server, address):
                 raise LabError(f"host {server.name}: address {address} is not on this host")

@@ -52,7 +52,7 @@ def look(
     :raises LabError: if a host cannot be reached or does not answer.
     :raises InputError: if a host has no Python that can run the agent.
     """
-    wanted = {host.name: (host, "server") for host in paths.servers(scenario, inventory)}
+    wanted = {host.name: (host, "server") for host in inventory.of("servers")}
     for host in paths.clients(scenario, inventory):
         wanted.setdefault(host.name, (host, "client"))
     with Session(connect, bundle.build().data) as session:

@@ -60,7 +60,7 @@ def run(
             typer.echo(
                 f"{name}: {asked.connections:,} connections from "
                 f"{len(paths.clients(asked, hosts))} clients to "
-                f"{len(paths.servers(asked, hosts))} servers; {tuples.capacity:,} tuples planned"
+                f"{len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
             )
             return
         with progress.view(show.value, Console(stderr=as_json)) as update:
