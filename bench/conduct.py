@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, drain, facts, keystroke, kmsg, paths, planning, report, survey
+from bench import capacity, drain, facts, keystroke, kmsg, paths, planning, report, specs, survey
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
-from bench.errors import InputError
 from bench.findings import Floor
 from bench.inventory import Inventory
 from bench.results import (
@@ -28,8 +27,6 @@ from bench.results import (
 from bench.scenario import Scenario
 from bench.session import Agent, Session
 from bench.store import Store
-from bench.tuples import Plan
-from bench.wire import ClientSpec, Endpoint, ServerSpec
 
 START_SECONDS = 60.0
 """For an agent to fork its workers, to listen, and to prove the handshake."""
@@ -129,87 +126,23 @@ class Conduct:
         """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
         self.recorder.enter("prepare")
         self.found.hosts.update(survey.hosts(self.session, self.session.agents))
-        tuples = self._plan()
+        scenario, inventory = self.scenario, self.inventory
+        tuples = planning.plan_there(scenario, inventory, self.found.hosts)
         self._planned = {agent: tuples.share(agent.name) for agent in self.clients}
         for agent in self.servers:
-            agent.tell({"op": "serve", "spec": self._server_spec(agent, tuples)})
+            spec = specs.server(scenario, inventory, agent.host, tuples, self._nonce)
+            agent.tell({"op": "serve", "spec": spec})
         self.session.gather(self.servers, "serving", START_SECONDS)
         for agent in self.clients:
-            agent.tell({"op": "prepare", "spec": self._client_spec(agent, tuples)})
+            share = specs.client(scenario, inventory, agent.host, tuples, self._nonce)
+            agent.tell({"op": "prepare", "spec": share})
         self.session.gather(self.clients, "prepared", START_SECONDS)
         texts = self.collect("before")
-        predicted = capacity.predict(
-            self.scenario, self.inventory, self.found.hosts, texts, tuples.capacity
-        )
+        predicted = capacity.predict(scenario, inventory, self.found.hosts, texts, tuples.capacity)
         self.found.predicted = predicted
         if predicted.forecast:
-            said = report.forecast(predicted, self.scenario.memory_floor_mib)
+            said = report.forecast(predicted, scenario.memory_floor_mib)
             self.recorder.note("forecast", said, predicted.forecast.mem_available_kib)
-
-    def _plan(self) -> Plan:
-        """The plan over the addresses that the hosts really have.
-
-        :raises LabError: if a server lacks an address that it should listen on.
-        :raises InputError: if the clients' addresses do not allow that many connections.
-        """
-        sources, missing = planning.there(self.scenario, self.inventory, self.found.hosts)
-        try:
-            return planning.plan_for(self.scenario, self.inventory, sources)
-        except InputError as error:
-            if not missing:
-                raise
-            raise InputError(
-                f"{error}; {missing} planned client addresses are on no host: tune for this many "
-                f"with ansible-playbook playbooks/tune.yml -e connections="
-                f"{self.scenario.connections}"
-            ) from error
-
-    def _endpoints(self, agent: Agent) -> list[Endpoint]:
-        return paths.endpoints(self.scenario, self.inventory, agent.host)
-
-    def _server_spec(self, agent: Agent, tuples: Plan) -> ServerSpec:
-        listening = self._endpoints(agent)
-        fronts: list[Endpoint] = []
-        share = tuples.held_by(listening)
-        if self.scenario.path == "proxied":  # whom the proxies choose is theirs
-            fronts = paths.targets(self.scenario, self.inventory)
-            share = -(-tuples.held_by(fronts) // len(self.servers))
-        return ServerSpec(
-            nonce=self._nonce,
-            endpoints=listening,
-            fronts=fronts,
-            control=(listening[0][0], self.scenario.control_port),
-            connections=share,
-            backlog=self.scenario.backlog,
-            listener=self.scenario.listener,
-            watch=self.scenario.watch,
-            acceptors=self.scenario.acceptors,
-            nap_ms=self.scenario.accept_nap_ms,
-            memory_floor_kib=self.scenario.memory_floor_mib * 1024,
-            nofile=self.scenario.nofile,
-            workers=self.scenario.processes(server=True) or 0,
-            limit=self.scenario.expect == "limit",
-        )
-
-    def _client_spec(self, agent: Agent, tuples: Plan) -> ClientSpec:
-        planned = sum(map(tuples.share, tuples.blocks))  # for a limit, maybe less than asked for
-        share = tuples.share(agent.name) / planned
-        return ClientSpec(
-            nonce=self._nonce,
-            controls=paths.controls(self.scenario, self.inventory),
-            blocks=list(tuples.blocks[agent.name]),
-            max_in_flight=self.scenario.max_in_flight,
-            connect_rate=(self.scenario.connect_rate or 0.0) * share,
-            connect_timeout_ms=self.scenario.connect_timeout_ms,
-            retries=self.scenario.retries,
-            backoff_ms=self.scenario.backoff_ms,
-            active=self.scenario.active_workers,
-            memory_floor_kib=self.scenario.memory_floor_mib * 1024,
-            nofile=self.scenario.nofile,
-            workers=self.scenario.processes(server=False) or 0,
-            source_ports=self.scenario.source_ports,
-            limit=self.scenario.expect == "limit",
-        )
 
     def ramp(self) -> None:
         """Open every connection of the plan, or stop at the first limit that ends it.
@@ -355,7 +288,7 @@ class Conduct:
         """
         for agent in self.session.agents:
             server = agent.role == "server"
-            count = self._endpoints(agent) if server else None
+            count = paths.endpoints(self.scenario, self.inventory, agent.host) if server else None
             agent.tell({"op": "collect", "phase": phase, "count": count, "state": state})
         told = self.session.gather(
             self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample

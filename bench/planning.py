@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from bench import facts, paths
-from bench.errors import LabError
+from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
 from bench.results import HostRecord
 from bench.scenario import Scenario
@@ -72,3 +72,21 @@ def plan_for(scenario: Scenario, inventory: Inventory, sources: Sources | None =
         scenario.first_client_port,
         scenario.last_client_port,
     )
+
+
+def plan_there(scenario: Scenario, inventory: Inventory, hosts: Mapping[str, HostRecord]) -> Plan:
+    """The same over the addresses that the hosts really have.
+
+    :raises LabError: if a server lacks an address that it should listen on.
+    :raises InputError: if the clients' addresses do not allow that many connections.
+    """
+    sources, missing = there(scenario, inventory, hosts)
+    try:
+        return plan_for(scenario, inventory, sources)
+    except InputError as error:
+        if not missing:
+            raise
+        raise InputError(
+            f"{error}; {missing} planned client addresses are on no host: tune for this many "
+            f"with ansible-playbook playbooks/tune.yml -e connections={scenario.connections}"
+        ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from captured import collected
 
-from bench import drain
+from bench import drain, specs
 from bench.agent import spec
 from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
@@ -245,12 +245,12 @@ def test_clients_share_the_rate_as_they_share_the_plan(
     bed = Bed(tmp_path, expect="limit", connect_rate=rate)
     bed.conduct.prepare()
     (block,) = bed.session.agents[1].specs()["prepare"]["blocks"]
-    other = FakeAgent("client1", "client")
-    other.name = "client2"
     halves = {"client1": [{**block, "count": 300}], "client2": [{**block, "count": 100}]}
     made: Any = Plan(halves, 400)
-    agents: list[Any] = [bed.session.agents[1], other]
-    assert [bed.conduct._client_spec(one, made)["connect_rate"] for one in agents] == shares
+    both = [host(name, "clients", "198.18.1.1") for name in halves]
+    asked, hosts = bed.conduct.scenario, bed.conduct.inventory
+    told = [specs.client(asked, hosts, one, made, "00" * 16) for one in both]
+    assert [one["connect_rate"] for one in told] == shares
 
 
 def test_as_many_workers_as_are_needed_are_none_on_the_wire(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""What each agent of a run is told to hold or to open: its part of the plan, as it is sent."""
+
+from __future__ import annotations
+
+from bench import paths
+from bench.inventory import Host, Inventory
+from bench.scenario import Scenario
+from bench.tuples import Plan
+from bench.wire import ClientSpec, Endpoint, ServerSpec
+
+
+def server(
+    scenario: Scenario, inventory: Inventory, host: Host, tuples: Plan, nonce: str
+) -> ServerSpec:
+    """What a server holds of these tuples."""
+    listening = paths.endpoints(scenario, inventory, host)
+    fronts: list[Endpoint] = []
+    share = tuples.held_by(listening)
+    if scenario.path == "proxied":  # whom the proxies choose is theirs
+        fronts = paths.targets(scenario, inventory)
+        share = -(-tuples.held_by(fronts) // len(inventory.of("servers")))
+    return ServerSpec(
+        nonce=nonce,
+        endpoints=listening,
+        fronts=fronts,
+        control=(listening[0][0], scenario.control_port),
+        connections=share,
+        backlog=scenario.backlog,
+        listener=scenario.listener,
+        watch=scenario.watch,
+        acceptors=scenario.acceptors,
+        nap_ms=scenario.accept_nap_ms,
+        memory_floor_kib=scenario.memory_floor_mib * 1024,
+        nofile=scenario.nofile,
+        workers=scenario.processes(server=True) or 0,
+        limit=scenario.expect == "limit",
+    )
+
+
+def client(
+    scenario: Scenario, inventory: Inventory, host: Host, tuples: Plan, nonce: str
+) -> ClientSpec:
+    """What a client opens of these tuples, and how."""
+    planned = sum(map(tuples.share, tuples.blocks))  # for a limit, maybe less than asked for
+    share = tuples.share(host.name) / planned
+    return ClientSpec(
+        nonce=nonce,
+        controls=paths.controls(scenario, inventory),
+        blocks=list(tuples.blocks[host.name]),
+        max_in_flight=scenario.max_in_flight,
+        connect_rate=(scenario.connect_rate or 0.0) * share,
+        connect_timeout_ms=scenario.connect_timeout_ms,
+        retries=scenario.retries,
+        backoff_ms=scenario.backoff_ms,
+        active=scenario.active_workers,
+        memory_floor_kib=scenario.memory_floor_mib * 1024,
+        nofile=scenario.nofile,
+        workers=scenario.processes(server=False) or 0,
+        source_ports=scenario.source_ports,
+        limit=scenario.expect == "limit",
+    )
