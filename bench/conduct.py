@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import capacity, drain, facts, keystroke, kmsg, paths, planning, report, specs, survey
+from bench import (
+    capacity,
+    drain,
+    facts,
+    keystroke,
+    kmsg,
+    liveness,
+    paths,
+    planning,
+    report,
+    specs,
+    survey,
+)
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
 from bench.findings import Floor
@@ -234,7 +246,9 @@ class Conduct:
         counting = time.monotonic() - began
         found.peak = self._counts("peak")
         if scenario.liveness != "none" and found.peak.clients:
-            found.liveness = self._echo()
+            found.liveness = liveness.prove(
+                self.session, scenario, self.clients, self.servers, self.recorder.sample
+            )
         for one in keystroke.rounds(
             self.session, scenario, self.clients, self.servers, found.peak.clients, self.recorder
         ):
@@ -245,30 +259,6 @@ class Conduct:
         alive = self.session.ask(self.clients, "verify", "verified", COLLECT_SECONDS)
         found.lost += sum(int(message["dead"]) for message in alive.values())
         self.collect("hold_end")
-
-    def _echo(self) -> Liveness:
-        scenario = self.scenario
-        self.session.ask(self.servers, "answer", "answering", COLLECT_SECONDS, on=True)
-        sample = max(1, scenario.liveness_sample // len(self.clients))
-        replies = self.session.ask(
-            self.clients,
-            "echo",
-            "echoed",
-            COLLECT_SECONDS,
-            self.recorder.sample,
-            mode=scenario.liveness,
-            sample=sample,
-            patience_ms=scenario.echo_timeout_ms,
-        ).values()
-        ended = self.session.ask(
-            self.servers, "answer", "answering", COLLECT_SECONDS, on=False
-        ).values()
-        return Liveness(
-            mode=scenario.liveness,
-            asked=sum(int(message["asked"]) for message in replies),
-            answered=sum(int(message["answered"]) for message in replies),
-            wrong=sum(int(message["wrong"]) for message in [*replies, *ended]),
-        )
 
     def drain(self) -> None:
         """Close everything from the client side and prove that nothing is left."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from captured import collected
 
-from bench import drain, specs
+from bench import drain, liveness, specs
 from bench.agent import spec
 from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
@@ -307,7 +307,10 @@ def test_errors_are_kept_by_side_and_host(tmp_path: Path) -> None:
 
 def test_echoes_are_given_the_time_that_the_scenario_says(tmp_path: Path) -> None:
     bed = Bed(tmp_path, echo_timeout_ms=90_000, liveness_sample=5)
-    assert bed.conduct._echo().answered == 5
+    session: Any = bed.session
+    clients, servers = bed.conduct.clients, bed.conduct.servers
+    found = liveness.prove(session, bed.conduct.scenario, clients, servers, lambda: None)
+    assert (found.asked, found.answered, found.wrong) == (5, 5, 0)
     assert ("echo", {"mode": "sample", "sample": 5, "patience_ms": 90_000}) in bed.session.asked
 
 
