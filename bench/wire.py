@@ -55,6 +55,8 @@ import json
 from typing import Any, Dict, List, Optional, Tuple, TypedDict, Union
 
 VERSION = 1
+"""Said in ``hello``; a controller takes no other. Each session pushes the agent of its own
+checkout, so messages may change without a new number."""
 
 UNASKED = ("tick", "floor", "alive")
 """Events that answer no command."""
