@@ -23,12 +23,12 @@ import socket
 import statistics
 import struct
 import time
-import traceback
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from bench.agent import probe, sweep, workers
 from bench.agent.memory import Gauge
 from bench.agent.stage import Misuse, Stage
+from bench.agent.trials import child
 from bench.agent.trials.guard import Settings
 
 KEY = "net.ipv4.tcp_child_ehash_entries"
@@ -90,7 +90,7 @@ def _one(entries: int, connections: int, echoes: int) -> Dict[str, Any]:
             settings.sysctl(KEY, str(entries))
         except (OSError, probe.Unreadable) as error:
             raise CannotMake(f"{KEY} cannot be set ({error})") from error
-        pid = _fork(lambda: _hold(writing, entries, connections, echoes))
+        pid = child.fork(lambda: _hold(writing, entries, connections, echoes))
         os.close(writing)
         writing = -1
         with os.fdopen(os.dup(reading), "rb") as lines:
@@ -110,27 +110,6 @@ def _one(entries: int, connections: int, echoes: int) -> Dict[str, Any]:
         if pid:
             os.kill(pid, signal.SIGKILL)  # its workers die with it
             os.waitpid(pid, 0)
-
-
-def _fork(body: Callable[[], None]) -> int:
-    """A child that runs ``body`` and dies with its parent."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(workers.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == parent:  # else it died between fork and prctl
-            body()
-            status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def _hold(out: int, entries: int, connections: int, echoes: int) -> None:
@@ -198,7 +177,7 @@ class _Worker:
             os.close(self._out)
             _work(theirs, their_out, number, share)
 
-        _fork(body)
+        child.fork(body)
         os.close(theirs)
         os.close(their_out)
         self._lines = os.fdopen(self._out, "rb")

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import os
 import select
-import signal
 import socket
 import statistics
 import struct
@@ -21,6 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from bench.agent import sockets, workers
 from bench.agent.stage import Misuse, Stage
+from bench.agent.trials import child
 
 HOME = "127.0.0.1"
 
@@ -52,7 +52,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
         raise Misuse(f"milliseconds: got {milliseconds!r}, expected above 0 and at most 1000")
     most = files - SPARE
     stage.tell(nofile=files, most=most, **_selects(files))
-    with _listening() as (door, child):
+    with _listening() as (door, others):
         held: List[socket.socket] = []
         try:
             while True:
@@ -62,7 +62,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
                     raise Misuse(
                         f"watched: got {wanted!r}, expected above {len(held)} and at most {most}"
                     )
-                active = _grow(held, wanted, door, child)
+                active = _grow(held, wanted, door, others)
                 stage.tell(watched=wanted, **_measured(held, active.fileno(), milliseconds / 1000))
                 active.recv(1)
         finally:
@@ -121,11 +121,11 @@ def _listening() -> Iterator[Tuple[socket.socket, _Child]]:
         door.bind((HOME, 0))
         door.listen(1024)
         door.settimeout(PATIENCE)
-        child = _Child(door.getsockname())
+        others = _Child(door.getsockname())
         try:
-            yield door, child
+            yield door, others
         finally:
-            child.end()
+            others.end()
 
 
 class _Child:
@@ -134,23 +134,15 @@ class _Child:
     def __init__(self, target: Any) -> None:
         orders, self._orders = os.pipe()
         self._answers, answers = os.pipe()
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(orders)
-            os.close(answers)
-            return
-        try:
-            # Of the stage's threads none came along; its handlers did.
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            ctypes.CDLL(None).prctl(workers.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+        def body() -> None:
             os.close(self._orders)
             os.close(self._answers)
-            if os.getppid() == parent:
-                _other_ends(target, orders, answers)
-        finally:
-            os._exit(0)
+            _other_ends(target, orders, answers)
+
+        self.pid = child.fork(body)
+        os.close(orders)
+        os.close(answers)
 
     def open(self, count: int, active: int) -> None:
         """Have it open so many further connections, and write a byte to that one of all."""
@@ -192,15 +184,15 @@ def _other_ends(target: Any, orders: int, answers: int) -> None:
 
 
 def _grow(
-    held: List[socket.socket], count: int, door: socket.socket, child: _Child
+    held: List[socket.socket], count: int, door: socket.socket, others: _Child
 ) -> socket.socket:
     """Have ``count`` connections in all; returns the one that has a byte to read."""
     missing = count - len(held)
-    child.open(missing, count // 2)  # one process connects one by one: both have the same order
+    others.open(missing, count // 2)  # one process connects one by one: both have the same order
     for _ in range(missing):
         one, _ = door.accept()
         held.append(one)
-    child.opened()
+    others.opened()
     active = held[count // 2]
     active.settimeout(PATIENCE)
     active.recv(1, socket.MSG_PEEK)
