@@ -53,15 +53,16 @@ def test_of_one_owner_only_the_first_lets_go() -> None:
     outer.give_back()
 
 
+@pytest.mark.parametrize("said", ["", "4194305 a\n"])  # the second of no process: above pid_max
 def test_who_has_not_written_who_it_is_holds_it_all_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
     one = Locks("a")
     one.take("file /etc/x y", "files")
     [path] = folder.iterdir()
     assert path.name == "connlab-guard.files.file_~etc~x_y.lock"
-    path.write_text("")
+    path.write_text(said)
     with pytest.raises(Misuse, match="file /etc/x y: changed by a process of another"):
         Locks("a").take("file /etc/x y", "files")
     one.give_back()

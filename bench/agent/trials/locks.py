@@ -86,11 +86,14 @@ def _named(text: str) -> str:
 
 
 def _holder(number: int) -> Optional[Tuple[int, str]]:
-    """Process and owner; none if it has not written that yet, or has just let go."""
+    """Process and owner; none if it has not written that yet, or has just let go.
+
+    Until it has, what one that was killed has left may be there.
+    """
     line = os.pread(number, 256, 0).decode("ascii", "replace")
-    if not line.endswith("\n"):
-        return None
     pid, _, owner = line.strip().partition(" ")
+    if not line.endswith("\n") or not os.path.exists(f"/proc/{pid}"):
+        return None
     return int(pid), owner
 
 
