@@ -186,5 +186,5 @@ def _trial(name: str) -> Any:
         raise Misuse(f"trial: got {name!r}, expected the name of a trial")
     try:
         return importlib.import_module(f"bench.agent.trials.{name}").run
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, AttributeError):  # none, or a part of others
         raise Misuse(f"trial: got {name!r}, expected the name of a trial") from None

@@ -93,7 +93,7 @@ def test_what_cannot_be_read_is_told_in_the_systems_words(trials: Trials, bed: B
         guard(trials, bed, sysctl={"net.ipv4.no_such": "1"})
 
 
-@pytest.mark.parametrize("name", ["no_such", "../guard", "guard.py"])
+@pytest.mark.parametrize("name", ["no_such", "../guard", "guard.py", "door"])
 def test_a_trial_that_there_is_not_is_named(trials: Trials, bed: Bed, name: str) -> None:
     with pytest.raises(LabError, match=r"trial: got .* expected the name of a trial"):
         trials.begin(bed.inventory().hosts["server"], name)
