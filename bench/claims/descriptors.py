@@ -167,12 +167,13 @@ def _system(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
     with lab.trials() as trials:
         user = trials.begin(lab.server, "openfiles")
         root = trials.begin(lab.server, "openfiles", root=True)
-        hard = user.first["hard"]
-        user.go(limit=[hard, hard])
+        for trial in (user, root):
+            hard = trial.first["hard"]
+            trial.go(limit=[hard, hard])
         most = int(root.first["files"]) + parameters.room
         with lab.settings([lab.server], sysctl={"fs.file-max": most}):
             try:
-                filled = user.go(fill=hard - 64)
+                filled = user.go(fill=user.first["hard"] - 64)
                 spared = root.go(fill=parameters.spared)
             finally:
                 user.go(drop=True)
@@ -223,7 +224,7 @@ def judge_fd_levels(found: FdLevelsFound) -> Judgement:
                 "fs.file-max was never reached: the limit of the process ended it before",
             )
         return Judgement("refuted", measured, "the limit of the system did not refuse")
-    spares = "spares" if not found.root_errno else "does not spare"
+    spares = "does not spare" if found.root_errno == "ENFILE" else "spares"
     if found.together > found.hard:
         return Judgement(
             "depends",

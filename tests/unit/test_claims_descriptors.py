@@ -66,6 +66,22 @@ def test_what_was_measured_stands_beside_what_was_not() -> None:
     assert "EMFILE at 256 files" in told.measured and "ENFILE" not in told.measured
 
 
+@pytest.mark.parametrize(
+    ("opened", "refused", "said"),
+    [
+        (200, "", "(and spares CAP_SYS_ADMIN)"),
+        (1_017, "EMFILE", "(and spares CAP_SYS_ADMIN)"),  # its own nofile ended it, not file-max
+        (0, "ENFILE", "(and does not spare CAP_SYS_ADMIN)"),
+        (30, "ENFILE", "(and does not spare CAP_SYS_ADMIN)"),  # the count is not exact
+    ],
+)
+def test_only_the_limit_of_the_system_tells_whether_it_spares_root(opened, refused, said) -> None:
+    changes = {"root_opened": opened, "root_errno": refused}
+    for together in (256, 512):
+        seen = LEVELS.model_copy(update={**changes, "together": together})
+        assert said in judge_fd_levels(seen).reason
+
+
 def test_where_root_may_not_raise_a_limit_nr_open_is_not_named() -> None:
     told = judge_fd_levels(LEVELS.model_copy(update={"at_nr_open": "EPERM"}))
     assert "above fs.nr_open;" not in told.measured
