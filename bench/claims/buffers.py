@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -23,6 +24,13 @@ BUFFERS = {
 
 SECONDS = 60.0
 """For one step."""
+
+PAGE = 4_096
+"""Bytes that tcp_mem and sockets' charges are counted in (getpagesize(2) of x86-64)."""
+
+FIRST_FLIGHT = 14_600
+"""Bytes that a sender has under way before anything is acknowledged: ten segments of at most 1,460
+(RFC 6928 section 2; include/net/tcp.h ``TCP_INIT_CWND``)."""
 
 
 class SocketBuffersParameters(Parameters):
@@ -79,7 +87,9 @@ class SocketBuffersFound(Found):
     stopped_queued: int = Field(description="bytes queued in the sender's kernel then")
     cap_pages: int | None = Field(None, description="tcp_mem[2] of the server, lowered, pages")
     capped_pages: int | None = Field(
-        None, description="pages charged on the server under it; each socket may have its minimum"
+        None,
+        description="pages charged on the server under it; each socket may take a first segment "
+        "beyond it",
     )
     capped_unread: float | None = Field(None, description="bytes unread per connection under it")
     shared: str = Field("", description="why tcp_mem could not be lowered, if it was not")
@@ -183,6 +193,18 @@ def _capped(lab: Lab, parameters: SocketBuffersParameters, pages: int) -> dict[s
     }
 
 
+def _most_pages(found: SocketBuffersFound, cap_pages: int) -> int:
+    """Pages that may be charged under a lowered tcp_mem.
+
+    Above tcp_mem[2] no socket is granted more, not even its minimum (net/core/sock.c
+    ``__sk_mem_raise_allocated``). But a segment that comes while nothing is unread is charged all
+    the same (net/ipv4/tcp_input.c ``tcp_data_queue``, ``sk_forced_mem_schedule``), in whole pages:
+    one of each connection, as nobody reads, and of no more than what its sender then has under way.
+    """
+    first = min(found.sent, FIRST_FLIGHT) * found.buffered / found.unread
+    return cap_pages + found.connections * ceil(first / PAGE)
+
+
 def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
     """Two statements: each socket needs the minimum; what is under way swells it."""
     parts = [
@@ -210,12 +232,20 @@ def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
         return Judgement(
             "depends", measured, f"{said}; that what nobody reads swells it was not shown"
         )
+    capped = "; that tcp_mem caps the sum was not shown here"
     if found.cap_pages is not None:
-        # Under pressure each socket may still have its minimum (net/core/sock.c).
-        most = found.cap_pages + -(-found.connections * found.minimum // 4096)
+        most = _most_pages(found, found.cap_pages)
         if found.capped_pages is None or found.capped_pages > most:
-            return Judgement("inconclusive", measured, "TCP was charged more than tcp_mem allows")
-    capped = "" if found.cap_pages is not None else "; that tcp_mem caps the sum was not shown here"
+            return Judgement(
+                "inconclusive",
+                measured,
+                f"TCP was charged more than tcp_mem and a first segment a socket: {most:,} pages",
+            )
+        if found.capped_unread is not None and found.capped_unread < 0.9 * found.unread:
+            capped = (
+                "; tcp_mem caps the sum but for the first segment of each socket, together "
+                f"{most:,} pages at most"
+            )
     if swells:
         grown = (
             ", up to tcp_rmem[2] a socket"
