@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from bench import paths, scenario
+from bench.claims.ends import between
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
 from bench.trials import Trial, Trials
@@ -114,17 +113,11 @@ class _Pair(NamedTuple):
 
 @contextmanager
 def _pair(lab: Lab) -> Iterator[_Pair]:
-    usual = scenario.load("claim", lab.inventory.settings)
-    address = paths.listening(usual, lab.inventory, lab.server)[0]
-    ends: dict[str, Any] = {
-        "target": [address, usual.server_ports[0]],
-        "control": [address, usual.control_port],
-        "nonce": secrets.token_hex(16),
-    }
-    source = paths.sources(usual, lab.inventory, lab.client)[0]
+    ends = between(lab)
+    [target] = ends.endpoints
     with lab.trials() as trials:
-        server = trials.begin(lab.server, "unread", side="server", **ends)
-        client = trials.begin(lab.client, "unread", side="client", source=source, **ends)
+        server = trials.begin(lab.server, "unread", side="server", target=target, **ends.server)
+        client = trials.begin(lab.client, "unread", side="client", target=target, **ends.client)
         yield _Pair(trials, server, client)
 
 
