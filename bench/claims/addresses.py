@@ -7,10 +7,9 @@ from pydantic import Field
 from bench import planning
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.claims.portrange import LAST
 from bench.results import Run
 from bench.scenario import Scenario
-
-LAST_PORT = 65_535
 
 
 class PortMythParameters(Parameters):
@@ -53,7 +52,7 @@ def judge_port_myth(found: PortMythFound) -> Judgement:
         f"{found.held:,} ESTAB on one server address and port; client addresses: "
         f"{found.client_addresses}"
     )
-    if found.held > LAST_PORT and found.echoes_answered == found.echoes_asked > 0:
+    if found.held > LAST and found.echoes_answered == found.echoes_asked > 0:
         return Judgement(
             "refuted",
             measured,

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.claims.ends import Ends, Look, between
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.claims.portrange import LAST, RANGE
 from bench.trials import Trial, Trials
 
-RANGE = "net.ipv4.ip_local_port_range"
 FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
@@ -26,8 +26,6 @@ TIME_WAITs of one part must not hold the four-tuples of the next."""
 
 FIRST_SOURCE = 32_768
 """Of the source ports: the default range begins there (net/ipv4/af_inet.c ``inet_init_net``)."""
-
-LAST_SOURCE = 65_535
 
 ONE: dict[str, str | int] = {RANGE: f"{FIRST_SOURCE - 2} {FIRST_SOURCE - 2}"}
 """A single port for the kernel to choose: what is chosen next is the same again."""
@@ -54,7 +52,7 @@ EARLY_SECONDS = 0.5
 class TimeWaitParameters(Parameters):
     """How many source ports there are for one target."""
 
-    ports: int = Field(ge=1, le=LAST_SOURCE - FIRST_SOURCE + 1)
+    ports: int = Field(ge=1, le=LAST - FIRST_SOURCE + 1)
 
 
 class Churn(BaseModel):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable
+from bench.claims.portrange import PortRange
 from bench.inventory import Host
 from bench.results import Run
 
@@ -34,25 +35,15 @@ NEARLY = 0.95
 """Share of the ports that has to be found for the rest to be put down to the search."""
 
 
-class NatParameters(Parameters):
+class NatParameters(PortRange):
     """The NAT's ports, and how far beyond them is tried."""
 
-    first_port: int = Field(ge=1, le=65_535)
-    last_port: int = Field(ge=1, le=65_535)
     beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what the ports allow, for each destination and address."""
     retries: int = Field(ge=0, le=100)
     """Of each: the NAT looks at some of its ports only, at others with each try."""
     table: int = Field(ge=100, le=10_000_000)
     """Entries that conntrack is left with in the last part."""
-
-    @field_validator("last_port")
-    @classmethod
-    def _in_order(cls, value: int, info: ValidationInfo) -> int:
-        first = info.data.get("first_port", 1)
-        if value < first:
-            raise ValueError(f"got {value}, expected at least first_port ({first})")
-        return value
 
 
 class Part(BaseModel):
@@ -97,7 +88,7 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
     """
     router = lab.require("routers")
     addresses = [one for one in router.data_addresses if ":" not in one]
-    ports = parameters.last_port - parameters.first_port + 1
+    ports = len(parameters.ports)
     with lab.trials() as trials:
         look = Look(trials, router)
         one = _run(lab, router, parameters, addresses[:1], [PORT])
@@ -143,7 +134,7 @@ def _run(
     addresses: list[str],
     server_ports: list[int],
 ) -> Run:
-    ports = parameters.last_port - parameters.first_port + 1
+    ports = len(parameters.ports)
     tried = (ports + parameters.beyond) * len(addresses) * len(server_ports)
     with lab.settings([router], tables=_rules(parameters, addresses, lab.server)):
         return _open(lab, parameters, server_ports, tried)
@@ -278,6 +269,6 @@ NAT = Claim(
     full=NatParameters(first_port=1_024, last_port=65_535, beyond=1_000, retries=10, table=20_000),
     measure=measure,
     judge=judge,
-    connections=lambda parameters: 2 * (parameters.last_port - parameters.first_port + 1),
+    connections=lambda parameters: 2 * len(parameters.ports),
     groups=("routers",),
 )

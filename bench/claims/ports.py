@@ -7,9 +7,12 @@ from pydantic import Field, ValidationInfo, field_validator
 from bench.claims import portspace
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.claims.portspace import DEFAULT, UNPRIVILEGED, Filled
+from bench.claims.portrange import DEFAULT, LAST, UNPRIVILEGED, span
+from bench.claims.portspace import Filled
 
-FIRST_PORT, LAST_PORT = 1_024, 65_535
+FIRST_PORT = 1_024
+"""Of what a user may bind (:data:`UNPRIVILEGED`)."""
+
 EVERY = "1 65535"
 """Port 0 cannot be used: bind(2) takes it for *choose one*."""
 
@@ -32,7 +35,7 @@ class RangesParameters(Parameters):
     @classmethod
     def _are_ranges(cls, value: list[str]) -> list[str]:
         for one in value:
-            portspace.span(one)
+            span(one)
         return value
 
     @field_validator("explicit")
@@ -59,7 +62,7 @@ def measure_client_64k(lab: Lab, parameters: RangesParameters) -> RangesFound:
             rows.append(portspace.filled(lab, client, ports, family=family))
         for ports in parameters.explicit:
             lab.note(f"IPv{family}, {ports}, bound one by one")
-            low = portspace.span(ports)[0]
+            low = span(ports)[0]
             with lab.settings([client] if low < FIRST_PORT else [], sysctl={START: low}):
                 rows.append(portspace.planned(lab, client, ports, family=family))
     return RangesFound(rows=rows)
@@ -114,7 +117,7 @@ CLIENT_64K = Claim(
     ),
     measure=measure_client_64k,
     judge=judge_client_64k,
-    connections=lambda parameters: LAST_PORT,
+    connections=lambda parameters: LAST,
 )
 
 
@@ -230,8 +233,8 @@ _FULL = AddedParameters(ranges=[DEFAULT], explicit=[UNPRIVILEGED], families=[4],
 
 
 def _connections(parameters: AddedParameters) -> int:
-    spans = map(portspace.span, [*parameters.ranges, *parameters.explicit])
-    return parameters.most * max((last - first + 1 for first, last in spans), default=0)
+    spans = map(span, [*parameters.ranges, *parameters.explicit])
+    return parameters.most * max(map(len, spans), default=0)
 
 
 MORE_CLIENT_IPS = Claim(

@@ -11,17 +11,9 @@ from pydantic import AfterValidator, Field
 from bench import facts, paths, scenario
 from bench.claims.lab import Lab
 from bench.claims.model import Found, NotMeasurable
+from bench.claims.portrange import LAST, RANGE, span
 from bench.inventory import Host
 from bench.results import Run
-
-RANGE = "net.ipv4.ip_local_port_range"
-"""Ports that connect(2) chooses from, of each network namespace, for IPv6 too (ip-sysctl.rst)."""
-
-DEFAULT = "32768 60999"
-"""Its default: net/ipv4/af_inet.c ``inet_init_net``. 28,232 ports."""
-
-UNPRIVILEGED = "1024 65535"
-"""All that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
 
 ENOUGH = 512
 """Connections asked for beyond those that ports allow, for each pair of a client address and a
@@ -75,11 +67,10 @@ def filled(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
     :param ports: the range, as the sysctl has it
     :raises NotMeasurable: where the range cannot be set.
     """
-    first, last = span(ports)
     several = _pairs(fields)
-    wanted = (last - first + 1) * several
+    wanted = len(span(ports)) * several
     # From 1: more four-tuples than the kernel has ports for. None of them is bound.
-    connections = min(65_535 * several, wanted + ENOUGH * several)
+    connections = min(LAST * several, wanted + ENOUGH * several)
     with lab.settings([client], sysctl={RANGE: ports}):
         done = lab.held(
             **_usual(fields),
@@ -93,15 +84,15 @@ def filled(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
 
 def planned(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
     """Bind every source port of a range by itself, and connect from it."""
-    first, last = span(ports)
+    wanted = span(ports)
     several = _pairs(fields)
     done = lab.run(
         **_usual(fields),
-        connections=(last - first + 1) * several,
+        connections=len(wanted) * several,
         step=0.5,
         retries=0,  # a port that is in use is refused once
-        first_client_port=first,
-        last_client_port=last,
+        first_client_port=wanted[0],
+        last_client_port=wanted[-1],
     )
     return _row(lab, client, done, ports, done.predicted.limits["tuples"])
 
@@ -132,20 +123,6 @@ def addresses(lab: Lab, host: Host, family: int) -> list[str]:
         if one.version == family and any(one in network for network in networks)
         if str(one) not in host.routed_addresses
     ]
-
-
-def span(ports: str) -> tuple[int, int]:
-    """First and last port of a range as the sysctl has it.
-
-    :raises ValueError: if it is none.
-    """
-    words = ports.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
-        raise ValueError(f"got {ports!r}, expected a first and a last port, as in '20000 24999'")
-    first, last = int(words[0]), int(words[1])
-    if not 1 <= first <= last <= 65_535:
-        raise ValueError(f"got {ports!r}, expected ports from 1 to 65535 in order")
-    return first, last
 
 
 def _pairs(fields: dict[str, Any]) -> int:

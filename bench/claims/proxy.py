@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.model import Claim, Found, Judgement, NotMeasurable
+from bench.claims.portrange import RANGE, PortRange
 from bench.inventory import Host
 from bench.results import KernelBytes, Run
 
-RANGE = "net.ipv4.ip_local_port_range"
 SOCKETS = 4
 """Of a proxied connection: the client's, the proxy's two, the server's."""
 
@@ -22,23 +22,13 @@ CONTROL, PLAIN, HEADED, TRANSPARENT = 4999, 5000, 5001, 5002
 """Ports of the role reverse_proxy: the handshake's, and one for each way to name the client."""
 
 
-class ProxyParameters(Parameters):
+class ProxyParameters(PortRange):
     """Where one proxy is to stop, and what both are to carry."""
 
-    first_port: int = Field(ge=1, le=65_535)
-    last_port: int = Field(ge=1, le=65_535)
     beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what one proxy's source ports allow."""
     connections: int = Field(ge=1, le=100_000_000)
     """Through all proxies together."""
-
-    @field_validator("last_port")
-    @classmethod
-    def _in_order(cls, value: int, info: ValidationInfo) -> int:
-        first = info.data.get("first_port", 1)
-        if value < first:
-            raise ValueError(f"got {value}, expected at least first_port ({first})")
-        return value
 
 
 class ProxyFound(Found):
@@ -86,7 +76,7 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
     sources = [one for one in first.data_addresses if ":" not in one]
     with lab.trials() as trials:
         taken = Look(trials, first).listening()
-    ports = set(range(parameters.first_port, parameters.last_port + 1)) - taken
+    ports = set(parameters.ports) - taken
     wanted = len(ports) * len(sources) + parameters.beyond
     span = f"{parameters.first_port} {parameters.last_port}"
     with lab.settings([first], sysctl={RANGE: span}):

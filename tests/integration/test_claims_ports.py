@@ -9,7 +9,7 @@ from agents import CLIENT, CLIENT6
 from beds import Bed
 
 from bench import scenario, survey
-from bench.claims import addresses, fourtuple, portspace
+from bench.claims import addresses, fourtuple, portrange, portspace
 from bench.claims.lab import Lab
 
 RANGE = "20000 20499"
@@ -25,12 +25,12 @@ def lab(bed: Bed, tmp_path: Path) -> Lab:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_the_kernel_s_range_holds_as_many_as_it_has_ports(bed: Bed, lab: Lab, family: int) -> None:
-    before = bed.net.run("client", "sysctl", "-n", portspace.RANGE)
+    before = bed.net.run("client", "sysctl", "-n", portrange.RANGE)
     row = portspace.filled(lab, lab.client, RANGE, family=family)
     assert row.exact and row.held == row.allowed == 500
     assert row.refused["EADDRNOTAVAIL"] > 0
     assert (row.family, row.addresses, row.targets) == (family, 1, 1)
-    assert bed.net.run("client", "sysctl", "-n", portspace.RANGE) == before
+    assert bed.net.run("client", "sysctl", "-n", portrange.RANGE) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""Ranges of ports, as the kernel chooses from them."""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from bench.claims.model import Parameters
+
+LAST = 65_535
+
+RANGE = "net.ipv4.ip_local_port_range"
+"""Ports that connect(2) chooses from, of each network namespace, for IPv6 too (ip-sysctl.rst)."""
+
+DEFAULT = "32768 60999"
+"""Its default: net/ipv4/af_inet.c ``inet_init_net``. 28,232 ports."""
+
+UNPRIVILEGED = "1024 65535"
+"""All that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
+
+
+class PortRange(Parameters):
+    """Parameters with a range of ports among them."""
+
+    first_port: int = Field(ge=1, le=LAST)
+    last_port: int = Field(ge=1, le=LAST)
+
+    @field_validator("last_port")
+    @classmethod
+    def _in_order(cls, value: int, info: ValidationInfo) -> int:
+        first = info.data.get("first_port", 1)
+        if value < first:
+            raise ValueError(f"got {value}, expected at least first_port ({first})")
+        return value
+
+    @property
+    def ports(self) -> range:
+        """All of them."""
+        return range(self.first_port, self.last_port + 1)
+
+
+def span(ports: str) -> range:
+    """The ports of a range as the sysctl has it.
+
+    :raises ValueError: if it is none.
+    """
+    words = ports.split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        raise ValueError(f"got {ports!r}, expected a first and a last port, as in '20000 24999'")
+    first, last = int(words[0]), int(words[1])
+    if not 1 <= first <= last <= LAST:
+        raise ValueError(f"got {ports!r}, expected ports from 1 to 65535 in order")
+    return range(first, last + 1)
