@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims import portspace
@@ -9,6 +11,7 @@ from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
 from bench.claims.portrange import DEFAULT, LAST, UNPRIVILEGED, span
 from bench.claims.portspace import Filled
+from bench.inventory import Host
 
 FIRST_PORT = 1_024
 """Of what a user may bind (:data:`UNPRIVILEGED`)."""
@@ -160,15 +163,10 @@ def measure_added(
 
 def measure_client_ips(lab: Lab, parameters: AddedParameters) -> AddedFound:
     """With one client address, two, and so on."""
-    there = {
-        family: len(portspace.addresses(lab, lab.client, family))
-        for family in portspace.families(lab, parameters.families)
-    }
-    if max(there.values()) < 2:
-        raise NotMeasurable(
-            f"{lab.client.name} has one address; for more of them tune for more connections: "
-            "ansible-playbook lab.yml -e connections=200000"
-        )
+    cure = (
+        "for more of them tune for more connections: ansible-playbook lab.yml -e connections=200000"
+    )
+    there = _several(lab, parameters, lab.client, cure)
     return measure_added(lab, parameters, "client addresses", there)
 
 
@@ -180,16 +178,23 @@ def measure_server_ports(lab: Lab, parameters: AddedParameters) -> AddedFound:
 
 def measure_server_ips(lab: Lab, parameters: AddedParameters) -> AddedFound:
     """With one server address, two, and so on."""
+    cure = "what gives it two: ansible-playbook lab.yml -e lab_server_addresses=2"
+    there = _several(lab, parameters, lab.server, cure)
+    return measure_added(lab, parameters, "server addresses", there)
+
+
+def _several(lab: Lab, parameters: AddedParameters, host: Host, cure: str) -> dict[int, int]:
+    """IP version to how many addresses of it a host has.
+
+    :raises NotMeasurable: where it has one of each at most.
+    """
     there = {
-        family: len(portspace.addresses(lab, lab.server, family))
+        family: len(portspace.addresses(lab, host, family))
         for family in portspace.families(lab, parameters.families)
     }
     if max(there.values()) < 2:
-        raise NotMeasurable(
-            f"{lab.server.name} has one address; what gives it two: ansible-playbook lab.yml "
-            "-e lab_server_addresses=2"
-        )
-    return measure_added(lab, parameters, "server addresses", there)
+        raise NotMeasurable(f"{host.name} has one address; {cure}")
+    return there
 
 
 def judge_added(found: AddedFound) -> Judgement:
@@ -228,47 +233,52 @@ def judge_added(found: AddedFound) -> Judgement:
     )
 
 
-_SMALL = AddedParameters(ranges=["20000 24999"], explicit=[], families=[4], most=2)
-_FULL = AddedParameters(ranges=[DEFAULT], explicit=[UNPRIVILEGED], families=[4], most=3)
-
-
 def _connections(parameters: AddedParameters) -> int:
     spans = map(span, [*parameters.ranges, *parameters.explicit])
     return parameters.most * max(map(len, spans), default=0)
 
 
-MORE_CLIENT_IPS = Claim(
-    id="more-client-ips",
+def _claim(
+    id: str,
+    said: str,
+    cure: str,
+    measure: Callable[[Lab, AddedParameters], AddedFound],
+    families: portspace.Families,
+) -> Claim[AddedParameters, AddedFound]:
+    """That each further one of something adds as many connections as the first."""
+    return Claim(
+        id=id,
+        said=said,
+        cure=cure,
+        read="docs/scenarios.md",
+        small=AddedParameters(ranges=["20000 24999"], explicit=[], families=families, most=2),
+        full=AddedParameters(ranges=[DEFAULT], explicit=[UNPRIVILEGED], families=families, most=3),
+        measure=measure,
+        judge=judge_added,
+        connections=_connections,
+    )
+
+
+MORE_CLIENT_IPS = _claim(
+    "more-client-ips",
     said="Each added client address adds another 64K connections.",
     cure="Give clients alias addresses (role alias_ips) and bind each connection to one of them.",
-    read="docs/scenarios.md",
-    small=_SMALL.model_copy(update={"families": [4, 6]}),
-    full=_FULL.model_copy(update={"families": [4, 6]}),
     measure=measure_client_ips,
-    judge=judge_added,
-    connections=_connections,
+    families=[4, 6],
 )
 
-MORE_SERVER_PORTS = Claim(
-    id="more-server-ports",
+MORE_SERVER_PORTS = _claim(
+    "more-server-ports",
     said="Each added server port adds another 64K connections per client address.",
     cure="Listen on several ports where few clients, such as a proxy, bring all connections.",
-    read="docs/scenarios.md",
-    small=_SMALL,
-    full=_FULL,
     measure=measure_server_ports,
-    judge=judge_added,
-    connections=_connections,
+    families=[4],
 )
 
-MORE_SERVER_IPS = Claim(
-    id="more-server-ips",
+MORE_SERVER_IPS = _claim(
+    "more-server-ips",
     said="Each added server address adds another 64K connections per client address.",
     cure="Give the server further addresses and spread clients over them, for instance by DNS.",
-    read="docs/scenarios.md",
-    small=_SMALL,
-    full=_FULL,
     measure=measure_server_ips,
-    judge=judge_added,
-    connections=_connections,
+    families=[4],
 )
