@@ -35,6 +35,7 @@ def vm_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """No QEMU is started and no process is touched."""
     fake = Machine()
     monkeypatch.setattr(qemu, "start", fake.start)
+    monkeypatch.setattr(qemu, "await_listening", fake.await_listening)
     monkeypatch.setattr(qemu, "stop", fake.stop)
     monkeypatch.setattr(qemu, "pid", fake.pid)
     monkeypatch.setattr(qemu, "answers", fake.answers)

@@ -169,6 +169,18 @@ def test_machines_are_made_from_nothing(
     assert vm_machine.did("run")[0] == [*create, str(disk)]
 
 
+def test_a_machine_starts_when_the_one_that_it_connects_to_listens(
+    vm_maker: Make, vm_machine: Machine
+) -> None:
+    vm_maker(fleet(3)).make(10, 10)
+    steps = [(how, what) for how, what in vm_machine.done if how in ("start", "await")]
+    assert steps[:3] == [
+        ("start", "server1"),
+        ("await", ("server1", ["client1.sock", "client2.sock"])),
+        ("start", "client1"),
+    ]
+
+
 def test_made_twice_nothing_is_done(vm_maker: Make, vm_machine: Machine) -> None:
     vm_maker().make(10, 10)
     vm_machine.done.clear()

@@ -328,3 +328,57 @@ def test_without_qemu_no_machine_starts_and_the_packages_are_named(
 ) -> None:
     monkeypatch.setattr(qemu, "QEMU", str(directory / "none"))
     assert refusal(qemu.start, directory, []) == NOT_INSTALLED
+
+
+# The sockets that others connect to.
+
+
+@pytest.fixture
+def this_process(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """This process as a machine's, with a socket that does not listen yet."""
+    monkeypatch.setattr(qemu, "pid", lambda _: os.getpid())
+    monkeypatch.chdir(directory)  # QEMU names its sockets as seen from there
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind("client1.sock")
+        yield ear
+
+
+def test_a_socket_that_does_not_listen_in_time_is_named(
+    directory: Path, this_process: socket.socket
+) -> None:
+    said = refusal(qemu.await_listening, directory, ["client1.sock"], 0.05)
+    assert said == "host server1: qemu-system-x86_64 does not listen on client1.sock after 0.05 s"
+
+
+def test_all_sockets_have_to_listen(directory: Path, this_process: socket.socket) -> None:
+    this_process.listen()
+    qemu.await_listening(directory, ["client1.sock"])
+    said = refusal(qemu.await_listening, directory, ["client1.sock", "client2.sock"], 0.05)
+    assert "does not listen on client2.sock" in said
+
+
+def test_a_socket_that_listens_later_is_waited_for(
+    directory: Path, this_process: socket.socket
+) -> None:
+    later = threading.Timer(0.1, this_process.listen)
+    later.start()
+    qemu.await_listening(directory, ["client1.sock"])
+    assert this_process.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    later.join()
+
+
+def test_a_socket_of_that_name_of_another_process_does_not_count(
+    directory: Path,
+    this_process: socket.socket,
+    idle: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    this_process.listen()
+    other = idle("qemu")
+    monkeypatch.setattr(qemu, "pid", lambda _: other)
+    said = refusal(qemu.await_listening, directory, ["client1.sock"], 0.05)
+    assert "does not listen on client1.sock" in said
+
+
+def test_a_machine_that_serves_nobody_is_not_waited_for(directory: Path) -> None:
+    qemu.await_listening(directory, [], 0)

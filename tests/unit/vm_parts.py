@@ -157,6 +157,9 @@ class Machine:
             raise self.fails[directory.name]
         self.running[directory.name] = 1000 + len(self.running)
 
+    def await_listening(self, directory: Path, names: list[str]) -> None:
+        self.done.append(("await", (directory.name, names)))
+
     def stop(self, directories: list[Path], limit: float) -> None:
         self.done.append(("stop", ([directory.name for directory in directories], limit)))
         for directory in directories:

@@ -61,6 +61,12 @@ def links(fleet: Fleet, vm: Vm) -> list[str]:
     return words
 
 
+def served(fleet: Fleet, vm: Vm) -> list[str]:
+    """Names of the sockets on which a machine's QEMU waits for those of others."""
+    hub, *others = fleet.vms
+    return [f"{other.name}.sock" for other in others] if vm is hub else []
+
+
 def _stream(name: str, path: str, *, server: bool) -> str:
     end = "on" if server else "off"
     return f"stream,id={name},server={end},addr.type=unix,addr.path={path}"

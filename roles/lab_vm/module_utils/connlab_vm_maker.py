@@ -16,7 +16,12 @@ from ansible.module_utils.connlab_base import read, run, write
 from ansible.module_utils.connlab_files import last_words
 from ansible.module_utils.connlab_layout import LabError
 from ansible.module_utils.connlab_plan import Plan
-from ansible.module_utils.connlab_vm_arguments import configuration, guest_files, qemu_arguments
+from ansible.module_utils.connlab_vm_arguments import (
+    configuration,
+    guest_files,
+    qemu_arguments,
+    served,
+)
 from ansible.module_utils.connlab_vm_kvm import choose
 from ansible.module_utils.connlab_vm_layout import Fleet, Vm
 from ansible.module_utils.connlab_vm_plan import check_memory, decide
@@ -100,6 +105,7 @@ class Maker:
         write(directory / "vm.json", json.dumps(about) + "\n")
         words = qemu_arguments(self.fleet, vm, self.kind, str(self.image), str(directory))
         qemu.start(directory, words)
+        qemu.await_listening(directory, served(self.fleet, vm))
 
     def _wait(self, vms: Sequence[Vm], limit: float) -> None:
         silent = list(vms)

@@ -18,6 +18,9 @@ from ansible.module_utils.connlab_vm_arguments import disk
 
 QEMU = "qemu-system-x86_64"
 
+ACCEPTS = 1 << 16
+"""Flag of a socket that listens, in /proc/net/unix (include/uapi/linux/net.h __SO_ACCEPTCON)."""
+
 NOT_INSTALLED = f"{QEMU}: not installed: apt install qemu-system-x86 qemu-utils"
 
 
@@ -57,6 +60,39 @@ def start(directory: Path, arguments: Sequence[str]) -> None:
     if done.returncode:
         said = " / ".join(done.stderr.split("\n")).strip(" /")
         raise LabError(f"host {directory.name}: {QEMU}: {said or done.returncode}")
+
+
+def await_listening(directory: Path, names: Sequence[str], limit: float = 10.0) -> None:
+    """Wait until a machine that was started listens on sockets of its directory.
+
+    QEMU listens in a thread of its own, which its start does not wait for (net/stream.c
+    net_stream_server_init), and one that comes too early does not try again: its guest would have
+    a network card that reaches nobody.
+
+    :raises LabError: if it does not within so many seconds.
+    """
+    deadline = time.monotonic() + limit
+    while missing := [name for name in names if name not in _listening(pid(directory))]:
+        if time.monotonic() > deadline:
+            raise LabError(
+                f"host {directory.name}: {QEMU} does not listen on {missing[0]} after {limit:g} s"
+            )
+        time.sleep(0.01)
+
+
+def _listening(process: int | None) -> set[str]:
+    """Paths of the unix sockets that a process listens on, as it named them."""
+    own = set()
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(f"/proc/{process}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                own.add(os.readlink(entry))
+    rows = [row.split(maxsplit=7) for row in read(Path("/proc/net/unix")).splitlines()[1:]]
+    return {
+        row[7]
+        for row in rows
+        if len(row) == 8 and int(row[3], 16) & ACCEPTS and f"socket:[{row[6]}]" in own
+    }
 
 
 def ask(directory: Path, command: str, limit: float = 5.0) -> None:
