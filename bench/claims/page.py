@@ -6,16 +6,19 @@ test sees that it says what they say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.claims.model import Claim
-from bench.claims.record import Record
+from bench.claims.record import Figure, Record
 from bench.units import count
 
 UNMEASURED = ("not measurable here", "failed", "inconclusive")
+
+LINE = "<br>"
+"""What ends a line within a cell of a Markdown table."""
 
 
 def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
@@ -33,7 +36,7 @@ def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    env.filters["figure"] = figure
+    env.filters["tables"] = tables
     env.filters["kernels"] = kernels
     return env.get_template("claims.md.j2").render(
         rows=[(claim, chosen.get(claim.id), elsewhere(claim.id, known, chosen)) for claim in claims]
@@ -81,8 +84,42 @@ def kernels(one: Record) -> str:
     return ", ".join(sorted(set(one.kernels.values())))
 
 
+def tables(figures: Sequence[Figure]) -> list[tuple[str, list[list[str]]]]:
+    """Figures as tables, the heading first: those of one value together, without a title."""
+    single, several = [["figure", "value"]], []
+    for one in figures:
+        cells, title = grid(one.value), one.description or one.name
+        if cells:
+            several.append((title, cells))
+        else:
+            single.append([title, figure(one.value)])
+    return [*([("", single)] if single[1:] else []), *several]
+
+
+def grid(value: Any) -> list[list[str]]:
+    """A figure that is a table of its own, its heading first; else nothing.
+
+    That is a list of mappings, a row each, or a mapping of mappings, whose keys come first.
+    """
+    if isinstance(value, dict) and _mappings(value.values()):
+        rows = [{"": key, **fields} for key, fields in value.items()]
+    elif isinstance(value, list) and _mappings(value):
+        rows = value
+    else:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [
+        [_title(name) for name in names],
+        *([figure(row.get(name)) for name in names] for row in rows),
+    ]
+
+
+def _mappings(values: Collection[Any]) -> bool:
+    return bool(values) and all(isinstance(one, dict) for one in values)
+
+
 def figure(value: Any) -> str:
-    """A figure for a reader."""
+    """A figure for a reader, in one cell of a table: what has parts of its own in lines."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
@@ -90,7 +127,19 @@ def figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, list):
-        return ", ".join(figure(one) for one in value)
+        return (LINE if _mappings(value) else ", ").join(map(figure, value)) or "-"
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {figure(one)}" for key, one in value.items())
+        lines = any(_mappings(one) for one in value.values() if isinstance(one, list))
+        return (LINE if lines else "; ").join(map(_named, value.items())) or "-"
     return str(value)
+
+
+def _named(item: tuple[str, Any]) -> str:
+    name, value = item
+    lines = isinstance(value, list) and _mappings(value)
+    return f"{name}:{LINE if lines else ' '}{figure(value)}"
+
+
+def _title(name: str) -> str:
+    """A field's name in words; what has capitals is a name that others gave: SO_REUSEADDR."""
+    return name.replace("_", " ") if name.islower() else name

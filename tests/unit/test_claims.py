@@ -196,10 +196,47 @@ def test_the_page_tells_of_other_kernels_as_well() -> None:
         ([1, 2], "1, 2"),
         ({"a": 1_000}, "a: 1,000"),
         ("as it is", "as it is"),
+        ([], "-"),
+        ({"sock_inode_cache": 862.1, "TCP": 2_340}, "sock_inode_cache: 862.1; TCP: 2,340"),
+        ({"steps": [{"a": 1, "b": 2}, {"a": 3}]}, "steps:<br>a: 1; b: 2<br>a: 3"),
     ],
 )
 def test_figures_are_for_readers(value: Any, text: str) -> None:
     assert page.figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "cells"),
+    [
+        (5, []),
+        ([], []),
+        ([1, {"a": 1}], []),
+        ({"a": 1, "b": {"c": 2}}, []),
+        (
+            [{"bound_by": "none", "held": 1_000}, {"bound_by": "memory", "lost": 2}],
+            [["bound by", "held", "lost"], ["none", "1,000", "-"], ["memory", "-", "2"]],
+        ),
+        (
+            {"IPv4": {"same, without SO_REUSEADDR": "EADDRINUSE"}},
+            [["", "same, without SO_REUSEADDR"], ["IPv4", "EADDRINUSE"]],
+        ),
+    ],
+)
+def test_a_figure_with_rows_is_a_table_of_its_own(value: Any, cells: list[list[str]]) -> None:
+    assert page.grid(value) == cells
+
+
+def test_figures_of_one_value_share_a_table() -> None:
+    figures = [
+        {"name": "a", "value": 1, "description": ""},
+        {"name": "b", "value": [{"c": 2}], "description": "rows"},
+        {"name": "d", "value": 3, "description": ""},
+    ]
+    told = record(id="1", profile="full").model_copy(
+        update={"figures": [Figure.model_validate(one) for one in figures]}
+    )
+    text = page.render([CLAIM], [told])
+    assert "| figure | value |\n|---|--:|\n| a | 1 |\n| d | 3 |\n\nrows:\n\n| c |\n" in text
 
 
 # Running them.
