@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
 from typing import Any, NamedTuple
@@ -70,9 +70,9 @@ class SocketBuffersFound(Found):
     unread_pages: float = Field(
         description="pages that TCP's buffers of the whole kernel gained per connection"
     )
-    available_fall: float = Field(
-        description="bytes that the server's MemAvailable fell by per connection; all that went on "
-        "in its kernel is in it"
+    available_fall: float | None = Field(
+        description="bytes that the server's MemAvailable fell by per connection as they came; "
+        "none where its kernel is shared, and all that went on beside is in it"
     )
     rmem_max: int = Field(description="tcp_rmem[2], bytes")
     wmem_max: int = Field(description="tcp_wmem[2], bytes")
@@ -124,6 +124,11 @@ def _pair(lab: Lab) -> Iterator[_Pair]:
 def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> SocketBuffersFound:
     """Open, send what nobody reads, then send without end, with the kernel's own buffer sizes."""
     number = parameters.connections
+
+    def gained(first: Mapping[str, Any], then: Mapping[str, Any], what: str) -> float | None:
+        """Bytes per connection, where they are the server's alone."""
+        return None if lab.shared_kernel else round((then[what] - first[what]) * 1024 / number, 1)
+
     with lab.settings([lab.server, lab.client], sysctl=BUFFERS), _pair(lab) as pair:
         before = pair.server.first
         idle = pair.connect(number)
@@ -140,15 +145,13 @@ def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> Soc
         minimum=before["rmem"][0] + before["wmem"][0],
         idle_charged=idle["charged"] / number,
         idle_pages=idle["pages"] - before["pages"],
-        idle_slab=None
-        if lab.shared_kernel
-        else round((idle["slab_kib"] - before["slab_kib"]) * 1024 / number, 1),
+        idle_slab=gained(before, idle, "slab_kib"),
         sent=sender["sent"] / number,
         unread=full["unread"] / number,
         buffered=full["buffered"] / number,
         charged=full["charged"] / number,
         unread_pages=round((full["pages"] - idle["pages"]) / number, 2),
-        available_fall=round((idle["available_kib"] - full["available_kib"]) * 1024 / number, 1),
+        available_fall=gained(full, idle, "available_kib"),
         rmem_max=before["rmem"][2],
         wmem_max=before["wmem"][2],
         never_read=never["unread"],
