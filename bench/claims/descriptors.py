@@ -1,4 +1,4 @@
-"""What bounds open files, and what bounds those that epoll watches."""
+"""What bounds open files: the system, the user, the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.headroom import watches_default
 from bench.trials import Trial
 
 OTHER_USER = "nobody"
@@ -16,7 +15,6 @@ OTHER_USER = "nobody"
 
 FILE = "/etc/security/limits.d/zz-connlab-{}.conf"
 """Read after all others: pam_limits(8) takes them in the order of the C locale."""
-
 
 ROUGH = 1.1
 """How far above fs.file-max the kernel's count has to be to show that it refused nothing: the count
@@ -260,129 +258,4 @@ FD_LEVELS = Claim(
     full=FdLevelsParameters(soft=1_024, room=2_000, spared=2_000, login=2_000, inherited=3_000),
     measure=measure_fd_levels,
     judge=judge_fd_levels,
-)
-
-WATCHES = "fs.epoll.max_user_watches"
-
-SAID_WATCHES = 800_000
-SAID_MEM_KIB = 3_922_676
-"""MemTotal of the classic experiment's server, 3.9 GB (docs/architecture.md)."""
-
-
-class EpollWatchesParameters(Parameters):
-    """How far the limit is lowered, and how many connections go against it."""
-
-    watches: int = Field(ge=1_000, le=99_000_000)
-    """Enough that what else the user watches does not count."""
-    connections: int = Field(ge=1_001, le=100_000_000)
-
-    @field_validator("connections")
-    @classmethod
-    def _go_beyond(cls, value: int, info: ValidationInfo) -> int:
-        watches = info.data.get("watches", 0)
-        if value <= watches:
-            raise ValueError(f"got {value:,}, expected more than watches ({watches:,})")
-        return value
-
-
-class EpollWatchesFound(Found):
-    """Where the watches ended, and what the kernel's default is."""
-
-    mem_total_kib: int = Field(description="MemTotal of the server, KiB")
-    default: int = Field(description="fs.epoll.max_user_watches as the server's kernel made it")
-    formula: int = Field(description="4 % of MemTotal over 184 B, the cost of a watch")
-    watch_bytes: float = Field(description="4 % of MemTotal over that default, bytes for a watch")
-    at_said: int = Field(
-        description="that default in proportion for a MemTotal of 3,922,676 KiB (3.9 GB)"
-    )
-    limit: int | None = Field(None, description="fs.epoll.max_user_watches, lowered")
-    held: int | None = Field(None, description="connections that the server then held")
-    refused: int | None = Field(None, description="ENOSPC that epoll_ctl(2) answered")
-    bound_by: str | None = Field(None, description="the limit that the run's diagnosis named")
-    shared: str = Field("", description="why it could not be lowered, if it was not")
-
-
-def measure_epoll_watches(lab: Lab, parameters: EpollWatchesParameters) -> EpollWatchesFound:
-    """Lower the limit on the server and connect until something refuses."""
-    record = lab.hosts[lab.server.name]
-    tuned = record.tuning.get("tune_sysctl", {}).get(WATCHES)
-    default = int(tuned.found if tuned else record.sysctl[WATCHES])
-    found = EpollWatchesFound(
-        mem_total_kib=record.mem_total_kib,
-        default=default,
-        formula=watches_default(record.mem_total_kib),
-        watch_bytes=round(record.mem_total_kib * 1024 / 25 / default, 1),
-        at_said=default * SAID_MEM_KIB // record.mem_total_kib,
-    )
-    try:
-        with lab.settings([lab.server], sysctl={WATCHES: parameters.watches}):
-            done = lab.run(connections=parameters.connections, expect="limit", watch="epoll")
-    except NotMeasurable as error:
-        return found.model_copy(update={"shared": str(error)})
-    return found.model_copy(
-        update={
-            "limit": parameters.watches,
-            "held": done.measured.established.servers,
-            "refused": done.measured.errors.get("ENOSPC", 0),
-            "bound_by": done.bound_by,
-        }
-    )
-
-
-def judge_epoll_watches(found: EpollWatchesFound) -> Judgement:
-    """Confirmed by ENOSPC at the limit, and a default that gives what is said."""
-    default = (
-        f"default {found.default:,} with {found.mem_total_kib:,} KiB of memory (the formula gives "
-        f"{found.formula:,})"
-    )
-    if found.limit is None or found.held is None:
-        return Judgement("not measurable here", default, found.shared)
-    measured = (
-        f"{found.held:,} held under a limit of {found.limit:,}, ENOSPC {found.refused:,} times; "
-        f"{default}, so {found.at_said:,} on a host with 3.9 GB"
-    )
-    if found.bound_by == "none" and found.held > found.limit:
-        return Judgement("refuted", measured, "more were watched than the limit, and none refused")
-    if found.bound_by != WATCHES:
-        return Judgement(
-            "inconclusive", measured, f"the run was bound by {found.bound_by}, not by the limit"
-        )
-    if not found.refused:
-        return Judgement("refuted", measured, "the limit stopped the run, and not with ENOSPC")
-    if not 0.95 * found.limit <= found.held <= found.limit:
-        return Judgement(
-            "inconclusive", measured, "epoll_ctl refused, but at another count than the limit"
-        )
-    if abs(found.default - found.formula) > 0.05 * found.formula:
-        return Judgement(
-            "depends",
-            measured,
-            "the limit stops epoll_ctl; this kernel's default is not 4 % of memory over 184 B a "
-            "watch",
-        )
-    if abs(found.at_said - SAID_WATCHES) > 0.1 * SAID_WATCHES:
-        return Judgement(
-            "depends",
-            measured,
-            "the limit stops epoll_ctl, at 4 % of memory over the size of a watch in this kernel",
-        )
-    return Judgement(
-        "confirmed",
-        measured,
-        "each watched socket takes an epoll item, and one user's items may take 4 % of memory "
-        f"({found.watch_bytes:.0f} B each)",
-    )
-
-
-EPOLL_WATCHES = Claim(
-    id="epoll-watches",
-    said="fs.epoll.max_user_watches (about 4 % of RAM by default) stops epoll_ctl with ENOSPC: "
-    "near 800k connections on a 3.9 GB host.",
-    cure="Raise fs.epoll.max_user_watches above the connections that one user watches.",
-    read="docs/limits.md",
-    small=EpollWatchesParameters(watches=3_000, connections=4_000),
-    full=EpollWatchesParameters(watches=50_000, connections=60_000),
-    measure=measure_epoll_watches,
-    judge=judge_epoll_watches,
-    connections=lambda parameters: parameters.connections,
 )

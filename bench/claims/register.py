@@ -15,13 +15,16 @@ from bench.claims import (
     fourtuple,
     keystroke,
     lookups,
-    memory,
+    memavailable,
+    million,
+    moderncost,
     nat,
     ports,
     pressure,
     processes,
     proxy,
     userland,
+    watches,
 )
 from bench.claims.model import Claim
 from bench.errors import InputError
@@ -34,7 +37,7 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     ports.MORE_SERVER_PORTS,
     ports.MORE_SERVER_IPS,
     descriptors.FD_LEVELS,
-    memory.MILLION,
+    million.MILLION,
     buffers.SOCKET_BUFFERS,
     closing.TIME_WAIT,
     pressure.BURST,
@@ -45,10 +48,10 @@ _ALL: tuple[Claim[Any, Any], ...] = (
     userland.USERLAND_TCP,
     processes.PROCESSES,
     counting.COUNT_BY_PORT,
-    descriptors.EPOLL_WATCHES,
+    watches.EPOLL_WATCHES,
     lookups.HASH_TABLE,
-    memory.MEMAVAILABLE,
-    memory.MODERN_COST,
+    memavailable.MEMAVAILABLE,
+    moderncost.MODERN_COST,
 )
 
 CLAIMS = {claim.id: claim for claim in _ALL}

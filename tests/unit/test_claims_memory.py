@@ -6,18 +6,11 @@ import pytest
 import runs
 
 from bench.claims import slabs
-from bench.claims.memory import (
-    MEM_TOTAL_KIB,
-    MILLION,
-    MemAvailableFound,
-    MillionFound,
-    ModernCostFound,
-    _as_said,
-    judge_memavailable,
-    judge_million,
-    judge_modern_cost,
-)
+from bench.claims.article import MEM_TOTAL_KIB
+from bench.claims.memavailable import MemAvailableFound, judge_memavailable
+from bench.claims.million import MILLION, MillionFound, _as_said, judge_million
 from bench.claims.model import NotMeasurable
+from bench.claims.moderncost import ModernCostFound, judge_modern_cost
 
 FULL = MillionFound(
     extrapolated=False,

@@ -1,0 +1,16 @@
+"""The classic experiment's host, as what is said refers to it."""
+
+from __future__ import annotations
+
+from bench.classic import ARTICLE
+
+CONNECTIONS = ARTICLE.established
+
+SLAB_KIB = ARTICLE.meminfo_kib["Slab"]
+"""All slab of that host at the peak."""
+
+SLAB_EACH = SLAB_KIB * 1024 / CONNECTIONS
+"""The same for a connection, bytes."""
+
+MEM_TOTAL_KIB = 3_922_676
+"""MemTotal of a machine as in the classic experiment, 3.9 GB (docs/architecture.md)."""
