@@ -10,6 +10,7 @@ from beds import Bed
 from sides import lab
 
 from bench.claims import closing
+from bench.claims.churning import Churning
 from bench.claims.ends import between
 from bench.errors import LabError
 from bench.trials import Trials
@@ -32,7 +33,7 @@ def test_who_closes_first_runs_out_of_ports(trials: Trials, bed: Bed, tmp_path: 
     trials.begin(hosts.server, "closing", **server)
     targets = ends.endpoints[2:]
     client = trials.begin(hosts.client, "closing", side="client", targets=targets, **ends.client)
-    found = closing._Churning(hosts, trials, ends, client, PORTS).measured()
+    found = Churning(hosts, trials, ends, client, PORTS).measured()
     first = found["client_first"]
     assert (first.done, first.error) == (PORTS, "EADDRNOTAVAIL")
     assert (first.client_time_wait, first.server_time_wait) == (PORTS, 0)

@@ -8,7 +8,8 @@ import pytest
 
 from bench.agent.trials import lasting
 from bench.claims import closing
-from bench.claims.closing import Churn, TimeWaitFound
+from bench.claims.churning import Churn
+from bench.claims.closing import TimeWaitFound
 
 
 def churn(

@@ -7,13 +7,13 @@ import errno
 import pytest
 
 from bench.agent.trials import lasting
-from bench.claims import closing
+from bench.claims import churning
 
 HOME = "127.0.0.1"
 
 
 def test_watched_sockets_stay_out_of_the_churns_ports() -> None:
-    assert 1_024 <= lasting.SOURCES.start < lasting.SOURCES.stop <= closing.FIRST_SOURCE - 2
+    assert 1_024 <= lasting.SOURCES.start < lasting.SOURCES.stop <= churning.FIRST_SOURCE - 2
     with lasting._bound(HOME) as made:
         assert made.getsockname()[1] in lasting.SOURCES
 
