@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bench.claims.ends import Look
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable
-from bench.claims.portrange import PortRange
-from bench.inventory import Host
-from bench.results import Run
-
-COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
-MAX = "net.netfilter.nf_conntrack_max"
-
-PORT = 6_000
-"""First of the server ports; each part has its own, so that no part meets connections of another
-that the router still remembers (nf_conntrack_tcp_timeout_close, 10 s)."""
-
-TABLE_FULL = "table full"
-"""What nf_conntrack says when it drops a packet for want of an entry
-(net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc)."""
-
+from bench.claims.translated import PORT, NatParameters, Part, opened, with_full_table
 
 UNANSWERED = "ETIMEDOUT"
 """What a client is told whose SYN the NAT dropped for want of a port (connect(2))."""
@@ -33,31 +19,6 @@ CUT_SHORT = ("memory", "ramp_timeout_seconds")
 
 NEARLY = 0.95
 """Share of the ports that has to be found for the rest to be put down to the search."""
-
-
-class NatParameters(PortRange):
-    """The NAT's ports, and how far beyond them is tried."""
-
-    beyond: int = Field(ge=1, le=100_000)
-    """Connections that are tried beyond what the ports allow, for each destination and address."""
-    retries: int = Field(ge=0, le=100)
-    """Of each: the NAT looks at some of its ports only, at others with each try."""
-    table: int = Field(ge=100, le=10_000_000)
-    """Entries that conntrack is left with in the last part."""
-
-
-class Part(BaseModel):
-    """One run through the NAT."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    ports: int = Field(description="of the NAT, those of all addresses and destinations together")
-    tried: int = Field(description="connections that were tried")
-    held: int = Field(description="connections that were held")
-    errors: dict[str, int] = Field(
-        description="what the tries were answered, retries included: errno to count"
-    )
-    bound_by: str = Field(description="the limit that stopped the run, or none")
 
 
 class NatFound(Found):
@@ -88,117 +49,32 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
     """
     router = lab.require("routers")
     addresses = [one for one in router.data_addresses if ":" not in one]
-    ports = len(parameters.ports)
     with lab.trials() as trials:
         look = Look(trials, router)
-        one = _run(lab, router, parameters, addresses[:1], [PORT])
+        one = opened(lab, router, parameters, addresses[:1], [PORT])
         entry = look.caches().get("nf_conntrack")
-    two = _run(lab, router, parameters, addresses[:1], [PORT + 1, PORT + 2])
+    two = opened(lab, router, parameters, addresses[:1], [PORT + 1, PORT + 2])
     both = None
     if len(addresses) > 1:
-        both = _run(lab, router, parameters, addresses[:2], [PORT + 3])
+        both = opened(lab, router, parameters, addresses[:2], [PORT + 3])
     full: tuple[int, int] | None = None
     why_not = ""
     try:
-        full = _full(lab, router, parameters, addresses[:1])
+        full = with_full_table(lab, router, parameters, addresses[:1])
     except NotMeasurable as error:
         why_not = str(error)
     return NatFound(
-        ports=ports,
+        ports=len(parameters.ports),
         retries=parameters.retries,
-        one=_part(one, ports),
-        two_destinations=_part(two, 2 * ports),
-        two_addresses=None if both is None else _part(both, 2 * ports),
+        one=one,
+        two_destinations=two,
+        two_addresses=both,
         entry_bytes=None if entry is None else round(entry.bytes_each, 1),
         full_table=None if full is None else parameters.table,
         full_held=None if full is None else full[0],
         full_said=None if full is None else full[1],
         full_why_not=why_not,
     )
-
-
-def _part(done: Run, ports: int) -> Part:
-    return Part(
-        ports=ports,
-        tried=done.requested.connections,
-        held=done.measured.established.ss,
-        errors=done.measured.errors,
-        bound_by=done.bound_by,
-    )
-
-
-def _run(
-    lab: Lab,
-    router: Host,
-    parameters: NatParameters,
-    addresses: list[str],
-    server_ports: list[int],
-) -> Run:
-    ports = len(parameters.ports)
-    tried = (ports + parameters.beyond) * len(addresses) * len(server_ports)
-    with lab.settings([router], tables=_rules(parameters, addresses, lab.server)):
-        return _open(lab, parameters, server_ports, tried)
-
-
-def _open(lab: Lab, parameters: NatParameters, server_ports: list[int], connections: int) -> Run:
-    return lab.run(
-        path="routed",
-        connections=connections,
-        server_addresses=1,
-        server_ports=server_ports,
-        # A NAT without a free port drops the SYN: the client hears nothing. Each try searches anew.
-        connect_timeout_ms=1_000,
-        retries=parameters.retries,
-        backoff_ms=10,
-        max_in_flight=512,
-    )
-
-
-def _rules(parameters: NatParameters, addresses: list[str], server: Host) -> dict[str, str]:
-    """A NAT of its own, before the router's: the first that decides on a connection wins.
-
-    Several addresses take turns: of a range the kernel would choose one for each pair of client and
-    server by a hash (net/netfilter/nf_nat_core.c ``find_best_ips_proto``), full or not.
-
-    :raises NotMeasurable: if the server has no IPv4 address behind the router.
-    """
-    behind = [one for one in server.routed_addresses if ":" not in one]
-    if not behind:
-        raise NotMeasurable(
-            f"{server.name} has no IPv4 address in lab_routed_addresses, expected one behind the "
-            "router"
-        )
-    turns = ", ".join(f"{at} : {address}" for at, address in enumerate(addresses))
-    to = f"numgen inc mod {len(addresses)} map {{ {turns} }}"
-    ports = f"{parameters.first_port}-{parameters.last_port}"
-    return {
-        "ip connlab_claim": (
-            "chain post { type nat hook postrouting priority srcnat - 10; policy accept; "
-            f"ip protocol tcp tcp dport >= {PORT} ip daddr {{ {', '.join(behind)} }} "
-            f"snat to {to} : {ports}; }}"
-        )
-    }
-
-
-def _full(
-    lab: Lab, router: Host, parameters: NatParameters, addresses: list[str]
-) -> tuple[int, int]:
-    """Connections held with the table full, and what the router's kernel said of it.
-
-    :raises NotMeasurable: where the table is the whole machine's.
-    """
-    with (
-        lab.settings(
-            [router],
-            sysctl={MAX: parameters.table},
-            tables=_rules(parameters, addresses, lab.server),
-        ),
-        lab.trials() as trials,
-    ):
-        look = Look(trials, router)
-        before = look.text("kernel_log").count(TABLE_FULL)
-        done = _open(lab, parameters, [PORT + 4], parameters.table + parameters.beyond)
-        return done.measured.established.ss, look.text("kernel_log").count(TABLE_FULL) - before
 
 
 def judge(found: NatFound) -> Judgement:
