@@ -152,11 +152,6 @@ class Scenario(BaseModel):
         """Agent processes of a host of one side, where their number is given."""
         return (self.server_workers if server else None) or self.workers
 
-    @property
-    def client_ports(self) -> int:
-        """Source ports per client address."""
-        return self.last_client_port - self.first_client_port + 1
-
 
 def names() -> list[str]:
     """Names of the scenarios that come with the lab."""
