@@ -137,10 +137,11 @@ def _hold(out: int, entries: int, connections: int, echoes: int) -> None:
             held += share
             opened += [(held, figure) for figure in crew[-1].ask(b"O")]
         chunks = [figure for one in crew for figure in one.ask(b"E", -(-echoes // len(crew)))]
-        say(entries=own, chunks=len(chunks), connect_us=_steps(opened, held), held=held,
-            echo_us=round(decile(chunks), 2))  # fmt: skip
+        # Before the figures: what comes next would else run beside seconds of closing.
         for one in crew:
             one.ask(b"C")
+        say(entries=own, chunks=len(chunks), connect_us=_steps(opened, held), held=held,
+            echo_us=round(decile(chunks), 2))  # fmt: skip
     except (OSError, EOFError) as error:
         say(error=str(error) or "a worker died")
 
@@ -208,6 +209,9 @@ def _work(orders: int, out: int, number: int, share: int) -> None:
                 figures = _echo(ends, struct.unpack("<I", order[1:])[0])
             else:
                 sweep.reset([near.detach() for near, _ in ends])
+                for _, far in ends:
+                    far.close()
+                ends.clear()
                 figures = []
         except OSError as error:
             os.write(out, json.dumps({"error": f"worker {number + 1}: {error}"}).encode() + b"\n")
