@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from evidence import Found, hosts, measured
+from jinja2 import Template
 from runs import SCENARIO, million
 
 from bench.catalogue import CATALOGUE
@@ -124,3 +126,16 @@ def test_what_a_case_lowers_is_put_back_whatever_comes_of_it() -> None:
 
 def _role(step: dict[str, Any]) -> bool:
     return "ansible.builtin.include_role" in step
+
+
+@pytest.mark.parametrize("lab", ["a", "connlab-vm", "provoke", "zz9"])
+@pytest.mark.parametrize("tasks", ["provoke", "unprovoke"])
+def test_a_lowered_limit_is_read_after_the_labs_own(lab: str, tasks: str) -> None:
+    # pam_limits(8) and systemd take files in the order of their names, and the last one wins.
+    text = (PLAYBOOKS / f"tasks/{tasks}.yml").read_text()
+    names = re.findall(r"tune_limits_lab_name: (.+)", text)
+    assert len(names) == 1
+    files = [
+        f"90-{one}.conf" for one in (lab, Template(yaml.safe_load(names[0])).render(lab_name=lab))
+    ]
+    assert sorted(files) == files and len(set(files)) == 2
