@@ -182,9 +182,13 @@ def _serve(stage: Stage) -> None:
 
 def _trial(name: str) -> Any:
     """A trial's function. :raises Misuse: if there is none of that name."""
+    unknown = Misuse(f"trial: got {name!r}, expected the name of a trial")
     if not _NAME.match(name):
-        raise Misuse(f"trial: got {name!r}, expected the name of a trial")
+        raise unknown
     try:
-        return importlib.import_module(f"bench.agent.trials.{name}").run
-    except (ModuleNotFoundError, AttributeError):  # none, or a part of others
-        raise Misuse(f"trial: got {name!r}, expected the name of a trial") from None
+        module = importlib.import_module(f"bench.agent.trials.{name}")
+    except ModuleNotFoundError:
+        raise unknown from None
+    if not hasattr(module, "run"):  # a part of others
+        raise unknown
+    return module.run

@@ -33,7 +33,8 @@ class Commands(TyperGroup):
         try:
             status = super().main(args, *options, **extra)
         except typer.TyperException as error:
-            # No message where no command was given: the help has been printed.
+            # Pydantic's prefix tells a user nothing. No message where no command was given: the
+            # help has been printed.
             if message := error.format_message().replace("Value error, ", ""):
                 say(message)
             status = InputError.exit_status
