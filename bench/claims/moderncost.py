@@ -13,6 +13,9 @@ from bench.units import size
 MODERN = (3.7 * 1024, 3.9 * 1024)
 """Bytes per connection that are said of today's kernels."""
 
+ABOUT = 0.03
+"""Part by which a kernel may lie outside of that: a step of its last digit, 0.1 of 3.7 KiB."""
+
 
 class ModernCostParameters(Parameters):
     """How many connections are held."""
@@ -60,7 +63,7 @@ def judge_modern_cost(found: ModernCostFound) -> Judgement:
             "inconclusive", measured, "sockets that are not the run's came or went meanwhile"
         )
     low, high = MODERN
-    if all(0.97 * low <= each <= 1.03 * high for each in found.each.values()):
+    if all((1 - ABOUT) * low <= each <= (1 + ABOUT) * high for each in found.each.values()):
         blobs = sum(each for name, each in found.by_cache.items() if name.startswith("lsm_"))
         return Judgement(
             "confirmed",
