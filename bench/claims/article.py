@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.classic import ARTICLE
 
 CONNECTIONS = ARTICLE.established
+"""ESTAB connections of that host at the peak."""
 
 SLAB_KIB = ARTICLE.meminfo_kib["Slab"]
 """All slab of that host at the peak."""

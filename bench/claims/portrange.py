@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from bench.claims.model import Parameters
 
 LAST = 65_535
+"""The last port there is: 16 bits (RFC 9293, 3.1)."""
 
 RANGE = "net.ipv4.ip_local_port_range"
 """Ports that connect(2) chooses from, of each network namespace, for IPv6 too (ip-sysctl.rst)."""

@@ -12,6 +12,7 @@ from bench.inventory import Host
 from bench.results import Run
 
 MAX = "net.netfilter.nf_conntrack_max"
+"""Entries that the conntrack table holds at most (nf_conntrack-sysctl.rst)."""
 
 PORT = 6_000
 """First of the server ports; each part has its own, so that no part meets connections of another

@@ -12,6 +12,7 @@ from bench.headroom import watches_default
 WATCHES = "fs.epoll.max_user_watches"
 
 SAID_WATCHES = 800_000
+"""Connections at which a host of 3.9 GB is said to stop."""
 
 
 class EpollWatchesParameters(Parameters):
