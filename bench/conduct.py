@@ -149,6 +149,8 @@ class Conduct:
             share = specs.client(scenario, inventory, agent.host, tuples, self._nonce)
             agent.tell({"op": "prepare", "spec": share})
         self.session.gather(self.clients, "prepared", START_SECONDS)
+        # Every target has proven that it is of this run; from now on connections may come.
+        self.session.ask(self.servers, "open", "opened", START_SECONDS)
         texts = self.collect("before")
         predicted = capacity.predict(scenario, inventory, self.found.hosts, texts, tuples.capacity)
         self.found.predicted = predicted

@@ -10,6 +10,8 @@ op         fields                                                 answered by ev
 ========== ====================================================== ==========================
 facts      sysctls: list of key names                             facts (:class:`Facts`)
 serve      spec: :class:`ServerSpec`                              serving {workers}
+open       (none); the servers' data ports take connections, and  opened {}
+           no longer the handshake alone
 prepare    spec: :class:`ClientSpec`                              prepared {workers}
 ramp       upto: connections to have been tried by its end, all   ramped (:class:`Ramped`)
            if absent; most_lost: given up, at which it ends, 0

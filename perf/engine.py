@@ -87,6 +87,7 @@ def run_engine(
             }
             agent.tell({"op": "prepare", "spec": spec})
         session.gather(agents[1:], "prepared", PATIENCE)
+        session.ask(agents[:1], "open", "opened", PATIENCE)
         before = _pss(session)
         used = _cpu(agents, pids)
         began = time.monotonic()

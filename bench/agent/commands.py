@@ -31,6 +31,7 @@ class Commands(Duty):
         handlers: Dict[Any, Callable[[Dict[str, Any]], None]] = {
             "facts": self._facts,
             "serve": self._serve,
+            "open": self._open_doors,
             "prepare": self._prepare,
             "ramp": self._ramp,
             "halt": self._halt,
@@ -104,6 +105,10 @@ class Commands(Duty):
         except (spec.BadSpec, TooMany) as error:
             raise Misuse(str(error)) from error
         self._say({"event": "serving", "workers": self._must().count})
+
+    def _open_doors(self, _: Dict[str, Any]) -> None:
+        self._server("open").open()
+        self._say({"event": "opened"})
 
     def _prepare(self, command: Dict[str, Any]) -> None:
         try:

@@ -1,38 +1,43 @@
-"""The nonce handshake: a client connects only to a server agent of its own run.
+"""Who may be connected to: a server agent of this very run, on each port that is planned.
 
-On the control port, before the first data connection::
-
-    client -> server   challenge                                     16 bytes
-    server -> client   proof("server", challenge), own challenge     32 + 16 bytes
-    client -> server   proof("client", own challenge)                32 bytes
-    server -> client   length, endpoints as JSON, proof("endpoints", JSON + challenge)
-
-Neither side sends the nonce (``wire.proof`` is an HMAC keyed by it), and the client learns from
-the server itself which addresses and ports are the server's data endpoints.
+A server's doorkeeper answers the handshake (:mod:`bench.agent.handshake`) on the control port for
+as long as the agent lives, and on the data ports until they are opened to connections. A client
+has every server prove itself on its control port, and then every address and port that it is going
+to connect to, before it opens anything else.
 """
 
 from __future__ import annotations
 
-import hmac
-import json
+import contextlib
+import errno
 import os
 import socket
-import struct
 import threading
-from typing import List, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from bench import wire
-from bench.agent.sockets import reset_on_close
+from bench.agent import handshake
+from bench.agent.handshake import Description, Refused
 
-TIMEOUT = 1.5
-"""Seconds for the whole exchange: a local round trip takes under 1 ms, a VM's some 10 ms."""
+__all__ = ["Doorkeeper", "Refused", "family_of", "introduce", "vouched"]
 
-_LENGTH = struct.Struct(">I")
-_MOST = 1 << 20
+MOST_PEERS = 512
+"""Handshakes that a doorkeeper has under way; for one more it drops the oldest, so that peers that
+connect and say nothing keep nobody out."""
 
+WINDOW = 128
+"""Handshakes that a client has under way."""
 
-class Refused(Exception):
-    """The target is not a server agent of this run."""
+MOST_PAIRS = 4096
+"""Pairs of source address and target that are tried one by one. Where there are more, each target
+and each source is tried at least once."""
+
+RELEASE_SECONDS = 5.0
+"""For the doorkeeper's thread to let go of the data ports."""
+
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Pair = Tuple[str, wire.Endpoint]
 
 
 def family_of(address: str) -> int:
@@ -41,97 +46,191 @@ def family_of(address: str) -> int:
 
 
 class Doorkeeper(threading.Thread):
-    """Answers the handshake on a server's control port, one peer at a time."""
+    """Answers the handshake on a server's ports, for many peers at a time."""
 
-    def __init__(self, listener: socket.socket, nonce: str, endpoints: List[wire.Endpoint]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        nonce: str,
+        endpoints: Sequence[wire.Endpoint],
+        fronts: Sequence[wire.Endpoint] = (),
+        doors: Iterable[socket.socket] = (),
+    ) -> None:
+        """:param doors: listeners of the data ports, answered on until :meth:`release`."""
         super().__init__(name="doorkeeper", daemon=True)
-        self._listener = listener
-        self._nonce = nonce
-        self._endpoints = json.dumps(endpoints).encode()
+        self._nonce, self._endpoints, self._fronts = nonce, endpoints, fronts
+        self._doors = {door.fileno(): door for door in doors}
+        self._listeners = {listener.fileno(): listener, **self._doors}
+        self._talks = handshake.Talks()
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._released = threading.Event()
+        for one in (*self._listeners.values(), self._wake_r):
+            one.setblocking(False)
+            self._talks.watch(one.fileno())
+
+    def release(self) -> None:
+        """Leave the data ports to others.
+
+        :raises OSError: if the thread does not let go of them within :data:`RELEASE_SECONDS`.
+        """
+        self._wake_w.send(b"R")
+        if not self._released.wait(RELEASE_SECONDS):
+            raise OSError(errno.ETIMEDOUT, "the doorkeeper keeps the data ports")
+
+    def close(self) -> None:
+        """End the thread. The listeners are not closed."""
+        with contextlib.suppress(OSError):
+            self._wake_w.send(b"C")
+        self.join(RELEASE_SECONDS)
 
     def run(self) -> None:
-        """Serve until the process ends."""
-        while True:
-            try:
-                peer, _ = self._listener.accept()
-            except OSError:
-                return  # the listener was closed: the agent stops
-            with peer:
-                peer.settimeout(TIMEOUT)
-                try:
-                    self._answer(peer)
-                except (OSError, Refused):
-                    continue  # a stranger: closed without a word
+        """Serve until closed, or until the process ends."""
+        closed = False
+        while not closed:
+            _, moved = self._talks.turn(1.0)
+            for fd in moved:
+                if fd == self._wake_r.fileno():
+                    closed = self._obey(self._wake_r.recv(16))
+                elif fd in self._listeners:
+                    self._admit(self._listeners[fd])
+        self._talks.close()
+        self._wake_r.close()
+        self._wake_w.close()
 
-    def _answer(self, peer: socket.socket) -> None:
-        theirs = _exactly(peer, wire.CHALLENGE_BYTES)
-        mine = os.urandom(wire.CHALLENGE_BYTES)
-        peer.sendall(wire.proof(self._nonce, "server", theirs) + mine)
-        proof = _exactly(peer, wire.PROOF_BYTES)
-        if not hmac.compare_digest(proof, wire.proof(self._nonce, "client", mine)):
-            raise Refused("the peer does not know this run's nonce")
-        tag = wire.proof(self._nonce, "endpoints", self._endpoints + theirs)
-        peer.sendall(_LENGTH.pack(len(self._endpoints)) + self._endpoints + tag)
-        peer.recv(1)  # the client resets first, so that no TIME_WAIT is left on either side
+    def _obey(self, orders: bytes) -> bool:
+        """Let go of the data ports, or of everything; returns whether it is the end."""
+        if b"R" in orders:
+            for fd in self._doors:
+                self._talks.forget(fd)
+                del self._listeners[fd]
+            self._doors = {}
+            self._released.set()
+        return b"C" in orders
+
+    def _admit(self, listener: socket.socket) -> None:
+        """Begin the handshake with those who wait, in a round of turns with the others."""
+        for _ in range(WINDOW):
+            try:
+                peer, _ = listener.accept()
+            except OSError as error:
+                if error.errno in _SHORTAGE:
+                    self._talks.turn(0.05)
+                return
+            if len(self._talks) >= MOST_PEERS:
+                self._talks.drop_oldest()
+            try:
+                peer.setblocking(False)
+                address, port = peer.getsockname()[:2]
+                said = handshake.describe((address, port), self._endpoints, self._fronts)
+                self._talks.begin(peer, handshake.server(self._nonce, said))
+            except OSError:  # it has gone again
+                peer.close()
 
 
 def introduce(control: wire.Endpoint, nonce: str, source: str) -> Set[wire.Endpoint]:
-    """Prove this run to a server agent and have it proven; returns its data endpoints.
+    """Prove this run to a server agent and have it proven; returns its endpoints and fronts.
 
     :raises Refused: if nobody is there, or not an agent of this run.
     """
-    where = f"{control[0]} port {control[1]}"
-    with socket.socket(family_of(control[0]), socket.SOCK_STREAM) as link:
-        link.settimeout(TIMEOUT)
-        reset_on_close(link)
-        try:
-            if family_of(source) == link.family:
-                link.bind((source, 0))
-            link.connect(control)
-            mine = os.urandom(wire.CHALLENGE_BYTES)
-            link.sendall(mine)
-            answer = _exactly(link, wire.PROOF_BYTES + wire.CHALLENGE_BYTES)
-            proof, theirs = answer[: wire.PROOF_BYTES], answer[wire.PROOF_BYTES :]
-            if not hmac.compare_digest(proof, wire.proof(nonce, "server", mine)):
-                raise Refused(f"{where} is not a server agent of this run: wrong proof")
-            link.sendall(wire.proof(nonce, "client", theirs))
-            size = _LENGTH.unpack(_exactly(link, _LENGTH.size))[0]
-            if size > _MOST:
-                raise Refused(f"{where} is not a server agent of this run: bad length")
-            text = _exactly(link, size)
-            tag = _exactly(link, wire.PROOF_BYTES)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise Refused(f"{where} is not a server agent of this run: {reason}") from error
-    if not hmac.compare_digest(tag, wire.proof(nonce, "endpoints", text + mine)):
-        raise Refused(f"{where} is not a server agent of this run: wrong tag")
-    return {(address, port) for address, port in json.loads(text)}
+    said = introductions([(source, control)], nonce)[source, control]
+    return said.endpoints | said.fronts
+
+
+def introductions(pairs: Sequence[Pair], nonce: str) -> Dict[Pair, Description]:
+    """Have the server at each target proven, from each source; several at a time.
+
+    A source of another IP version than the target is left to the kernel.
+
+    :raises Refused: at the first that is not a server agent of this run; none is begun after it.
+    """
+    found: Dict[Pair, Description] = {}
+    refused: Optional[handshake.Ended] = None
+    waiting = list(reversed(pairs))
+    talks = handshake.Talks()
+    try:
+        while (waiting and not refused) or len(talks):
+            while waiting and not refused and len(talks) < WINDOW:
+                pair = waiting.pop()
+                try:
+                    talks.begin(_connecting(*pair), handshake.client(nonce), pair)
+                except OSError as error:
+                    refused = handshake.Ended(pair, None, error)
+            for ended in talks.turn(1.0)[0]:
+                if ended.problem is None:
+                    found[ended.key] = ended.result
+                else:
+                    refused = refused or ended
+    finally:
+        talks.close()
+    if refused:
+        raise _refusal(refused.key, refused.problem)
+    return found
+
+
+def _connecting(source: str, target: wire.Endpoint) -> socket.socket:
+    link = socket.socket(family_of(target[0]), socket.SOCK_STREAM)
+    try:
+        link.setblocking(False)
+        if family_of(source) == link.family:
+            link.bind((source, 0))
+        code = link.connect_ex(target)
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _refusal(pair: Pair, problem: Optional[Exception]) -> Refused:
+    source, (address, port) = pair
+    why = (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
+    return Refused(
+        f"{address} port {port} is not a server agent of this run: {why} (from {source})"
+    )
 
 
 def vouched(spec: wire.ClientSpec) -> None:
-    """Introduce this client to every server and check that each target is one of theirs.
+    """Have every server proven, and every target from every source that is to connect to it.
 
     :raises Refused: before any data connection has been made.
     """
-    known: Set[Tuple[str, int]] = set()
-    for control in spec["controls"]:
-        same = [
-            b["source"] for b in spec["blocks"] if family_of(b["source"]) == family_of(control[0])
-        ]
-        known |= introduce(control, spec["nonce"], (same or [spec["blocks"][0]["source"]])[0])
-    for block in spec["blocks"]:
-        if (block["target"], block["target_port"]) not in known:
+    known: Set[wire.Endpoint] = set()
+    fronts: Set[wire.Endpoint] = set()
+    for said in introductions(_controls(spec), spec["nonce"]).values():
+        known |= said.endpoints
+        fronts |= said.fronts
+    pairs = _pairs(spec["blocks"])
+    for _, target in pairs:
+        if target not in known | fronts:
+            raise Refused(f"{target[0]} port {target[1]} belongs to no server agent of this run")
+    for (source, target), said in introductions(pairs, spec["nonce"]).items():
+        # Behind a proxy it is the proxy that chooses.
+        if said.here != target and not (target in fronts and said.here in known):
             raise Refused(
-                f"{block['target']} port {block['target_port']} belongs to no server agent "
-                "of this run"
+                f"{target[0]} port {target[1]} leads to {said.here[0]} port {said.here[1]} "
+                f"(from {source})"
             )
 
 
-def _exactly(link: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = link.recv(size - len(data))
-        if not piece:
-            raise OSError(0, "closed the connection during the handshake")
-        data += piece
-    return data
+def _controls(spec: wire.ClientSpec) -> List[Pair]:
+    sources = [block["source"] for block in spec["blocks"]]
+    pairs = []
+    for control in spec["controls"]:
+        same = [source for source in sources if family_of(source) == family_of(control[0])]
+        pairs.append(((same or sources)[0], control))
+    return pairs
+
+
+def _pairs(blocks: Sequence[wire.TupleBlock]) -> List[Pair]:
+    """Each source with each of its targets, or with some of them where they are too many."""
+    pairs = list(
+        dict.fromkeys(
+            (block["source"], (block["target"], block["target_port"])) for block in blocks
+        )
+    )
+    if len(pairs) <= MOST_PAIRS:
+        return pairs
+    chosen = {target: (source, target) for source, target in pairs}
+    by_source = {source: (source, target) for source, target in pairs}
+    return list(dict.fromkeys([*chosen.values(), *by_source.values()]))

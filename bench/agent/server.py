@@ -40,16 +40,39 @@ class Server:
         with contextlib.ExitStack() as undo:
             self.keeper = undo.enter_context(listener(spec["control"], 128, reuse=False))
             refused = workers.muster(self._start, count, limit)
+            undo.callback(self._close_sets)
             undo.callback(self.crew.disband)
-            known = [*spec["endpoints"], *spec["fronts"]]
-            workers.begin(control.Doorkeeper(self.keeper, spec["nonce"], known))
+            self._doorkeeper = control.Doorkeeper(
+                self.keeper,
+                spec["nonce"],
+                spec["endpoints"],
+                spec["fronts"],
+                [door for group in self._sets for door in group],
+            )
+            workers.begin(self._doorkeeper)
             undo.pop_all()
         self.board.add(refused)
         self._dead: Set[int] = set()
         self._batons = self.count if self._reuse else min(spec["acceptors"], self.count)
         self._accepting = [False] * self.count
         self._shut = False
+        self._open = False
+
+    def open(self) -> None:
+        """Let connections in: until now the data ports answered the handshake alone.
+
+        :raises OSError: if the doorkeeper does not let go of them.
+        """
+        self._doorkeeper.release()
+        if self._reuse:  # a queue that no worker drains would stay
+            self._close_sets()
+        self._open = True
         self.hand_out()
+
+    def _close_sets(self) -> None:
+        for group in self._sets:
+            for door in group:
+                door.close()
 
     def _start(self, count: int) -> None:
         self.count = count
@@ -64,8 +87,7 @@ class Server:
             self.board = cell.Board(count)
             self.board.common[cell.STRETCH] = int(self._reuse and self._stretches)
             self.crew = workers.Crew(count, self._work)
-            if not self._reuse:  # else a queue that no worker drains would stay
-                undo.pop_all()
+            undo.pop_all()
 
     def _work(self, worker: int, orders: int, ring: Ring) -> None:
         self.keeper.close()
@@ -95,7 +117,7 @@ class Server:
         Where none has room any more, those that accept(2) lets go on do so, and where it lets none,
         somebody keeps asking: a connection that is closed makes room again.
         """
-        if self._shut:
+        if self._shut or not self._open:
             return
         alive = [worker for worker in range(self.count) if worker not in self._dead]
         held, full = self.board.column(cell.HELD), self.board.column(cell.FULL)

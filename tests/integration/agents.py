@@ -116,6 +116,7 @@ class Lab:
         self.net, self._packed = net, packed
         self.nonce = secrets.token_hex(16)
         self._agents: list[Agent] = []
+        self._closed: list[Agent] = []
 
     def agent(self, host: str, nofile: int | str | None = None, nproc: int | None = None) -> Agent:
         made = Agent(self._packed, self.net.enter(host), nofile, nproc)
@@ -163,14 +164,27 @@ class Lab:
         server = self.agent("server", nofile, nproc)
         spec = self.server_spec(nofile=_kept(nofile), **changed)
         server.ask("serve", "serving", spec=spec)
+        self._closed.append(server)
         return server
 
+    def open(self) -> None:
+        """Have the servers that are still closed to connections let them in."""
+        while self._closed:
+            self._closed.pop().ask("open", "opened")
+
     def prepare(
-        self, nofile: int | str | None = None, nproc: int | None = None, **changed
+        self,
+        nofile: int | str | None = None,
+        nproc: int | None = None,
+        opens: bool = True,
+        **changed,
     ) -> Agent:
+        """``opens``: whether it is the last client that has the servers prove themselves."""
         client = self.agent("client", nofile, nproc)
         spec = self.client_spec(nofile=_kept(nofile), **changed)
         client.ask("prepare", "prepared", spec=spec)
+        if opens:
+            self.open()
         return client
 
     def count(self, host: str, state: str, port: int = PORT) -> int:

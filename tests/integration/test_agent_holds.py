@@ -106,8 +106,8 @@ def test_one_source_port_serves_two_targets(lab):
 
 def test_sources_in_time_wait_serve_again(lab):
     server = lab.serve()
-    for _ in range(2):
-        client = lab.prepare(blocks=[block(300)])
+    first = lab.prepare(blocks=[block(300)], opens=False)
+    for client in (first, lab.prepare(blocks=[block(300)])):
         ramp(server, client, 300)
         assert client.ask("drain", "drained", how="fin", rate=0)["closed"] == 300
         assert until(lambda: server.ask("status", "status")["held"] == 0)

@@ -121,6 +121,7 @@ def test_raised_limits_are_found_as_they_were(lab):
     client = lab.agent("client", nofile=BOTH)
     spec = lab.client_spec(blocks=[block(1800)], nofile="hard", workers=2)
     client.ask("prepare", "prepared", spec=spec)
+    lab.open()
     assert client.ask("facts", "facts", sysctls=[])["nofile_soft"] == SOFT
     assert client.ask("ramp", "ramped")["held"] == 1800  # 900 each, of 1000
     assert until(lambda: held(server) == 1800)

@@ -78,21 +78,26 @@ def test_rounds_over_several_endpoints_and_both_ip_versions(lab):
 
 @pytest.fixture
 def mirror(lab):
-    """A stranger on the server's port who sends every byte back as it came."""
-    words = [*lab.net.enter("server"), sys.executable, "-c"]
-    code = MIRROR.format(address=SERVER, port=PORT)
-    process = subprocess.Popen([*words, code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "listening\n"
-    yield
-    process.kill()
-    process.communicate()
+    """Starts a stranger on the server's port who sends every byte back as it came."""
+    started = []
+
+    def start():
+        words = [*lab.net.enter("server"), sys.executable, "-c"]
+        code = MIRROR.format(address=SERVER, port=PORT)
+        started.append(subprocess.Popen([*words, code], stdout=subprocess.PIPE, text=True))
+        assert started[0].stdout.readline() == "listening\n"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-@pytest.mark.usefixtures("mirror")
 @pytest.mark.parametrize("mode", ["pipelined", "sequential"])
-def test_a_stranger_who_only_sends_back_what_came_is_found(lab, mode):
+def test_a_stranger_who_only_sends_back_what_came_is_found(lab, mirror, mode):
     server = lab.serve(listener="reuseport")
     client = lab.prepare(blocks=[block(300)])
+    mirror()  # a stranger who comes later: the ports have been proven
     assert client.ask("ramp", "ramped")["held"] == 300
     server.ask("answer", "answering", on=True, how="byte")
     rounded = client.ask("round", "rounded", number=1, mode=mode)

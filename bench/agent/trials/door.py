@@ -7,7 +7,6 @@ controller.
 from __future__ import annotations
 
 import contextlib
-import socket
 from typing import Any, Iterable, Iterator, List
 
 from bench import wire
@@ -39,14 +38,13 @@ def kept(args: Any, served: List[wire.Endpoint]) -> Iterator[None]:
 
     :param args: the trial's, with ``nonce`` and ``control`` [address, port]
     """
-    keeper = listener(endpoint(args["control"]), 128, reuse=False)
-    try:
-        control.Doorkeeper(keeper, str(args["nonce"]), served).start()
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # wakes the thread that accepts
-            keeper.shutdown(socket.SHUT_RDWR)
-        keeper.close()
+    with listener(endpoint(args["control"]), 128, reuse=False) as keeper:
+        doorkeeper = control.Doorkeeper(keeper, str(args["nonce"]), served)
+        doorkeeper.start()
+        try:
+            yield
+        finally:
+            doorkeeper.close()
 
 
 def proven(args: Any, targets: List[wire.Endpoint]) -> None:

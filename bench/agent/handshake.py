@@ -1,0 +1,234 @@
+"""The nonce handshake: each side proves that it is of this run, and neither sends the nonce.
+
+On the control port, and on every data port before the first data connection::
+
+    client -> server   challenge                                     16 bytes
+    server -> client   proof("server", challenge), own challenge     32 + 16 bytes
+    client -> server   proof("client", own challenge)                32 bytes
+    server -> client   length, what it is as JSON, proof("endpoints", JSON + challenge)
+
+``wire.proof`` is an HMAC keyed by the nonce. The JSON says which address and port the client has
+reached, as the server's own socket names it, and which data endpoints the server has: so a client
+notices a port that leads elsewhere even where it leads to another server of the same run.
+
+Either side is a generator. It yields what to send and how many bytes to wait for, is sent those
+bytes, and returns its result. :class:`Talks` drives many of them at a time, each with a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import json
+import os
+import select
+import socket
+import struct
+import time
+from typing import Any, Dict, Generator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from bench import wire
+from bench.agent.sockets import reset_on_close
+
+SECONDS = 5.0
+"""For one whole handshake. It takes four round trips with that of the TCP connection: at 300 ms
+each they are over in 1.2 s, and one lost SYN is sent again after 1 s (RFC 6298)."""
+
+DESCRIPTION_BYTES = 1 << 20
+"""Most that a server may say of itself: room for some 30,000 endpoints."""
+
+_LENGTH = struct.Struct(">I")
+_CHUNK = 1 << 16
+
+Script = Generator[Tuple[bytes, int], bytes, Any]
+
+
+class Refused(Exception):
+    """The peer is not an agent of this run."""
+
+
+class Description(NamedTuple):
+    """What a server agent says of itself."""
+
+    here: wire.Endpoint
+    """Its own end of the connection that this was said on."""
+    endpoints: Set[wire.Endpoint]
+    """Where it listens for data."""
+    fronts: Set[wire.Endpoint]
+    """Of proxies that lead to those."""
+
+
+def describe(
+    here: wire.Endpoint, endpoints: Sequence[wire.Endpoint], fronts: Sequence[wire.Endpoint]
+) -> bytes:
+    """A server's description of itself, as it is sent."""
+    return json.dumps({"here": here, "endpoints": list(endpoints), "fronts": list(fronts)}).encode()
+
+
+def _described(text: bytes) -> Description:
+    """A description, checked. :raises Refused: if it is none."""
+    try:
+        fields = json.loads(text)
+        here, endpoints, fronts = fields["here"], fields["endpoints"], fields["fronts"]
+        return Description(
+            _endpoint(here), set(map(_endpoint, endpoints)), set(map(_endpoint, fronts))
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Refused("bad description") from error
+
+
+def _endpoint(entry: Any) -> wire.Endpoint:
+    address, port = entry
+    if not isinstance(address, str) or not isinstance(port, int):
+        raise ValueError(entry)
+    return address, port
+
+
+def server(nonce: str, description: bytes) -> Script:
+    """The server's side. :raises Refused: if the peer does not know the nonce."""
+    theirs = yield b"", wire.CHALLENGE_BYTES
+    mine = os.urandom(wire.CHALLENGE_BYTES)
+    proof = yield wire.proof(nonce, "server", theirs) + mine, wire.PROOF_BYTES
+    if not hmac.compare_digest(proof, wire.proof(nonce, "client", mine)):
+        raise Refused("wrong proof")
+    tag = wire.proof(nonce, "endpoints", description + theirs)
+    # The client resets first, so that no TIME_WAIT is left on either side.
+    yield _LENGTH.pack(len(description)) + description + tag, 1
+
+
+def client(nonce: str) -> Script:
+    """The client's side; returns the server's :class:`Description`.
+
+    :raises Refused: if the peer is not a server agent of this run.
+    """
+    mine = os.urandom(wire.CHALLENGE_BYTES)
+    answer = yield mine, wire.PROOF_BYTES + wire.CHALLENGE_BYTES
+    proof, theirs = answer[: wire.PROOF_BYTES], answer[wire.PROOF_BYTES :]
+    if not hmac.compare_digest(proof, wire.proof(nonce, "server", mine)):
+        raise Refused("wrong proof")
+    size = _LENGTH.unpack((yield wire.proof(nonce, "client", theirs), _LENGTH.size))[0]
+    if size > DESCRIPTION_BYTES:
+        raise Refused("bad length")
+    text = yield b"", size
+    tag = yield b"", wire.PROOF_BYTES
+    if not hmac.compare_digest(tag, wire.proof(nonce, "endpoints", text + mine)):
+        raise Refused("wrong tag")
+    return _described(text)
+
+
+class Ended(NamedTuple):
+    """A handshake that is over."""
+
+    key: Any
+    result: Any
+    """What the script returned; None after a problem."""
+    problem: Optional[Exception]
+    """:class:`Refused`, or an OSError of the connection."""
+
+
+class _Talk:
+    """One handshake under way on one socket."""
+
+    def __init__(self, link: socket.socket, script: Script, key: Any, until: float) -> None:
+        self.link, self.script, self.key, self.until = link, script, key, until
+        self.out, self.wanted = next(script)
+        self.received = b""
+
+    def moves(self, event: int) -> None:
+        """Send and receive what goes now.
+
+        :raises StopIteration: with the result, once it is over.
+        :raises Refused: if the peer proves nothing.
+        :raises OSError: if the connection fails.
+        """
+        if self.out and event & (select.POLLOUT | select.POLLERR | select.POLLHUP):
+            code = self.link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            self.out = self.out[self.link.send(self.out) :]
+        if not self.out and event & (select.POLLIN | select.POLLERR | select.POLLHUP):
+            piece = self.link.recv(min(_CHUNK, self.wanted - len(self.received)))
+            if not piece:
+                raise OSError(0, "closed the connection during the handshake")
+            self.received += piece
+        while not self.out and len(self.received) == self.wanted:
+            data, self.received = self.received, b""
+            self.out, self.wanted = self.script.send(data)
+
+    @property
+    def interest(self) -> int:
+        """What to poll for."""
+        return select.POLLOUT if self.out else select.POLLIN
+
+
+class Talks:
+    """Handshakes under way, and other descriptors that are waited for beside them."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()  # takes no watch of fs.epoll.max_user_watches
+        self._talks: Dict[int, _Talk] = {}
+
+    def __len__(self) -> int:
+        return len(self._talks)
+
+    def watch(self, fd: int) -> None:
+        """Wait for a descriptor to become readable as well."""
+        self._poll.register(fd, select.POLLIN)
+
+    def forget(self, fd: int) -> None:
+        """Wait for it no longer."""
+        self._poll.unregister(fd)
+
+    def begin(self, link: socket.socket, script: Script, key: Any = None) -> None:
+        """Start a handshake on a socket that does not block, connected or about to be.
+
+        It is closed by RST when the handshake is over, after :data:`SECONDS` at the latest.
+        """
+        reset_on_close(link)
+        talk = _Talk(link, script, key, time.monotonic() + SECONDS)
+        self._talks[link.fileno()] = talk
+        self._poll.register(link.fileno(), talk.interest)
+
+    def turn(self, seconds: float) -> Tuple[List[Ended], List[int]]:
+        """Go on for at most that long: handshakes that are over, other descriptors that moved."""
+        first = next(iter(self._talks.values()), None)  # the oldest is the first to be due
+        if first:
+            seconds = min(seconds, max(0.0, first.until - time.monotonic()))
+        over: List[Ended] = []
+        others: List[int] = []
+        for fd, event in self._poll.poll(seconds * 1000):
+            talk = self._talks.get(fd)
+            if not talk:
+                others.append(fd)
+                continue
+            try:
+                talk.moves(event)
+            except StopIteration as end:
+                over.append(self._end(fd, end.value, None))
+            except BlockingIOError:
+                continue
+            except (OSError, Refused) as problem:
+                over.append(self._end(fd, None, problem))
+            else:
+                self._poll.modify(fd, talk.interest)
+        now = time.monotonic()
+        for fd in [fd for fd, talk in self._talks.items() if talk.until <= now]:
+            late = OSError(errno.ETIMEDOUT, f"no answer within {SECONDS:g} s")
+            over.append(self._end(fd, None, late))
+        return over, others
+
+    def drop_oldest(self) -> None:
+        """End the handshake that has been under way for longest."""
+        self._end(next(iter(self._talks)), None, None)
+
+    def close(self) -> None:
+        """End all of them."""
+        while self._talks:
+            self.drop_oldest()
+
+    def _end(self, fd: int, result: Any, problem: Optional[Exception]) -> Ended:
+        talk = self._talks.pop(fd)
+        self._poll.unregister(fd)
+        talk.script.close()
+        talk.link.close()
+        return Ended(talk.key, result, problem)
