@@ -63,6 +63,22 @@ checkout, so messages may change without a new number."""
 UNASKED = ("tick", "floor", "alive")
 """Events that answer no command."""
 
+SOURCES = (
+    "ss_s",
+    "sockstat",
+    "sockstat6",
+    "meminfo",
+    "slabinfo",
+    "slab_aliases",
+    "nstat",
+    "limits",
+    "cgroup",
+    "conntrack_stat",
+    "kernel_log",
+)
+"""Names of the texts in :class:`Collected`, all that there can be: they name files in the run's
+directory on the controller."""
+
 TCP_STATES = {
     "established": 1,
     "syn-sent": 2,

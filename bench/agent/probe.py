@@ -6,7 +6,6 @@ socket and so change what is measured.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -151,7 +150,7 @@ def _slab_aliases() -> str:
         raise Unreadable(f"{SLABS}: {error.strerror}") from error
 
 
-SOURCES: Dict[str, Callable[[], str]] = {
+_READERS: Dict[str, Callable[[], str]] = {
     "ss_s": lambda: output([tool("ss"), "-s"]),
     "sockstat": lambda: text("/proc/net/sockstat"),
     "sockstat6": lambda: text("/proc/net/sockstat6"),
@@ -160,13 +159,14 @@ SOURCES: Dict[str, Callable[[], str]] = {
     "slab_aliases": _slab_aliases,
     "nstat": lambda: output([tool("nstat"), "-az"]),
     "limits": _limits,
-}
-
-EXTRAS: Dict[str, Callable[[], str]] = {
     "cgroup": _cgroup,
     "conntrack_stat": lambda: text("/proc/net/stat/nf_conntrack"),
     "kernel_log": _kernel_log,
 }
+SOURCES = {name: _READERS[name] for name in wire.SOURCES}
+"""Name to how its text is read. The controller takes no other names."""
+
+EXTRAS = frozenset({"cgroup", "conntrack_stat", "kernel_log"})
 """Sources that not every host has: conntrack may not be loaded, a container may not read the
 kernel's messages. That one is absent is no gap in the evidence."""
 
@@ -230,10 +230,8 @@ def collect(
         try:
             texts[name] = read()
         except (Unreadable, OSError) as reason:
-            missing[name] = str(reason)
-    for name, read in EXTRAS.items():
-        with contextlib.suppress(Unreadable, OSError):
-            texts[name] = read()
+            if name not in EXTRAS:
+                missing[name] = str(reason)
     lines: Optional[int] = None
     if count:
         try:

@@ -83,7 +83,7 @@ class Look:
         return slab.parse(self._trial.go(texts=["slabinfo"])["texts"]["slabinfo"])
 
     def text(self, name: str) -> str:
-        """A source of evidence (``bench.agent.probe.SOURCES``)."""
+        """A source of evidence (``bench.wire.SOURCES``)."""
         return str(self._trial.go(texts=[name])["texts"][name])
 
     def listening(self) -> set[int]:

@@ -1,10 +1,12 @@
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import wire
+from bench.agent import probe
 
 NONCE = "00112233445566778899aabbccddeeff"
 values = st.recursive(
@@ -85,3 +87,10 @@ def test_an_echo_is_answered_only_if_it_is_whole(number, at, flip):
 
 def test_lines_are_plain_json():
     assert json.loads(wire.encode({"op": "halt"})) == {"op": "halt"}
+
+
+def test_the_agent_reads_every_source_that_the_wire_names() -> None:
+    assert tuple(probe.SOURCES) == wire.SOURCES
+    assert len(set(wire.SOURCES)) == len(wire.SOURCES)
+    assert set(wire.SOURCES) > probe.EXTRAS
+    assert all(re.fullmatch("[a-z0-9_]+", name) for name in wire.SOURCES)  # they name files

@@ -12,14 +12,12 @@ from bench.agent.trials import door
 STATES = ("established", "syn-recv", "fin-wait-2", "time-wait")
 """States that sockets can be counted in, as ss(8) names them."""
 
-TEXTS = {**probe.SOURCES, **probe.EXTRAS}
-
 
 def run(stage: Stage, _: Dict[str, Any]) -> Dict[str, Any]:
     """Answer each step, until the end of the input.
 
-    A step has ``texts``, names of :data:`bench.agent.probe.SOURCES` and ``EXTRAS``, and ``count``,
-    entries with ``ends`` [[address, port]], ``side`` src or dst, and ``state``; the answer has the
+    A step has ``texts``, names of :data:`bench.wire.SOURCES`, and ``count``, entries with ``ends``
+    [[address, port]], ``side`` src or dst, and ``state``; the answer has the
     texts by name and the counts in that order. With ``listening`` true it has ``ports``, those that
     sockets listen on; with ``named``, ``pss_kib``: the proportional set size of all processes of
     that name (proc(5), smaps_rollup; root's to read of another user's).
@@ -43,9 +41,9 @@ def run(stage: Stage, _: Dict[str, Any]) -> Dict[str, Any]:
 
 def _texts(names: List[Any]) -> Dict[str, str]:
     for name in names:
-        if name not in TEXTS:
-            raise Misuse(f"texts: got {name!r}, expected one of {', '.join(TEXTS)}")
-    return {name: TEXTS[name]() for name in names}
+        if name not in probe.SOURCES:
+            raise Misuse(f"texts: got {name!r}, expected one of {', '.join(probe.SOURCES)}")
+    return {name: probe.SOURCES[name]() for name in names}
 
 
 def _counts(wanted: List[Any]) -> List[int]:
