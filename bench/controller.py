@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from bench import curve, diagnose, paths, report
 from bench.agent import bundle
 from bench.collect import cost
 from bench.conduct import Conduct, Evidence
-from bench.errors import InputError
+from bench.errors import InputError, LabError
 from bench.inventory import Inventory
 from bench.planning import plan_for
 from bench.results import (
@@ -47,23 +46,29 @@ def run(
 ) -> Run:
     """Run one scenario on one inventory, to the end.
 
-    Once the hosts are reached, results are written whatever happens: a run that failed or was
-    interrupted is kept with verdict ``aborted`` and all that it had gathered.
+    That it can be kept is seen before a host is touched. Once the hosts are reached, results are
+    written whatever happens: a run that failed or was interrupted is kept with verdict ``aborted``
+    and all that it had gathered.
 
     :param progress: called about once a second with where the run stands.
-    :raises InputError: for a plan that cannot be made; nothing was touched.
+    :raises InputError: for a plan that cannot be made or a run that cannot be kept; nothing was
+        touched.
     :raises LabError: if the lab failed.
     """
     plan_for(scenario, inventory)
     started = datetime.now(UTC)
     with contextlib.ExitStack() as stack:
+        run_id, _ = store.create(scenario.name, started)
         session = stack.enter_context(Session(connect, bundle.build().data))
-        session.start(
-            [(host, "server") for host in inventory.of("servers")]
-            + [(host, "client") for host in paths.clients(scenario, inventory)]
-        )
-        run_id, folder = store.create(scenario.name, started)
-        samples = stack.enter_context((folder / "samples.ndjson").open("w"))
+        try:
+            samples = stack.enter_context(store.samples(run_id))
+            session.start(
+                [(host, "server") for host in inventory.of("servers")]
+                + [(host, "client") for host in paths.clients(scenario, inventory)]
+            )
+        except BaseException:
+            store.discard(run_id)
+            raise
         recorder = curve.Recorder(scenario.connections, samples, progress)
         nonce = secrets.token_hex(16)
         conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
@@ -73,25 +78,28 @@ def run(
             made = _assemble(
                 scenario, inventory, conduct.found, recorder.points, run_id, started, ended
             )
-            store.write(made)
             with ThreadPoolExecutor(1) as pool:
                 page = pool.submit(report.render, made)
-                session.close(drained=ended is None)
-                (folder / "report.html").write_text(page.result())
+                try:
+                    store.write(made)
+                finally:
+                    session.close(drained=ended is None)
+                store.write_page(run_id, page.result())
             return made
 
         try:
             conduct.all()
         except InputError:
             session.close()
-            samples.close()
-            shutil.rmtree(folder)
+            store.discard(run_id)
             raise
         except KeyboardInterrupt:
-            keep(("aborted", "interrupted"))
+            with contextlib.suppress(LabError):  # the disk: an interrupted run stays one
+                keep(("aborted", "interrupted"))
             raise
         except Exception as error:
-            keep(("aborted", str(error) or type(error).__name__))
+            with contextlib.suppress(LabError):
+                keep(("aborted", str(error) or type(error).__name__))
             raise
         return keep(None)
 
@@ -184,6 +192,6 @@ def _image(state: Path | None) -> dict[str, Any]:
     """The manifest of the image that the lab's hosts run from, if the lab built one."""
     if state is None or not (state / "lab.json").is_file():
         return {}
-    image = Path(json.loads((state / "lab.json").read_text())["image"])
-    found: dict[str, Any] = json.loads((image / "manifest.json").read_text())
+    image = Path(json.loads((state / "lab.json").read_text(encoding="utf-8"))["image"])
+    found: dict[str, Any] = json.loads((image / "manifest.json").read_text(encoding="utf-8"))
     return found

@@ -8,12 +8,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from bench import wire
 from bench.results import CurvePoint, Latency, Side
 
 Message = Mapping[str, Any]
+
+
+class Samples(Protocol):
+    """Where every tick is written, one JSON line each."""
+
+    def write(self, text: str, /) -> object:
+        """Add lines. :raises LabError: if they could not be kept."""
+
 
 SPAN_SECONDS = 0.5
 """The least time that a point's rate and p99 are taken over."""
@@ -109,14 +117,14 @@ def _steepest(seen: Iterable[tuple[float, int]]) -> float:
 class Recorder:
     """Keeps the newest tick of every agent and samples them once a second.
 
-    :param samples: where every tick is written, one JSON line each.
+    :param samples: where ticks are kept.
     :param report: called with the state of the run at each curve point.
     """
 
     def __init__(
         self,
         target: int,
-        samples: IO[str],
+        samples: Samples,
         report: Callable[[Progress], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import indent, wrap
 from typing import Any
 
-from bench import layout
+from bench import files, layout
 from bench.errors import InputError
 from bench.fleet import End, Fleet
 from bench.layout import Block
@@ -40,7 +40,7 @@ def texts(
     :param sysctl: kernel parameters besides those that the roles compute
     :param command: what the fleet was planned with: words, each option one with its value
     """
-    shared = (EXAMPLE / "group_vars" / "all.yml").read_text()
+    shared = (EXAMPLE / "group_vars" / "all.yml").read_text(encoding="utf-8")
     shared = _with(shared, "connections", fleet.connections)
     shared = _with(shared, "tune_limits_nofile", fleet.nofile)
     if sysctl:
@@ -50,11 +50,13 @@ def texts(
     return {
         "hosts.yml": "\n".join(_hosts(fleet, command)) + "\n",
         "group_vars/all.yml": shared,
-        "group_vars/clients.yml": (EXAMPLE / "group_vars" / "clients.yml").read_text(),
+        "group_vars/clients.yml": (EXAMPLE / "group_vars" / "clients.yml").read_text(
+            encoding="utf-8"
+        ),
     }
 
 
-def write(folder: Path, files: Mapping[str, str]) -> None:
+def write(folder: Path, content: Mapping[str, str]) -> None:
     """Write the files into a directory that is new or empty; all of them or none.
 
     :raises InputError: if that is not possible, naming the directory
@@ -62,18 +64,19 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
     _check(folder)
     made: list[Path] = []
     try:
-        for name, text in files.items():
+        for name, text in content.items():
             path = folder / name
             for parent in reversed(path.parents):
                 if not parent.exists():
                     parent.mkdir()
                     made.append(parent)
-            with path.open("x", encoding="utf-8") as file:
-                made.append(path)
-                file.write(text)
-    except OSError as error:
+            files.write(path, text)
+            made.append(path)
+    except BaseException as error:
         for path in reversed(made):
             path.rmdir() if path.is_dir() else path.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise InputError(f"--write: {folder}: {error.strerror}") from error
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.errors import InputError
 from bench.results import Run
 from bench.store import Store
 
@@ -35,7 +33,7 @@ BUILT_IN = Rate(
 def of_runs(store: Store) -> Rate | None:
     """The median rate of the newest runs that passed; None where there are none to go by."""
     newest: list[tuple[float, Run]] = []
-    for run in _newest(store):
+    for run in store.runs(newest_first=True):
         rate = per_core(run)
         if rate is not None:
             newest.append((rate, run))
@@ -72,16 +70,3 @@ def per_core(run: Run) -> float | None:
     if run.substrate == "local":
         return 2 * pace / max(cores["servers"])
     return pace / min(map(sum, cores.values()))
-
-
-def _newest(store: Store) -> Iterator[Run]:
-    """Runs, newest first; a directory that holds none is passed over."""
-    if not store.root.is_dir():
-        return
-    for folder in sorted(store.root.iterdir(), reverse=True):
-        if folder.is_symlink() or not (folder / "run.json").is_file():
-            continue
-        try:
-            yield store.load(folder.name)
-        except InputError:
-            continue

@@ -202,7 +202,7 @@ def load(
     known = names()
     if name not in known:
         raise InputError(f"scenario: got {name!r}, expected one of {', '.join(known)}")
-    text = (resources.files("bench") / "scenarios" / f"{name}.yml").read_text()
+    text = (resources.files("bench") / "scenarios" / f"{name}.yml").read_text(encoding="utf-8")
     fields = {**yaml.safe_load(text), "name": name}
     if connections is not None:
         fields.setdefault("connections", connections)

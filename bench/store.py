@@ -3,41 +3,115 @@
 ``results/<run-id>/`` holds ``run.json`` (:class:`~bench.results.Run`), ``samples.ndjson`` (one line
 per host and second), ``raw/<host>/<phase>/`` (the text that each source printed) and
 ``report.html``. ``results/latest`` links to the newest.
+
+Hosts have a say in what is written, so nothing of it leaves the run's directory: names are
+components of a path that cannot lead elsewhere (:mod:`bench.names`), those of texts are from a
+closed list, and a link in the way is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.errors import InputError
+from bench import files, names, wire
+from bench.errors import ConnlabError, InputError, LabError
 from bench.results import Run
+
+RUN = "run.json"
+PAGE = "report.html"
+
+ROOM = 16 << 20
+"""Bytes that must be free before a run begins. One of a million connections writes 0.4 MB with
+three hosts and 26 s of ramp; 64 hosts and ten minutes some 15 MB."""
+
+SPARE = 4 << 20
+"""Bytes of that which are kept for ``run.json``, should the disk be full by the end: with 64 hosts
+it has 3 MB."""
+
+LONGEST_TEXT = 4 << 20
+"""Bytes of one source's text. ``conntrack_stat`` has a line of some 150 for each processor, of
+which a kernel has 8,192 at most; others have less."""
+
+_RUN_ID = re.compile(r"\d{8}T\d{6}Z-.+")
+
+
+@contextlib.contextmanager
+def writing(what: object, error: type[ConnlabError] = LabError) -> Iterator[None]:
+    """Turn what the disk refuses into one line that names ``what``."""
+    try:
+        yield
+    except OSError as refused:
+        raise error(f"{what}: cannot be written: {_reason(refused)}") from refused
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def check(root: Path) -> None:
+    """See that a run can be kept: the directory is there or can be made, and has room.
+
+    :raises InputError: in one line that names the directory
+    """
+    with writing(f"--results {root}", InputError):
+        if root.exists() and not root.is_dir():
+            raise InputError(f"--results {root}: is a file, expected a directory")
+        root.mkdir(parents=True, exist_ok=True)
+        _room(root, root, ROOM).release()
+
+
+def _room(root: Path, folder: Path, size: int) -> files.Room:
+    """Room for a run below ``root``. :raises InputError: where there is none, naming ``root``."""
+    try:
+        return files.Room(folder, size)
+    except OSError as error:
+        short_of = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        wanted = f", expected room for {ROOM >> 20} MiB" if short_of else ""
+        raise InputError(
+            f"--results {root}: cannot be written: {_reason(error)}{wanted}"
+        ) from error
 
 
 def new_folder(root: Path, name: str, now: datetime) -> tuple[str, Path]:
     """A directory of its own and its name: UTC time and ``name``, so that names sort by time.
 
     ``20260131T120000Z-million``; a second one in one second gets a suffix.
+
+    :raises InputError: if runs cannot be kept there
     """
-    root.mkdir(parents=True, exist_ok=True)
     base = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
+    if not names.safe(base):
+        raise InputError(f"name: got {name!r}, expected {names.EXPECTED}")
+    check(root)
     made, number = base, 1
-    while True:
-        try:
-            (root / made).mkdir()
-            return made, root / made
-        except FileExistsError:
-            number += 1
-            made = f"{base}-{number}"
+    with writing(f"--results {root}", InputError):
+        while True:
+            try:
+                (root / made).mkdir()
+                return made, root / made
+            except FileExistsError:
+                number += 1
+                made = f"{base}-{number}"
 
 
-def write_whole(target: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new one, never a part."""
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    scratch.write_text(text)
-    os.replace(scratch, target)
+class Samples:
+    """Lines of ``samples.ndjson``."""
+
+    def __init__(self, lines: files.Lines, path: Path) -> None:
+        self._lines = lines
+        self._path = path
+
+    def write(self, text: str) -> None:
+        """Add lines. :raises LabError: if the disk does not take them."""
+        with writing(self._path):
+            self._lines.write(text)
 
 
 class Store:
@@ -45,46 +119,181 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._spare: dict[str, files.Room] = {}
+        """By run: what its run.json will need."""
 
     def create(self, scenario: str, now: datetime) -> tuple[str, Path]:
-        """A new run's id and its directory."""
-        return new_folder(self.root, scenario, now)
+        """A new run's id and its directory.
+
+        :raises InputError: if a run cannot be kept there; nothing is left of the try
+        """
+        run_id, folder = new_folder(self.root, scenario, now)
+        try:
+            self._spare[run_id] = _room(self.root, folder, SPARE)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return run_id, folder
+
+    def discard(self, run_id: str) -> None:
+        """Remove the directory of a run that came to nothing."""
+        self._release(run_id)
+        if names.safe(run_id):
+            shutil.rmtree(self.root / run_id, ignore_errors=True)
+
+    def _release(self, run_id: str) -> None:
+        spare = self._spare.pop(run_id, None)
+        if spare is not None:
+            spare.release()
+
+    @contextlib.contextmanager
+    def samples(self, run_id: str) -> Iterator[Samples]:
+        """``samples.ndjson`` of a run, open. :raises LabError: if it cannot be written."""
+        name = "samples.ndjson"
+        with contextlib.ExitStack() as stack:
+            with writing(self.root / run_id / name):
+                lines = stack.enter_context(files.Lines(self.root, (run_id,), name))
+            yield Samples(lines, self.root / run_id / name)
 
     def write(self, run: Run) -> Path:
-        """Write ``run.json`` and point ``latest`` to the run."""
-        folder = self.root / run.run_id
-        target = folder / "run.json"
-        write_whole(target, run.model_dump_json(by_alias=True, indent=1) + "\n")
-        link = self.root / f".latest.{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(run.run_id)
-        os.replace(link, self.root / "latest")
+        """Write ``run.json`` and point ``latest`` to the run.
+
+        Where the disk has no room for all of it, the verdict and the counts are kept.
+
+        :raises LabError: if it could not be written whole
+        """
+        target = self.root / run.run_id / RUN
+        self._release(run.run_id)
+        with writing(target):
+            try:
+                self._write(run.run_id, RUN, _text(run))
+            except OSError as refused:
+                with contextlib.suppress(OSError):
+                    self._write(run.run_id, RUN, _text(short(run, _reason(refused))))
+                    self._point(run.run_id)
+                raise
+            self._point(run.run_id)
         return target
 
-    def write_raw(self, run_id: str, host: str, phase: str, texts: dict[str, str]) -> None:
-        """Keep the texts of one host and phase as they were printed."""
-        folder = self.root / run_id / "raw" / host / phase
-        folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, run_id: str, name: str, text: str) -> None:
+        files.write_inside(self.root, (run_id,), {name: text})
+
+    def _point(self, run_id: str) -> None:
+        link = self.root / f".latest.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        try:
+            link.symlink_to(run_id)
+            os.replace(link, self.root / "latest")
+        except BaseException:
+            link.unlink(missing_ok=True)
+            raise
+
+    def write_page(self, run_id: str, page: str) -> None:
+        """Write ``report.html``. :raises LabError: if it cannot be written."""
+        with writing(self.root / run_id / PAGE):
+            self._write(run_id, PAGE, page)
+
+    def write_raw(self, run_id: str, host: str, phase: str, texts: Mapping[str, str]) -> None:
+        """Keep the texts of one host and phase as they were printed.
+
+        :raises LabError: for a text that is not one of :data:`bench.wire.SOURCES` or is longer
+            than any of them can be, and if the disk does not take them
+        """
+        for part in (host, phase):
+            if not names.safe(part):
+                raise LabError(f"evidence of {part!r}: expected a name: {names.EXPECTED}")
         for name, text in texts.items():
-            (folder / name).write_text(text)
+            if name not in wire.SOURCES:
+                expected = ", ".join(wire.SOURCES)
+                raise LabError(f"host {host}: evidence {name!r}: expected one of {expected}")
+            if len(text) > LONGEST_TEXT:
+                raise LabError(
+                    f"host {host}: evidence {name}: got {len(text):,} characters, expected at "
+                    f"most {LONGEST_TEXT:,}"
+                )
+        parts = (run_id, "raw", host, phase)
+        with writing(self.root.joinpath(*parts)):
+            files.write_inside(self.root, parts, texts)
+
+    def find(self, run_id: str) -> str:
+        """The name of a run's directory; ``latest`` is what the link of that name points to.
+
+        :raises InputError: if that cannot be the name of a run, or is a link to elsewhere
+        """
+        name = run_id
+        if run_id == "latest":
+            with contextlib.suppress(OSError):
+                name = os.readlink(self.root / run_id)
+        folder = self.root / name
+        if not names.safe(name) or folder.is_symlink() or not folder.is_dir():
+            leads = "" if name == run_id else f", which leads to {name!r}"
+            raise InputError(f"run: got {run_id!r}{leads}, expected a run in {self.root}")
+        return name
 
     def load(self, run_id: str) -> Run:
         """Read a run.
 
         :raises InputError: if there is none of that id, or its run.json is not one.
         """
+        name = self.find(run_id)
         try:
-            return Run.model_validate_json((self.root / run_id / "run.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"run: got {run_id!r}, expected a run in {self.root}") from None
+            return Run.model_validate_json((self.root / name / RUN).read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"run {name}: no run.json: it is not over, or was killed") from None
+        except OSError as error:
+            raise InputError(f"run {name}: run.json cannot be read: {_reason(error)}") from error
         except ValueError as error:
             first = str(error).splitlines()[0]
-            raise InputError(f"run {run_id}: run.json cannot be read: {first}") from error
+            raise InputError(f"run {name}: run.json cannot be read: {first}") from error
 
-    def runs(self) -> Iterator[Run]:
-        """All whole runs, oldest first."""
-        if not self.root.is_dir():
-            return
-        for folder in sorted(self.root.iterdir()):
-            if not folder.is_symlink() and (folder / "run.json").is_file():
-                yield self.load(folder.name)
+    def runs(
+        self, unreadable: Callable[[str], None] = lambda line: None, *, newest_first: bool = False
+    ) -> Iterator[Run]:
+        """All whole runs, oldest first.
+
+        :param unreadable: called with a line on each that cannot be read; it is passed over
+        """
+        for folder in sorted(folders(self.root), reverse=newest_first):
+            try:
+                if os.path.lexists(folder / RUN) or _unfinished(folder):
+                    yield self.load(folder.name)
+            except InputError as error:
+                unreadable(str(error))
+
+
+def folders(root: Path) -> list[Path]:
+    """The directories in one, links not among them; none where it cannot be read.
+
+    :raises InputError: if it is there and cannot be read
+    """
+    try:
+        with os.scandir(root) as entries:
+            return [Path(one.path) for one in entries if one.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"--results {root}: cannot be read: {_reason(error)}") from error
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether a directory is a run's that has not been written: no claim's, and nobody else's."""
+    return bool(_RUN_ID.fullmatch(folder.name)) and not os.path.lexists(folder / "claim.json")
+
+
+def short(run: Run, why: str) -> Run:
+    """A run without what takes room: counts, settings and the point of the curve at which most
+    was held are left, and why there is no more."""
+    return run.model_copy(
+        update={
+            "verdict": "aborted",
+            "reason": f"{RUN} is short: {why}; {run.verdict}: {run.reason}",
+            "curve": sorted(run.curve, key=lambda point: point.held)[-1:],
+            "hosts": {},
+            "packages": {},
+            "image": {},
+        }
+    )
+
+
+def _text(run: Run) -> str:
+    return run.model_dump_json(by_alias=True, indent=1) + "\n"

@@ -7,16 +7,18 @@ measured by. ``results/claims.json`` and ``results/claims.md`` are the table of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bench import files
 from bench.claims.model import Outcome, Profile
 from bench.errors import InputError
-from bench.store import new_folder, write_whole
+from bench.store import check, folders, new_folder, writing
 
 FILE = "claim.json"
 
@@ -73,13 +75,13 @@ class Kept:
 
     def keep(self, records: Iterable[Record]) -> None:
         """Keep these and no others."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         wanted = {f"{one.id}.json": one for one in records}
         for path in self.folder.glob("*.json"):
             if path.name not in wanted:
                 path.unlink()
         for name, one in wanted.items():
-            write_whole(self.folder / name, _text(one))
+            files.write_inside(self.folder, (), {name: _text(one)})
 
 
 class Records:
@@ -88,34 +90,52 @@ class Records:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def check(self) -> None:
+        """See that records can be kept. :raises InputError: naming the directory."""
+        check(self.root)
+
     def create(self, claim: str, now: datetime) -> tuple[str, Path]:
         """A new record's id and its directory."""
         return new_folder(self.root, f"claim-{claim}", now)
 
     def write(self, record: Record) -> Path:
-        """Keep one, in the directory that was created for it."""
+        """Keep one, in the directory that was created for it.
+
+        :raises LabError: if the disk does not take it
+        """
         target = self.root / record.id / FILE
-        write_whole(target, _text(record))
+        with writing(target):
+            files.write_inside(self.root, (record.id,), {FILE: _text(record)})
         return target
 
     def batch(self, records: Iterable[Record], table: str) -> None:
-        """Keep the table of a batch, as data and as text."""
-        kept = [json.loads(one.model_dump_json(by_alias=True)) for one in records]
-        write_whole(self.root / "claims.json", json.dumps(kept, indent=1) + "\n")
-        write_whole(self.root / "claims.md", table)
+        """Keep the table of a batch, as data and as text.
 
-    def all(self) -> Iterator[Record]:
-        """Every record, oldest first. :raises InputError: for one that cannot be read."""
-        if not self.root.is_dir():
-            return
-        for folder in sorted(self.root.iterdir()):
-            if not folder.is_symlink() and (folder / FILE).is_file():
-                yield _read(folder / FILE)
+        :raises LabError: if the disk does not take it
+        """
+        kept = [json.loads(one.model_dump_json(by_alias=True)) for one in records]
+        texts = {"claims.json": json.dumps(kept, indent=1) + "\n", "claims.md": table}
+        with writing(self.root / "claims.json"):
+            files.write_inside(self.root, (), texts)
+
+    def all(self, unreadable: Callable[[str], None] = lambda line: None) -> Iterator[Record]:
+        """Every record, oldest first.
+
+        :param unreadable: called with a line on each that cannot be read; it is passed over
+        """
+        for folder in sorted(folders(self.root)):
+            try:
+                if os.path.lexists(folder / FILE):
+                    yield _read(folder / FILE)
+            except InputError as error:
+                unreadable(str(error))
 
 
 def _read(path: Path) -> Record:
     try:
-        return Record.model_validate_json(path.read_text())
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"claim record {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise InputError(f"claim record {path}: cannot be read: {first}") from error

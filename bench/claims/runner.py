@@ -45,12 +45,13 @@ class Runner:
 
         :param by_name: whether they were asked for one by one: then what the hosts lack is bad
             input; of all of them, those that need it are not measurable.
-        :raises InputError: before anything is opened, for a topology that is missing, or a profile
-            that is too large for the hosts.
+        :raises InputError: before anything is opened, for a topology that is missing, a profile
+            that is too large for the hosts, or a directory that takes no records.
         :raises LabError: if the hosts cannot be reached.
         """
         self._by_name = by_name
         self.check(asked, by_name)
+        self._records.check()
         hosts, most = self._look()
         large = {one.claim.id: _too_large(one, most) for one in asked}
         for said in large.values() if by_name else ():

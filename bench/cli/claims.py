@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bench import inventory, progress, scenario, transport
+from bench import files, inventory, progress, scenario, transport
 from bench.claims import page, register, table
 from bench.claims.model import PROFILES
 from bench.claims.record import Kept, Record, Records
@@ -25,9 +25,9 @@ from bench.cli.common import (
     Show,
     end_with_parent,
     exit_status,
+    say,
 )
 from bench.errors import InputError
-from bench.store import write_whole
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -43,7 +43,10 @@ def list_(
     if context.invoked_subcommand:
         return
     with exit_status():
-        newest = {one.claim: one for one in Records(store).all()}
+        unreadable: list[str] = []
+        newest = {one.claim: one for one in Records(store).all(unreadable.append)}
+        for line in unreadable:
+            say(line)
         if as_json:
             typer.echo(
                 json.dumps(
@@ -169,9 +172,9 @@ def page_(
     with exit_status():
         kept = Kept(target.parent / "measured")
         claims = list(register.CLAIMS.values())
-        records = page.told(claims, [*kept.all(), *Records(store).all()])
+        records = page.told(claims, [*kept.all(), *Records(store).all(say)])
         try:
-            write_whole(target, page.render(claims, records))
+            files.write(target, page.render(claims, records))
             kept.keep(records)
         except OSError as error:
             raise InputError(f"page: {target}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bench import capacity, fit, inventory, planning, progress, scenario, survey, transport
+from bench import capacity, files, fit, inventory, planning, progress, scenario, survey, transport
 from bench.bounds import binding
 from bench.catalogue import CATALOGUE
 from bench.cli.common import (
@@ -143,7 +143,7 @@ def preflight(
         low = fit.changes(seen.predicted.bounds, number)
         if vars_file:
             try:
-                vars_file.write_text(fit.vars_file(low, number, seen.inventory.source))
+                files.write(vars_file, fit.vars_file(low, number, seen.inventory.source))
             except OSError as error:
                 raise InputError(f"--vars-file: {vars_file}: {error.strerror}") from error
         if show is Show.ndjson:

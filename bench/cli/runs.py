@@ -29,6 +29,7 @@ from bench.cli.common import (
     Show,
     end_with_parent,
     exit_status,
+    say,
     wanted,
 )
 from bench.store import Store
@@ -86,7 +87,8 @@ def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
     """List the scenarios and the runs so far."""
     with exit_status():
         known = [scenario.load(name) for name in scenario.names()]
-        past = list(Store(store).runs())
+        unreadable: list[str] = []
+        past = list(Store(store).runs(unreadable.append))
         if as_json:
             typer.echo(
                 json.dumps(
@@ -104,6 +106,7 @@ def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
                             )
                             for one in past
                         ],
+                        "unreadable": unreadable,
                     },
                     indent=1,
                 )
@@ -123,6 +126,8 @@ def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
                 f"{run_.measured.connections_per_second:,.0f}",
             )
         console.print(table)
+        for line in unreadable:
+            say(line)
 
 
 def report_(
@@ -132,10 +137,12 @@ def report_(
 ) -> None:
     """Render a run's report.html again and print its summary."""
     with exit_status():
-        found = Store(store).load(run_id)
-        (store / found.run_id / "report.html").write_text(report.render(found))
+        kept = Store(store)
+        name = kept.find(run_id)
+        found = kept.load(name)
+        kept.write_page(name, report.render(found))
         if as_json:
             typer.echo(found.model_dump_json(by_alias=True, indent=1))
         else:
-            for line in report.summary(found, store / found.run_id):
+            for line in report.summary(found, store / name):
                 typer.echo(line)

@@ -168,7 +168,7 @@ def _claims(ended: Mapping[str, Any], status: int) -> dict[str, Any]:
 
 
 def _outcome(ended: Mapping[str, Any]) -> dict[str, Any]:
-    run = json.loads(Path(ended["path"]).read_text())
+    run = json.loads(Path(ended["path"]).read_text(encoding="utf-8"))
     run.pop("curve")
     failed = run["verdict"] != "pass"
     outcome = {

@@ -1,0 +1,173 @@
+"""Everything that is written to this machine's disks: whole or not at all, as UTF-8.
+
+A reader finds the old file or the new one. What is written has reached the disk when a function
+here returns (fsync(2)), so that a full or failing disk is an error here and nowhere later.
+
+Every function raises OSError as the system gives it; nothing half-written stays behind then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bench import names
+
+_NO_LINK = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write(target: Path, text: str) -> None:
+    """Write a file whose path the user chose: through a link, and straight into a device."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            with target.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            return
+    real = Path(os.path.realpath(target))
+    folder = os.open(real.parent, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _write(folder, {real.name: text})
+    finally:
+        os.close(folder)
+
+
+def write_inside(root: Path, parts: tuple[str, ...], texts: Mapping[str, str]) -> None:
+    """Write files, by name, into a directory below ``root``; it is made where it is missing.
+
+    :param parts: the names of the directories on the way from ``root``
+    :raises ValueError: for a name that is not safe as one component of a path
+    :raises OSError: also where a link is in the way (ENOTDIR)
+    """
+    for name in texts:
+        _check(name)
+    with _inside(root, parts) as folder:
+        _write(folder, texts)
+
+
+class Lines:
+    """A file that grows by whole lines, as long as there is room for them.
+
+    A context manager. It holds at any time what a reader can use: a line that did not fit the
+    disk is taken back.
+    """
+
+    def __init__(self, root: Path, parts: tuple[str, ...], name: str) -> None:
+        """Make the file. :raises ValueError: as :func:`write_inside` does."""
+        _check(name)
+        with _inside(root, parts) as folder:
+            self._file = os.open(name, _NEW, 0o666, dir_fd=folder)
+        self._size = 0
+
+    def write(self, text: str) -> None:
+        """Add lines."""
+        data = _encoded(text)
+        try:
+            _write_all(self._file, data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What is lost here has been written before: a disk that fails only now harms nobody.
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        os.close(self._file)
+
+
+class Room:
+    """Room on the disk that is kept for later, in a file without a name: it goes with the process.
+
+    :param size: bytes
+    :raises OSError: where there is no such room, also by quota (EDQUOT) or RLIMIT_FSIZE (EFBIG)
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        name = folder / _scratch()
+        self._file: int | None = os.open(name, _NEW, 0o600)
+        try:
+            os.unlink(name)
+            os.write(self._file, b"connlab\n")
+            os.posix_fallocate(self._file, 0, size)
+            os.fsync(self._file)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the room back; a second time does nothing."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _check(name: str) -> None:
+    if not names.safe(name):
+        raise ValueError(f"name {name!r}: expected {names.EXPECTED}")
+
+
+@contextlib.contextmanager
+def _inside(root: Path, parts: tuple[str, ...]) -> Iterator[int]:
+    """Open a directory below ``root``, no step of the way a link; yield its descriptor."""
+    for part in parts:
+        _check(part)
+    folder = os.open(root, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, dir_fd=folder)
+            below = os.open(part, _NO_LINK, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _write(folder: int, texts: Mapping[str, str]) -> None:
+    """Write files into an open directory, each by a file of another name that takes its place."""
+    for name, text in texts.items():
+        scratch = _scratch()
+        file = os.open(scratch, _NEW, 0o666, dir_fd=folder)
+        try:
+            try:
+                _write_all(file, _encoded(text))
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.rename(scratch, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(scratch, dir_fd=folder)
+            raise
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system has it
+            raise
+
+
+def _scratch() -> str:
+    return f".{os.getpid()}.{secrets.token_hex(4)}.new"
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; a surrogate, which has none, as the escape that it is written as."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _write_all(file: int, data: bytes) -> None:
+    """Write all of it, however little the system takes at a time (write(2))."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]

@@ -1,0 +1,174 @@
+"""What is written to disks: whole or not at all, inside its directory, as UTF-8."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import resource
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from bench import files
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITERS = {"write_text", "write_bytes"}
+READERS = {"read_text"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/etc/x", "a/b", ".hidden", "-rf", "a\0b", "a\nb", "x" * 254, "ü"],
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match=r"^name .*: expected 1 to 253 of the characters A-Z"):
+        files.write_inside(tmp_path / "in", (), {"ok": "", name: "x"})
+    with pytest.raises(ValueError, match=r"^name "):
+        files.write_inside(tmp_path / "in", ("a", name), {"ok": ""})
+    with pytest.raises(ValueError, match=r"^name "):
+        files.Lines(tmp_path / "in", (), name)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("linked", ["a", "a/b"])
+def test_a_link_in_the_way_is_refused(tmp_path: Path, linked: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    if linked != "a":
+        (tmp_path / "in" / "a").mkdir()
+    (tmp_path / "in" / linked).symlink_to(tmp_path / "out")
+    with pytest.raises(NotADirectoryError):
+        files.write_inside(tmp_path / "in", ("a", "b"), {"file": "x"})
+    with pytest.raises(NotADirectoryError):
+        files.Lines(tmp_path / "in", ("a", "b"), "file")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_link_of_the_files_own_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "in" / "file").symlink_to(tmp_path / "kept")
+    files.write_inside(tmp_path / "in", (), {"file": "new"})
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert (tmp_path / "in" / "file").read_text() == "new"
+    (tmp_path / "in" / "lines").symlink_to(tmp_path / "kept")
+    with pytest.raises(FileExistsError):
+        files.Lines(tmp_path / "in", (), "lines")
+
+
+def test_a_path_that_the_user_chose_is_written_through_links_and_into_devices(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    files.write(tmp_path / "link", "µ \ud800")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == "µ ".encode() + b"\\ud800"
+    os.mkfifo(tmp_path / "pipe")
+    heard: list[str] = []
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    files.write(tmp_path / "pipe", "through")
+    reader.join(5)
+    assert heard == ["through"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(OSError) as full:
+        files.write(Path("/dev/full"), "x")
+    assert full.value.errno == errno.ENOSPC
+    assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
+    with pytest.raises(IsADirectoryError):
+        files.write(tmp_path, "x")
+
+
+@pytest.fixture
+def limited():
+    """Files that may not grow above 4 KiB (setrlimit(2), RLIMIT_FSIZE)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("limited")
+def test_what_does_not_fit_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    files.write_inside(tmp_path, (), {"file": "old"})
+    with pytest.raises(OSError) as refused:
+        files.write_inside(tmp_path, (), {"file": "x" * 5000})
+    assert refused.value.errno == errno.EFBIG
+    with pytest.raises(OSError):
+        files.write(tmp_path / "file", "x" * 5000)
+    with pytest.raises(OSError):
+        files.Room(tmp_path, 5000)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
+    with files.Lines(tmp_path, ("run",), "lines") as lines:
+        for number in range(40):
+            lines.write(f"{number:099}\n")
+        with pytest.raises(OSError):
+            lines.write("y" * 99 + "\n")
+        with pytest.raises(OSError):
+            lines.write("y" * 99 + "\n")
+    kept = (tmp_path / "run" / "lines").read_text()
+    assert kept == "".join(f"{number:099}\n" for number in range(40))
+
+
+def test_room_is_taken_and_leaves_nothing(tmp_path: Path) -> None:
+    before = os.statvfs(tmp_path).f_bfree
+    room = files.Room(tmp_path, 64 << 20)
+    assert list(tmp_path.iterdir()) == []
+    # Others write to this disk as well: half of it is enough to see.
+    assert (before - os.statvfs(tmp_path).f_bfree) * os.statvfs(tmp_path).f_frsize > 32 << 20
+    room.release()
+    room.release()
+
+
+def test_what_is_written_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib; from bench import files\n"
+            "files.write_inside(pathlib.Path(sys.argv[1]), (), {'file': chr(181)})",
+            str(tmp_path),
+        ],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert (tmp_path / "file").read_bytes() == "µ".encode()
+
+
+def calls(path: Path) -> list[ast.Call]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_the_controller_writes_through_this_module_alone_and_names_every_encoding() -> None:
+    paths = [path for path in (ROOT / "bench").rglob("*.py") if path.name != "files.py"]
+    paths += (ROOT / "roles" / "bench_run").rglob("*.py")
+    for path in paths:
+        for call in calls(path):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            named = {one.arg for one in call.keywords}
+            where = f"{path}:{call.lineno}: {name}"
+            if name in READERS:
+                assert "encoding" in named, where
+            if "agent" not in path.parts:  # agents have files of their hosts to change
+                assert name not in WRITERS, where
+                texts = [one.value for one in call.args if isinstance(one, ast.Constant)]
+                assert not (name == "open" and {"w", "x", "a", "wb", "xb", "ab"} & set(texts)), (
+                    where
+                )
+            elif name == "open" and isinstance(call.func, ast.Name):
+                modes = [one.value for one in call.args[1:] if isinstance(one, ast.Constant)]
+                assert "encoding" in named or any("b" in str(mode) for mode in modes), where
