@@ -58,14 +58,13 @@ def run(
     plan_for(scenario, inventory)
     started = datetime.now(UTC)
     with contextlib.ExitStack() as stack:
-        run_id, _ = store.create(scenario.name, started)
+        hosts = [(host, "server") for host in inventory.of("servers")]
+        hosts += [(host, "client") for host in paths.clients(scenario, inventory)]
+        run_id, _ = store.create(scenario.name, started, len(hosts), scenario.hold_seconds)
         session = stack.enter_context(Session(connect, bundle.build().data))
         try:
             samples = stack.enter_context(store.samples(run_id))
-            session.start(
-                [(host, "server") for host in inventory.of("servers")]
-                + [(host, "client") for host in paths.clients(scenario, inventory)]
-            )
+            session.start(hosts)
         except BaseException:
             store.discard(run_id)
             raise

@@ -62,6 +62,13 @@ def test_a_disk_that_is_too_small(small: Path) -> None:
     assert list(small.iterdir()) == []
 
 
+def test_a_disk_that_is_too_small_for_a_long_run(disk: Path, net: Namespaces) -> None:
+    bed = Bed(net, disk)
+    with pytest.raises(InputError, match=f"^--results {disk}: got 20 MiB free, expected 71 MiB fo"):
+        bed.run(hold_seconds=86_400 // 3.2)
+    assert not bed.links and list(disk.iterdir()) == []
+
+
 def fill(folder: Path) -> None:
     """Take all the room that a file system has."""
     with (folder / "filler").open("wb", buffering=0) as file:
@@ -143,6 +150,7 @@ def test_of_a_run_that_does_not_fit_the_counts_are_kept(
     net: Namespaces, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "SPARE", 12_288)
+    monkeypatch.setattr(kept, "HOST_SPARE", 0)
     bed = Bed(net, disk)
     full_at("hold", bed)
     with pytest.raises(LabError, match=r": cannot be written: No space left on device$"):
@@ -160,6 +168,7 @@ def test_a_disk_that_is_full_at_the_end_of_an_interrupted_run(
     net: Namespaces, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "SPARE", 1)
+    monkeypatch.setattr(kept, "HOST_SPARE", 0)
     bed = Bed(net, disk)
 
     class Seen(list[Progress]):
