@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from bench import fence, names
 from bench.errors import InputError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -24,6 +26,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 DEFAULT = Path(__file__).resolve().parent.parent / "inventory" / "local"
 DEFAULT_PREFIXES = ("198.18.0.0/15",)
 """RFC 2544 section C.2.2: reserved for benchmarking."""
+
+
+class Allowed(NamedTuple):
+    """Where a host's data addresses may lie."""
+
+    prefixes: Sequence[Network]
+    public: bool
+    """Whether :data:`bench.fence.WORD` is there."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Host:
     """Own one first; IPv4 before IPv6 where both are given by count."""
     routed_addresses: tuple[str, ...] = ()
     """Those of them that are reached only through a router."""
+    public: bool = False
+    """Whether they may be other people's (:data:`bench.fence.WORD`)."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,17 @@ def _listing(name: str, sources: Sequence[Path], extra_vars: Sequence[str]) -> M
         command += ["-i", str(source)]
     for text in extra_vars:
         command += ["-e", text]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = lines[-1] if lines else f"ansible-inventory exited {done.returncode}"
         raise InputError(f"inventory {name}: {said.strip()}")
-    listing: Mapping[str, Any] = json.loads(done.stdout)
+    try:
+        listing: Mapping[str, Any] = json.loads(done.stdout)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"inventory {name}: ansible-inventory: no JSON: {error}") from error
     return listing
 
 
@@ -99,14 +116,21 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
 
     :raises InputError: if a host, group or address is not as expected.
     """
-    variables: Mapping[str, Mapping[str, Any]] = _plain(
-        listing.get("_meta", {}).get("hostvars", {})
-    )
+    listing = _mapping(source, "the listing", _plain(listing))
+    meta = _mapping(source, "_meta", listing.get("_meta", {}))
+    variables = _mapping(source, "_meta.hostvars", meta.get("hostvars", {}))
+    for name in variables:
+        _mapping(source, f"host {name}", variables[name])
     groups: dict[str, list[str]] = {}
     for group in ("servers", "clients", "routers", "proxies"):
-        for name in _members(listing, group):
+        for name in _members(source, listing, group):
+            if not names.safe(name):
+                raise InputError(
+                    f"inventory {source}: host {_brief(name)}: expected a name of {names.EXPECTED}"
+                    " (its address can be in ansible_host)"
+                )
             groups.setdefault(name, []).append(group)
-    first = next(iter(variables.values()), {})
+    first: Mapping[str, Any] = next(iter(variables.values()), {})
     clients = sum("clients" in of_host for of_host in groups.values())
     wanted = first.get("lab_clients", clients)
     if str(wanted) != str(clients):  # text, where it comes from the command line
@@ -135,7 +159,7 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
         source=source,
         substrate=substrate,
         hosts=hosts,
-        underlay=bool(list(_members(listing, "underlay"))),
+        underlay=bool(_members(source, listing, "underlay")),
         state=None if "{{" in lab_dir + lab_name else Path(lab_dir) / (lab_name + kind),
         connections=first.get("connections"),
         settings=_settings(first.get("set")),
@@ -159,11 +183,31 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
-def _members(listing: Mapping[str, Any], group: str) -> Iterator[str]:
-    entry = listing.get(group, {})
-    yield from entry.get("hosts", [])
-    for child in entry.get("children", []):
-        yield from _members(listing, child)
+def _mapping(source: str, what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"inventory {source}: {what}: got {_brief(value)}, expected a mapping")
+    return value
+
+
+def _members(source: str, listing: Mapping[str, Any], group: str) -> list[str]:
+    """Hosts of a group and of the groups below it, each once."""
+    found: dict[str, None] = {}
+    left, seen = [group], {group}
+    while left:
+        name = left.pop(0)
+        entry = _mapping(source, f"group {name}", listing.get(name, {}))
+        for key in ("hosts", "children"):
+            listed = entry.get(key, [])
+            if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+                raise InputError(
+                    f"inventory {source}: group {name}: {key}: got {_brief(listed)}, "
+                    "expected a list of names"
+                )
+        found |= dict.fromkeys(entry.get("hosts", []))
+        below = [one for one in entry.get("children", []) if one not in seen]
+        seen |= set(below)
+        left = below + left
+    return list(found)
 
 
 def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, Any]) -> Host:
@@ -173,34 +217,39 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
         value = found.get(key)
         if value is None:
             return None
+        if isinstance(value, Mapping | list) or not str(value).isprintable():
+            raise InputError(f"{where}: {key}: got {_brief(value)}, expected text in one line")
         if "{{" in str(value):
             raise InputError(f"{where}: {key}: got the template {value!r}, expected a literal")
         return str(value)
 
     def number(key: str, default: int, low: int, high: int) -> int:
         value = text(key) or str(default)
-        if not value.isdigit() or not low <= int(value) <= high:
-            raise InputError(f"{where}: {key}: got {value!r}, expected {low} to {high}")
+        if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
+            raise InputError(f"{where}: {key}: got {_brief(value)}, expected {low} to {high}")
         return int(value)
 
-    prefixes = _prefixes(where, found.get("lab_prefixes", DEFAULT_PREFIXES))
+    allowed = Allowed(
+        _prefixes(where, found.get("lab_prefixes", DEFAULT_PREFIXES)),
+        _word(where, "lab_allow_public", found.get("lab_allow_public", False)),
+    )
     listed = found.get("alias_ips_list", [])
     if isinstance(listed, str) or not isinstance(listed, Sequence):
         raise InputError(f"{where}: alias_ips_list: got {listed!r}, expected a list of addresses")
     own = text("lab_data_address")
     if own is None:
         raise InputError(f"{where}: lab_data_address: missing, expected an address of this host")
-    addresses = [_address(where, "lab_data_address", own, prefixes)]
-    aliases = [_address(where, "alias_ips_list", str(item), prefixes) for item in listed]
+    addresses = [_address(where, "lab_data_address", own, allowed)]
+    aliases = [_address(where, "alias_ips_list", str(item), allowed) for item in listed]
     if len(set(aliases)) != len(aliases):
         twice = next(item for item in aliases if aliases.count(item) > 1)
         raise InputError(f"{where}: alias_ips_list: got {twice} twice, expected each address once")
     first = text("alias_ips_first")
     if first is not None:
-        start = _address(where, "alias_ips_first", first, prefixes)
+        start = _address(where, "alias_ips_first", first, allowed)
         for step in range(number("alias_ips_count", 1, 0, 65_536)):
-            aliases.append(_address(where, "alias_ips_count", str(start + step), prefixes))
-    aliases += _counted6(where, text, number, prefixes)
+            aliases.append(_address(where, "alias_ips_count", str(start + step), allowed))
+    aliases += _counted6(where, text, number, allowed)
     block = text("alias_ips_prefix")
     if block is not None:
         try:
@@ -214,61 +263,88 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
                 f"{where}: alias_ips_prefix: got {block!r}, expected at most 65536 addresses"
             )
         aliases += [
-            _address(where, "alias_ips_prefix", str(item), prefixes) for item in network.hosts()
+            _address(where, "alias_ips_prefix", str(item), allowed) for item in network.hosts()
         ]
     routed = found.get("lab_routed_addresses", [])
     if isinstance(routed, str) or not isinstance(routed, Sequence):
         raise InputError(f"{where}: lab_routed_addresses: got {routed!r}, expected a list")
-    behind = [_address(where, "lab_routed_addresses", str(item), prefixes) for item in routed]
+    behind = [_address(where, "lab_routed_addresses", str(item), allowed) for item in routed]
     addresses += [alias for alias in dict.fromkeys(aliases) if alias not in addresses]
     return Host(
         name=name,
         groups=groups,
-        address=text("ansible_host") or name,
+        address=_reached(where, text("ansible_host") or name),
         port=number("ansible_port", 22, 1, 65_535),
         user=text("ansible_user") or "lab",
         key_file=text("ansible_ssh_private_key_file"),
         known_hosts=text("lab_known_hosts"),
         data_addresses=tuple(str(item) for item in addresses),
         routed_addresses=tuple(str(item) for item in behind),
+        public=allowed.public,
     )
+
+
+def _brief(value: object) -> str:
+    """A value as it was given, its end left out where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _reached(where: str, address: str) -> str:
+    """Where SSH reaches the host: an IP address, or a name that can be looked up."""
+    try:
+        address.encode("idna")  # as socket.getaddrinfo() does
+    except UnicodeError:
+        raise InputError(
+            f"{where}: ansible_host: got {_brief(address)}, expected an address or a host name"
+        ) from None
+    return address
 
 
 def _counted6(
     where: str,
     text: Callable[[str], str | None],
     number: Callable[[str, int, int, int], int],
-    prefixes: Sequence[Network],
+    allowed: Allowed,
 ) -> list[Address]:
     """A host's own IPv6 address and those that it has by count."""
     found = []
     own, first = text("lab_data_address6"), text("alias_ips_first6")
     if own is not None:
-        found.append(_address(where, "lab_data_address6", own, prefixes))
+        found.append(_address(where, "lab_data_address6", own, allowed))
     if first is not None:
-        start = _address(where, "alias_ips_first6", first, prefixes)
+        start = _address(where, "alias_ips_first6", first, allowed)
         for step in range(number("alias_ips_count", 1, 0, 65_536)):
-            found.append(_address(where, "alias_ips_count", str(start + step), prefixes))
+            found.append(_address(where, "alias_ips_count", str(start + step), allowed))
     return found
+
+
+def _word(where: str, field: str, value: object) -> bool:
+    """A word that lifts a guard: said in full or not at all (``-e`` gives it as text)."""
+    if str(value).lower() not in ("true", "false"):
+        raise InputError(f"{where}: {field}: got {value!r}, expected true or false")
+    return str(value).lower() == "true"
 
 
 def _prefixes(where: str, listed: Any) -> list[Network]:
     if isinstance(listed, str) or not isinstance(listed, Sequence) or not listed:
         raise InputError(f"{where}: lab_prefixes: got {listed!r}, expected a list of networks")
     try:
-        return [ipaddress.ip_network(item) for item in listed]
+        return [ipaddress.ip_network(str(item)) for item in listed]
     except ValueError as error:
         raise InputError(f"{where}: lab_prefixes: {error}, expected networks") from error
 
 
-def _address(where: str, field: str, text: str, prefixes: Sequence[Network]) -> Address:
+def _address(where: str, field: str, text: str, allowed: Allowed) -> Address:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise InputError(f"{where}: {field}: got {text!r}, expected an IP address") from None
-    if not any(address in prefix for prefix in prefixes):
-        allowed = ", ".join(str(prefix) for prefix in prefixes)
-        raise InputError(f"{where}: {field}: got {address}, expected an address in {allowed}")
+    if not any(address in prefix for prefix in allowed.prefixes):
+        within = ", ".join(str(prefix) for prefix in allowed.prefixes)
+        raise InputError(f"{where}: {field}: got {address}, expected an address in {within}")
+    if why := fence.refusal(address, allowed.prefixes, public=allowed.public):
+        raise InputError(f"{where}: {field}: got {address}, {why}")
     return address
 
 

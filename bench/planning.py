@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 
-from bench import facts, paths
+from bench import facts, fence, paths
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
 from bench.results import HostRecord
@@ -58,9 +58,10 @@ def plan_for(scenario: Scenario, inventory: Inventory, sources: Sources | None =
     """The tuples of a run. Where the aim is a limit, no more than there are.
 
     :param sources: by default those of the inventory.
-    :raises InputError: if the addresses do not allow that many connections.
+    :raises InputError: if the addresses do not allow that many connections, or one is refused.
     """
     paths.check(scenario, inventory)
+    _fence(scenario, inventory)
     used = planned(scenario, inventory) if sources is None else sources
     wanted = scenario.connections
     if scenario.expect == "limit":
@@ -72,6 +73,18 @@ def plan_for(scenario: Scenario, inventory: Inventory, sources: Sources | None =
         scenario.first_client_port,
         scenario.last_client_port,
     )
+
+
+def _fence(scenario: Scenario, inventory: Inventory) -> None:
+    """See that clients connect to no address that a lab may not use, whoever put it there.
+
+    :raises InputError: naming the address and the reason
+    """
+    public = any(host.public for host in inventory.hosts.values())
+    ends = {*paths.targets(scenario, inventory), *paths.controls(scenario, inventory)}
+    for text in sorted({address for address, _ in ends}):
+        if why := fence.refusal(ipaddress.ip_address(text), public=public):
+            raise InputError(f"inventory {inventory.source}: target {text}: got {why}")
 
 
 def plan_there(scenario: Scenario, inventory: Inventory, hosts: Mapping[str, HostRecord]) -> Plan:

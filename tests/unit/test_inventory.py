@@ -102,7 +102,36 @@ def test_aliases_by_count_list_and_prefix() -> None:
         ({"lab_data_address": None}, "host client1: lab_data_address: missing, expected"),
         ({"alias_ips_list": ["198.18.1.2", "198.18.1.2"]}, "alias_ips_list: got 198.18.1.2 twice"),
         ({"alias_ips_list": "198.18.1.2"}, "alias_ips_list: got '198.18.1.2', expected a list"),
-        ({"alias_ips_first": "198.19.255.255", "alias_ips_count": 2}, "got 198.20.0.0, expected"),
+        (
+            {
+                "alias_ips_first": "198.18.1.1",
+                "alias_ips_count": 2,
+                "lab_prefixes": ["198.18.1.0/31"],
+            },
+            "alias_ips_count: got 198.18.1.2, expected an address in 198.18.1.0/31",
+        ),
+        (
+            {"alias_ips_first": "198.19.255.254", "alias_ips_count": 2},
+            "alias_ips_count: got 198.19.255.255, the broadcast address of 198.18.0.0/15",
+        ),
+        ({"lab_allow_public": "maybe"}, "lab_allow_public: got 'maybe', expected true or false"),
+        ({"lab_allow_public": 1}, "lab_allow_public: got 1, expected true or false"),
+        ({"alias_ips_first": "198.18.1.1", "alias_ips_count": "\u00b2"}, "alias_ips_count: got "),
+        ({"alias_ips_first": "198.18.1.1", "alias_ips_count": "9" * 5000}, "expected 0 to 65536"),
+        ({"alias_ips_first": ["198.18.1.1"]}, "alias_ips_first: got ['198.18.1.1'], expected text"),
+        ({"lab_data_address": {"a": 1}}, "lab_data_address: got {'a': 1}, expected text in one l"),
+        ({"lab_data_address": "198.18.1.1\n"}, "lab_data_address: got '198.18.1.1\\n', expected"),
+        ({"lab_prefixes": [{}]}, "lab_prefixes: '{}' does not appear to be"),
+        ({"lab_prefixes": 5}, "lab_prefixes: got 5, expected a list of networks"),
+        ({"alias_ips_list": 5}, "alias_ips_list: got 5, expected a list of addresses"),
+        ({"alias_ips_list": [None]}, "alias_ips_list: got 'None', expected an IP address"),
+        ({"lab_routed_addresses": {"a": 1}}, "lab_routed_addresses: got {'a': 1}, expected a list"),
+        ({"ansible_port": float("nan")}, "ansible_port: got 'nan', expected 1 to 65535"),
+        ({"ansible_port": True}, "ansible_port: got 'True', expected 1 to 65535"),
+        ({"ansible_host": "a..b"}, "ansible_host: got 'a..b', expected an address or a host name"),
+        ({"ansible_host": "x" * 300}, "ansible_host: got 'xxx"),
+        ({"ansible_host": "\ud800"}, "ansible_host: got '\\ud800', expected text in one line"),
+        ({"ansible_user": "lab\x1b[31m"}, "ansible_user: got 'lab\\x1b[31m', expected text in one"),
         ({"alias_ips_first": "198.18.1.1", "alias_ips_count": -1}, "alias_ips_count: got '-1'"),
         ({"alias_ips_prefix": "198.18.1.7/24"}, "alias_ips_prefix: got '198.18.1.7/24', expected"),
         ({"alias_ips_prefix": "198.18.0.0/15"}, "expected at most 65536 addresses"),
@@ -159,3 +188,110 @@ def test_a_host_in_both_groups() -> None:
     broken["clients"] = {"hosts": ["client1", "server1"]}
     with pytest.raises(InputError, match="host server1: in servers and in clients"):
         inventory.from_listing("x", broken)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x",
+        "/etc/x",
+        "..",
+        ".ssh",
+        "-oProxyCommand=x",
+        "a/b",
+        "a b",
+        "a\nb",
+        "",
+        "ü",
+        "a" * 254,
+    ],
+)
+def test_a_host_has_a_name_that_can_be_a_directorys(name: str) -> None:
+    broken = listing()
+    broken["_meta"]["hostvars"][name] = {"lab_data_address": "198.18.3.1"}
+    broken["rack1"]["hosts"].append(name)
+    with pytest.raises(InputError) as caught:
+        inventory.from_listing("x", broken)
+    assert "expected a name of 1 to 253 of the characters A-Z a-z 0-9 . _ -" in str(caught.value)
+    assert repr(name)[:40] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ((), [], "the listing: got [], expected a mapping"),
+        (("_meta",), None, "_meta: got None, expected a mapping"),
+        (("_meta", "hostvars"), [1], "_meta.hostvars: got [1], expected a mapping"),
+        (("_meta", "hostvars", "client1"), "x", "host client1: got 'x', expected a mapping"),
+        (("servers",), ["server1"], "group servers: got ['server1'], expected a mapping"),
+        (("servers", "hosts"), "server1", "group servers: hosts: got 'server1', expected a list"),
+        (("servers", "hosts"), {"server1": {}}, "group servers: hosts: got {'server1': {}}, exp"),
+        (("clients", "children"), [None], "group clients: children: got [None], expected a list"),
+        (("rack1",), 7, "group rack1: got 7, expected a mapping"),
+        (("rack1", "hosts"), [["a"] * 90], "rack1: hosts: got [['a', 'a',"),
+    ],
+)
+def test_a_listing_of_the_wrong_shape(path: tuple[str, ...], value: object, said: str) -> None:
+    broken: Any = {"all": listing()}
+    at, key = broken, "all"
+    for step in path:
+        at, key = at[key], step
+    at[key] = value
+    with pytest.raises(InputError) as caught:
+        inventory.from_listing("x", broken["all"])
+    assert str(caught.value).startswith(f"inventory x: {said}") or said in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_groups_within_each_other_end() -> None:
+    listed = listing()
+    listed["rack1"]["children"] = ["clients", "rack1"]
+    assert len(inventory.from_listing("x", listed).of("clients")) == 2
+
+
+def test_a_listing_that_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "ansible-inventory"
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    for text in ("hello", "[" * 200_000, "\\377"):
+        fake.write_text(f"#!/bin/sh\nprintf '{text}'\n")
+        fake.chmod(0o755)
+        with pytest.raises(InputError, match=r"^inventory .*: ansible-inventory: no JSON: "):
+            inventory.load([tmp_path])
+
+
+PUBLIC = {"lab_prefixes": ["0.0.0.0/0", "::/0"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lab_data_address": "8.8.8.8"},
+        {"alias_ips_list": ["8.8.8.8"]},
+        {"alias_ips_first": "8.8.8.8", "alias_ips_count": 1},
+        {"alias_ips_prefix": "8.8.8.8/32"},
+        {"lab_routed_addresses": ["8.8.8.8"]},
+        {"lab_data_address6": "2606:4700::1111"},
+        {"alias_ips_first6": "2606:4700::1111", "alias_ips_count": 1},
+    ],
+)
+def test_public_addresses_are_refused_in_every_field(change: dict[str, Any]) -> None:
+    for host in ("client1", "server1"):
+        own = {"lab_data_address": "198.18.0.1" if host == "server1" else "198.18.1.1"}
+        with pytest.raises(InputError) as caught:
+            inventory.from_listing("x", listing(**{host: {**own, **PUBLIC, **change}}))
+        assert str(caught.value).startswith(f"inventory x: host {host}: ")
+        assert ", a public address, which only lab_allow_public: true lets in" in str(caught.value)
+        word = {"lab_allow_public": True}
+        found = inventory.from_listing("x", listing(**{host: {**own, **PUBLIC, **change, **word}}))
+        assert found.hosts[host].public
+
+
+def test_addresses_come_past_no_prefix_by_a_link_or_as_another_family() -> None:
+    for text, said in {
+        "fd63::1%eth0": "an address of one link (RFC 4007, scoped), which no lab may use",
+        "::ffff:198.18.1.1": "an IPv4 address in IPv6 (RFC 4291, mapped), which no lab may use",
+    }.items():
+        fields = {**PUBLIC, "lab_data_address6": text, "lab_allow_public": True}
+        with pytest.raises(InputError) as caught:
+            inventory.from_listing("x", listing(client1=fields))
+        assert said in str(caught.value)

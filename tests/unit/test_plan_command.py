@@ -18,7 +18,7 @@ from rich.console import Console
 from tune_loader import load
 from typer.testing import CliRunner, Result
 
-from bench import facts, fleetfiles, inventory, planning, rates, scenario, survey
+from bench import facts, files, fleetfiles, inventory, planning, rates, scenario, survey
 from bench.cli import app, fleetview
 from bench.errors import InputError
 from bench.fleet import Fleet
@@ -305,17 +305,17 @@ def test_more_than_a_run_takes_is_planned_and_not_written(tmp_path: Path) -> Non
 def test_a_disk_that_refuses_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = Path.open
+    usual = files.write
 
-    def refuse(path: Path, *args: Any, **more: Any) -> Any:
+    def refuse(path: Path, text: str) -> None:
         if path.name == "all.yml":
             raise OSError(28, os.strerror(28))
-        return usual(path, *args, **more)
+        usual(path, text)
 
-    monkeypatch.setattr(Path, "open", refuse)
-    files = {"hosts.yml": "---\n", "group_vars/all.yml": "---\n"}
+    monkeypatch.setattr(files, "write", refuse)
+    content = {"hosts.yml": "---\n", "group_vars/all.yml": "---\n"}
     with pytest.raises(InputError, match="No space left on device"):
-        fleetfiles.write(tmp_path / "one" / "two", files)
+        fleetfiles.write(tmp_path / "one" / "two", content)
     assert list(tmp_path.iterdir()) == []
 
 
