@@ -122,6 +122,20 @@ def refusal(address: Address, inside: Iterable[Network] = (), *, public: bool = 
     return f"{_kind(address, _OTHERS) or 'a public address'}, which only {WORD} lets in"
 
 
+def refusal_of_network(network: Network, *, public: bool = False) -> str:
+    """Say why a network may not carry a lab's connections as a whole; nothing if it may."""
+    low, high = int(network.network_address), int(network.broadcast_address)
+    for version, first, last, kind in _NEVER:
+        if version == network.version and first <= high and low <= last:
+            return f"a network with {kind}, which no lab may use"
+    if public or any(
+        version == network.version and first <= low and high <= last
+        for version, first, last, _ in _FREE
+    ):
+        return ""
+    return f"a network with public addresses, which only {WORD} lets in"
+
+
 def _kind(address: Address, ranges: Iterable[Range]) -> Optional[str]:
     """What the first range that an address is in says; None if it is in none."""
     version, number = address.version, int(address)

@@ -164,3 +164,32 @@ def test_errors_are_found_just_where_two_hosts_share_an_address(
 
 def test_the_prefixes_of_the_lab_are_for_benchmarks_or_private() -> None:
     assert all(not ipaddress.ip_network(prefix).is_global for prefix in PREFIXES)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"lab_data_address": "8.8.8.8"}, "lab_data_address: 8.8.8.8: expected an address of the"),
+        ({"alias_ips_list": ["8.8.8.8"]}, "alias address: 8.8.8.8: expected an address of the lab"),
+        (
+            {"alias_ips_prefix": "8.8.8.0/24", "alias_ips_method": "anyip"},
+            "alias_ips_prefix: 8.8.8.0/24: expected a prefix of the lab's own: a network with publ",
+        ),
+    ],
+)
+def test_public_addresses_need_their_word(fields: dict[str, Any], line: str) -> None:
+    hosts = {"a": {"lab_data_address": "198.18.1.1", **fields}}
+    (found,) = plan_module.alias_ips_errors(hosts, ["0.0.0.0/0"])
+    assert found.startswith(f"a: {line}")
+    assert found.endswith("which only lab_allow_public: true lets in")
+    assert plan_module.alias_ips_errors(hosts, ["0.0.0.0/0"], True) == []
+
+
+def test_no_word_lets_metadata_in() -> None:
+    for fields in (
+        {"alias_ips_list": ["169.254.169.254"]},
+        {"alias_ips_prefix": "169.254.169.0/24", "alias_ips_method": "anyip"},
+    ):
+        hosts = {"a": {"lab_data_address": "198.18.1.1", **fields}}
+        (found,) = plan_module.alias_ips_errors(hosts, ["0.0.0.0/0"], True)
+        assert "a cloud's metadata service, which no lab may use" in found

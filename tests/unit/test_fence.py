@@ -132,6 +132,23 @@ def test_the_edges_of_small_networks_are_hosts() -> None:
     assert fence.refusal(network6.broadcast_address, [network6]) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("198.18.64.0/18", ""),
+        ("fd63::/48", ""),
+        ("198.16.0.0/13", "a network with public addresses, which only lab_allow_public: true let"),
+        ("0.0.0.0/0", "a network with no host's address (RFC 1122, this network), which no lab m"),
+        ("169.254.169.0/24", "a network with a cloud's metadata service, which no lab may use"),
+    ],
+)
+def test_whole_networks(text: str, said: str) -> None:
+    assert fence.refusal_of_network(ipaddress.ip_network(text)).startswith(said)
+    assert bool(fence.refusal_of_network(ipaddress.ip_network(text))) == bool(said)
+    lifted = fence.refusal_of_network(ipaddress.ip_network(text), public=True)
+    assert bool(lifted) == said.endswith(("no lab m", "no lab may use"))
+
+
 @pytest.mark.parametrize(("public", "address"), [(False, "8.8.8.8"), (True, "169.254.169.254")])
 def test_no_plan_connects_to_what_is_outside_the_fence(public: bool, address: str) -> None:
     hosts = {

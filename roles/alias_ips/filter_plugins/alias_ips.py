@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -25,6 +27,20 @@ FIELDS = (
 # RFC 4632: a /24 is the block that the lab's plan gives to one host; 254 of its 256 addresses
 # are neither its network nor its broadcast address.
 BLOCK_BITS = 24
+
+
+def _fence() -> Any:
+    """Load bench/fence.py: filters run on the controller, in a checkout of the project."""
+    path = Path(__file__).resolve().parents[3] / "bench" / "fence.py"
+    spec = importlib.util.spec_from_file_location("connlab_fence", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path}: cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FENCE = _fence()
 
 
 class Wrong(ValueError):
@@ -134,11 +150,14 @@ def alias_ips_fields(host: Mapping[str, Any]) -> dict[str, Any]:
     return {name: host.get(name) for name in FIELDS}
 
 
-def alias_ips_errors(hosts: Mapping[str, Mapping[str, Any]], prefixes: Sequence[Any]) -> list[str]:
+def alias_ips_errors(
+    hosts: Mapping[str, Mapping[str, Any]], prefixes: Sequence[Any], public: bool = False
+) -> list[str]:
     """Return one line per error in the addresses of a lab's hosts, none where all is well.
 
     hosts: each host's lab_data_address, lab_data_address6 and alias_ips_* fields; prefixes: the
-    only ones that may be used. Lines read "host: field: value: expected ...".
+    only ones that may be used; public: whether they may be other people's (bench/fence.py). Lines
+    read "host: field: value: expected ...".
     """
     lines: list[str] = []
     allowed: list[Network] = []
@@ -167,6 +186,10 @@ def alias_ips_errors(hosts: Mapping[str, Mapping[str, Any]], prefixes: Sequence[
             network = ipaddress.ip_network(each)
             if outside(network, allowed):
                 lines.append(f"{host}: {field}: {each}: expected {within}")
+            elif why := FENCE.refusal(ipaddress.ip_address(each), allowed, public=public):
+                lines.append(
+                    f"{host}: {field}: {each}: expected an address of the lab's own: {why}"
+                )
             owner, its_field = owners.setdefault(each, (host, field))
             if owner != host:
                 expected = f"an address that no other host has, it is {owner}'s {its_field}"
@@ -174,6 +197,9 @@ def alias_ips_errors(hosts: Mapping[str, Mapping[str, Any]], prefixes: Sequence[
         for route in expanded["routes"]:
             if outside(ipaddress.ip_network(route), allowed):
                 lines.append(f"{host}: alias_ips_prefix: {route}: expected {within}")
+            elif why := FENCE.refusal_of_network(ipaddress.ip_network(route), public=public):
+                expected = f"a prefix of the lab's own: {why}"
+                lines.append(f"{host}: alias_ips_prefix: {route}: expected {expected}")
     for index, (span, host) in enumerate(spans):
         others = [(str(net), who) for net, who in spans[:index] if net.overlaps(span)]
         others += [
