@@ -12,6 +12,7 @@ from bench.agent import bundle
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
 from bench.session import Connect, Session
+from bench.units import printable
 
 SECONDS = 60.0
 """For one host's answer: a million sockets take about one, their addresses as text some more."""
@@ -126,7 +127,8 @@ def look(asked: Sequence[Host], connect: Connect, spec: wire.CountSpec) -> list[
 
 def _count(host: str, message: Mapping[str, Any]) -> Count:
     most_first = sorted(message["counts"].items(), key=lambda entry: (-entry[1], _rank(entry[0])))
-    return Count(host, message["total"], dict(most_first), message["seconds"])
+    counts = {printable(str(key)): number for key, number in most_first}
+    return Count(host, message["total"], counts, message["seconds"])
 
 
 def _rank(key: str) -> tuple[int, str]:

@@ -6,11 +6,19 @@ import re
 
 from pydantic import ValidationError
 
+from bench.units import printable
+
 
 class ConnlabError(Exception):
-    """Base: one line for the user and an exit status."""
+    """Base: one line for the user and an exit status.
+
+    Much of what is in such lines comes from hosts and files: here it is made fit to be shown.
+    """
 
     exit_status = 3
+
+    def __init__(self, line: str) -> None:
+        super().__init__(printable(line))
 
 
 class InputError(ConnlabError):

@@ -19,6 +19,7 @@ from bench.collect import (
     ss,
 )
 from bench.results import HostRecord, Phase, Setting
+from bench.units import printable
 
 PAGE_BYTES = 4096
 """Page size of x86-64, and of arm64 as distributions build it."""
@@ -35,8 +36,8 @@ def phase(
     :param taken: when; by default now
     :param page_bytes: the host's page size
     """
-    texts: Mapping[str, str] = event["texts"]
-    missing: dict[str, str] = dict(event["missing"])
+    texts = {name: printable(text, lines=True) for name, text in event["texts"].items()}
+    missing = {_text(source): _text(why) for source, why in event["missing"].items()}
 
     def parsed(name: str, parser: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         if name not in texts:
@@ -92,8 +93,8 @@ def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
     tuning, reported = _roles(event.get("roles", {}))
     return HostRecord(
         groups=sorted(groups),
-        kernel=event["kernel"],
-        python=event["python"],
+        kernel=_text(event["kernel"]),
+        python=_text(event["python"]),
         cpu=event["cpu"],
         mem_total_kib=event["mem_total_kib"],
         limits={
@@ -104,8 +105,8 @@ def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
             "cap_sys_resource": event["cap_sys_resource"],
             "ehash_entries": event["ehash_entries"],
         },
-        sysctl=dict(event["sysctl"]),
-        addresses=list(event["addresses"]),
+        sysctl={_text(key): _text(value) for key, value in event["sysctl"].items()},
+        addresses=[_text(address) for address in event["addresses"]],
         tuning=tuning,
         reported=reported,
     )
@@ -122,11 +123,11 @@ def _roles(roles: Mapping[str, Any]) -> tuple[dict[str, dict[str, Setting]], dic
     reported: dict[str, str] = {}
     for role, record in sorted(roles.items()):
         if "unreadable" in record:
-            reported[role] = str(record["unreadable"])
+            reported[_text(role)] = _text(record["unreadable"])
             continue
-        reported |= {key: str(why) for key, why in record.get("reported", {}).items()}
-        tuning[role] = {
-            key: Setting(
+        reported |= {_text(key): _text(why) for key, why in record.get("reported", {}).items()}
+        tuning[_text(role)] = {
+            _text(key): Setting(
                 found=_text(value.get("found")),
                 set=_text(value.get("set")),
                 where=value.get("where", "host"),
@@ -137,5 +138,5 @@ def _roles(roles: Mapping[str, Any]) -> tuple[dict[str, dict[str, Setting]], dic
 
 
 def _text(value: object) -> str:
-    """A role's value in words; ``absent`` where there was none."""
-    return "absent" if value is None else str(value)
+    """What a host says, as a line can show it; ``absent`` where it says nothing."""
+    return "absent" if value is None else printable(str(value).replace("\t", " "))

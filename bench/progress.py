@@ -17,6 +17,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from bench.curve import Progress
+from bench.units import printable
 
 EVERY_SECONDS = 2.0
 """Between two plain lines of one phase."""
@@ -25,7 +26,7 @@ EVERY_SECONDS = 2.0
 def line(now: Progress) -> str:
     """One line: held / target, rate, p99, MemAvailable, time left; or the note that it is."""
     if now.note:
-        return f"{now.phase}: {now.note}"
+        return printable(f"{now.phase}: {now.note}")
     left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
     if now.phase != "ramp":
         return (
@@ -119,9 +120,9 @@ def view(show: str, console: Console) -> Iterator[Callable[[Progress], None]]:
         yield Ndjson().update
     elif show == "auto" and console.is_terminal:
         columns = (
-            TextColumn("{task.fields[phase]:>7}"),
+            TextColumn("{task.fields[phase]:>7}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         with Bars(*columns, console=console) as bars:
             yield Bar(bars).update

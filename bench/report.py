@@ -16,7 +16,7 @@ from markupsafe import Markup
 from bench import classic
 from bench.collect.cost import disturbed
 from bench.results import Bound, EchoRound, HostRecord, Predicted, Run, Setting
-from bench.units import count, latency, pair, short, size
+from bench.units import count, latency, pair, printable, short, size
 
 COLUMNS = 100
 """Longest line of the summary."""
@@ -32,6 +32,7 @@ def render(run: Run) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {
         "count": count,
@@ -68,6 +69,13 @@ def render(run: Run) -> str:
         image=yaml.safe_dump(run.image, sort_keys=False) if run.image else "",
     )
     return page
+
+
+def _shown(value: Any) -> Any:
+    """What the page takes in: text of others without what would act on a screen; then escaped."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return printable(value, lines=True)
 
 
 def summary(run: Run, folder: Path | None = None) -> list[str]:
@@ -109,7 +117,7 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
 
 
 def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
+    return textwrap.wrap(printable(text), COLUMNS, subsequent_indent="  ")
 
 
 def reached(run: Run) -> int:
@@ -244,7 +252,12 @@ def _charts(run: Run) -> dict[str, Markup]:
             made["memory"] = figures.memory(run.curve)
     kernel = run.measured.kernel_bytes_per_connection
     if kernel.by_cache:
-        made["caches"] = figures.caches(kernel.by_cache, kernel.observer_bytes)
+        # The kernel's own names are ASCII; the chart's font has no glyph for all that could be.
+        caches = {
+            printable(name).encode("ascii", "backslashreplace").decode(): each
+            for name, each in kernel.by_cache.items()
+        }
+        made["caches"] = figures.caches(caches, kernel.observer_bytes)
     # Drawn here from numbers and kernel names; matplotlib escapes its text.
     return {name: Markup(svg) for name, svg in made.items()}
 

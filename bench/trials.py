@@ -12,6 +12,7 @@ from bench.agent import bundle
 from bench.errors import LabError
 from bench.inventory import Host
 from bench.session import Agent, Connect, Session
+from bench.units import printable
 
 STEP_SECONDS = 60.0
 """For one step, where the experiment names no other time."""
@@ -59,7 +60,7 @@ class Trials:
     ) -> None:
         self._session.close()
         for line in self._session.not_put_back:
-            print(f"connlab: {line}", file=sys.stderr)
+            print(f"connlab: {printable(line)}", file=sys.stderr)
         if self._session.not_put_back and error is None:
             raise LabError("; ".join(self._session.not_put_back))
 

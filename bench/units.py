@@ -1,4 +1,4 @@
-"""Figures as a reader takes them in, and as a person types them."""
+"""Figures as a reader takes them in, and as a person types them; text that a screen can show."""
 
 from __future__ import annotations
 
@@ -27,6 +27,25 @@ THOUSANDS = {"k": 10**3, "M": 10**6, "G": 10**9}
 _TYPED = re.compile(r"([0-9]+(?:_[0-9]+|,[0-9]{3})*(?:\.[0-9]+)?) *([A-Za-z]*)")
 _LONGEST = 30
 """Characters of a typed figure: more of them are a slip of the hand."""
+
+
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0, DEL and C1 (ECMA-48): among them what moves a cursor
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction (UAX 9)
+    "\u2028\u2029\ufeff\ud800-\udfff]"  # what ends a line, has no width, is half a character
+)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text of others for a screen: what would act instead of being seen is written as an escape.
+
+    :param lines: whether newlines and tabs are its own, and stay
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if lines and found[0] in "\n\t" else ascii(found[0])[1:-1]
+
+    return _UNSEEN.sub(escaped, text)
 
 
 def count(number: int) -> str:

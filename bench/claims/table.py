@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from bench.claims.record import Record
+from bench.units import printable
 
 COLOURS = {
     "confirmed": "green",
@@ -19,12 +21,16 @@ COLOURS = {
 }
 
 
+def coloured(verdict: str) -> Text:
+    """A verdict for a terminal."""
+    return Text(verdict, style=COLOURS[verdict])
+
+
 def rich_table(records: Iterable[Record]) -> Table:
     """A row for each claim."""
     table = Table("claim", "measured", "verdict", "read more", box=SIMPLE_HEAD, pad_edge=False)
     for one in records:
-        colour = COLOURS[one.verdict]
-        table.add_row(one.claim, _found(one), f"[{colour}]{one.verdict}[/]", one.read)
+        table.add_row(one.claim, printable(_found(one)), coloured(one.verdict), one.read)
     return table
 
 
@@ -33,7 +39,7 @@ def markdown(records: Sequence[Record]) -> str:
     rows = ["| claim | measured | verdict | why | read more |", "|---|---|---|---|---|"]
     for one in records:
         cells = (one.claim, one.measured, one.verdict, one.reason, one.read)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |")
     if records:
         kernels = ", ".join(sorted({kernel for one in records for kernel in one.kernels.values()}))
         seconds = sum(one.seconds for one in records)

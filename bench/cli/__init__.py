@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,9 @@ class Commands(TyperGroup):
         options = (prog_name, complete_var, False, windows_expand_args)
         if not standalone_mode:
             return super().main(args, *options, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters, such as µ
+                stream.reconfigure(errors="backslashreplace")
         try:
             status = super().main(args, *options, **extra)
         except typer.TyperException as error:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from bench import files, inventory, progress, scenario, transport
+from bench import files, inventory, progress, scenario, transport, units
 from bench.claims import page, register, table
 from bench.claims.model import PROFILES
 from bench.claims.record import Kept, Record, Records
@@ -23,6 +23,7 @@ from bench.cli.common import (
     JsonOption,
     ResultsOption,
     Show,
+    console,
     end_with_parent,
     exit_status,
     say,
@@ -71,9 +72,9 @@ def list_(
         shown = Table("claim", "what is said", "newest verdict", box=SIMPLE_HEAD, pad_edge=False)
         for one in register.CLAIMS.values():
             last = newest.get(one.id)
-            verdict = f"[{table.COLOURS[last.verdict]}]{last.verdict}[/]" if last else "-"
+            verdict = table.coloured(last.verdict) if last else Text("-")
             shown.add_row(one.id, one.said, verdict)
-        Console().print(shown)
+        console().print(shown)
 
 
 def _short(record: Record | None) -> dict[str, str] | None:
@@ -120,14 +121,14 @@ def run(
             raise InputError(f"--profile: got {profile!r}, expected one of {', '.join(PROFILES)}")
         asked = [Asked(one, one.parameters(profile, overrides)) for one in wanted]
         hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
-        console = Console(stderr=as_json)
+        screen = console(stderr=as_json)
 
         def update(claim: str, text: str) -> None:
-            line = f"{claim}: {text}"
+            line = units.printable(f"{claim}: {text}")
             if show is Show.ndjson:
                 progress.emit({"event": "progress", "claim": claim, "text": line})
             else:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
         runner = Runner(hosts, transport.connect, store, update)
         if dry_run:
@@ -151,7 +152,7 @@ def run(
                 json.dumps([json.loads(one.model_dump_json(by_alias=True)) for one in records])
             )
         else:
-            console.print(table.rich_table(records))
+            screen.print(table.rich_table(records))
         verdicts = {one.verdict for one in records}
         if "failed" in verdicts:
             raise typer.Exit(3)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.console import Console
 
 from bench import progress, scenario, units
 from bench.errors import ConnlabError, InputError
@@ -68,7 +69,7 @@ def exit_status(show: Show = Show.auto) -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:
-        traceback.print_exc()
+        print(units.printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
         _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
     except KeyboardInterrupt:
         _fail("interrupted; everything that the run opened is closed", 130, show)
@@ -107,7 +108,12 @@ def end_with_parent() -> None:
 
 def say(line: str) -> None:
     """Tell in one line why a command ends."""
-    print(f"connlab: {line}", file=sys.stderr)
+    print(f"connlab: {units.printable(line)}", file=sys.stderr)
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that shows text as it is: a bracket or a colon in it is no markup."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
 
 
 def _fail(line: str, status: int, show: Show) -> NoReturn:

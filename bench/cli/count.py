@@ -10,11 +10,17 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from bench import count, inventory, transport, units, wire
-from bench.cli.common import ExtraVarsOption, InventoryOption, JsonOption, counted, exit_status
+from bench.cli.common import (
+    ExtraVarsOption,
+    InventoryOption,
+    JsonOption,
+    console,
+    counted,
+    exit_status,
+)
 from bench.count import Count
 
 WIDTH = 120
@@ -84,14 +90,14 @@ def count_(
             }
             typer.echo(json.dumps(answer, indent=1))
             return
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDTH)
+        screen = console()
+        if not screen.is_terminal:
+            screen = console(width=WIDTH)
         if by is By.none:
-            console.print(_totals(found))
+            screen.print(_totals(found))
         elif total:
-            console.print(_rows(found, by, shown))
-        console.print(_said(found, by, shown, total), highlight=False)
+            screen.print(_rows(found, by, shown))
+        screen.print(_said(found, by, shown, total), highlight=False)
 
 
 def _table(*titles: str) -> Table:

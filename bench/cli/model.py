@@ -21,6 +21,7 @@ from bench.cli.common import (
     JsonOption,
     SettingsOption,
     Show,
+    console,
     counted,
     exit_status,
     wanted,
@@ -100,19 +101,19 @@ def predict(
         if as_json:
             typer.echo(json.dumps(seen.as_json(), indent=1))
             return
-        console = Console()
-        console.print(_limits(seen.predicted.bounds))
+        screen = console()
+        screen.print(_limits(seen.predicted.bounds))
         for end, one in binding(seen.predicted.bounds).items():
-            console.print(f"{end}: {one.name} binds at {count(one.max_connections)}", style="bold")
-            console.print(f"  raised by {CATALOGUE[one.name].raise_by}", highlight=False)
-        _notes(console, seen)
+            screen.print(f"{end}: {one.name} binds at {count(one.max_connections)}", style="bold")
+            screen.print(f"  raised by {CATALOGUE[one.name].raise_by}", highlight=False)
+        _notes(screen, seen)
         if explain:
             for one in seen.predicted.bounds:
-                console.print()
+                screen.print()
                 for line in explained(one):
-                    console.print(line, highlight=False, markup=False)
+                    screen.print(line, highlight=False, markup=False)
         else:
-            console.print(_remarks(seen.remarks))
+            screen.print(_remarks(seen.remarks))
 
 
 def preflight(
@@ -171,7 +172,7 @@ def preflight(
                 )
             )
         else:
-            _fit(Console(), seen, low, vars_file)
+            _fit(console(), seen, low, vars_file)
         if low:
             raise typer.Exit(1)
 
@@ -196,16 +197,16 @@ def told(seen: Outlook, low: list[fit.Change]) -> list[str]:
     ]
 
 
-def _fit(console: Console, seen: Outlook, low: list[fit.Change], vars_file: Path | None) -> None:
+def _fit(screen: Console, seen: Outlook, low: list[fit.Change], vars_file: Path | None) -> None:
     first, *rest = told(seen, low)
-    console.print(first, style="bold red" if low else "bold green")
+    screen.print(first, style="bold red" if low else "bold green")
     for line in rest:
-        console.print(line, highlight=False)
-    _notes(console, seen)
+        screen.print(line, highlight=False)
+    _notes(screen, seen)
     if vars_file:
-        console.print(f"Ansible variables: {vars_file}", highlight=False)
+        screen.print(f"Ansible variables: {vars_file}", highlight=False)
     elif low:
-        console.print(
+        screen.print(
             "What the roles can raise: ansible-playbook playbooks/tune.yml -e connections="
             f"{seen.scenario.connections}; --vars-file FILE writes the values",
             highlight=False,
@@ -242,9 +243,9 @@ def _remarks(found: list[Remark]) -> Table:
     return table
 
 
-def _notes(console: Console, seen: Outlook) -> None:
+def _notes(screen: Console, seen: Outlook) -> None:
     for note in seen.predicted.notes:
-        console.print(f"note: {note}", highlight=False)
+        screen.print(f"note: {note}", highlight=False)
 
 
 def explained(one: Bound) -> list[str]:

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from bench import advice, fleet, fleetfiles, rates
 from bench.cli import fleetview
-from bench.cli.common import RESULTS, JsonOption, ResultsOption, counted, exit_status, parsed
+from bench.cli.common import (
+    RESULTS,
+    JsonOption,
+    ResultsOption,
+    console,
+    counted,
+    exit_status,
+    parsed,
+)
 from bench.errors import InputError
 from bench.fleet import Fleet, Wanted
 from bench.footprint import Machine
@@ -147,7 +154,7 @@ def plan(
             said = {**found.model_dump(mode="json"), **advised, "written": written}
             typer.echo(json.dumps(said, indent=1))
         else:
-            fleetview.show(found, advised["notes"], write, Console())
+            fleetview.show(found, advised["notes"], write, console())
 
 
 def _write(folder: Path, found: Fleet, advised: dict[str, Any], command: list[str]) -> None:

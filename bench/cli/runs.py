@@ -6,7 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bench import (
@@ -18,6 +17,7 @@ from bench import (
     report,
     scenario,
     transport,
+    units,
 )
 from bench.cli.common import (
     RESULTS,
@@ -27,6 +27,7 @@ from bench.cli.common import (
     ResultsOption,
     SettingsOption,
     Show,
+    console,
     end_with_parent,
     exit_status,
     say,
@@ -64,7 +65,7 @@ def run(
                 f"{len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
             )
             return
-        with progress.view(show.value, Console(stderr=as_json)) as update:
+        with progress.view(show.value, console(stderr=as_json)) as update:
             done = controller.run(asked, hosts, Store(store), transport.connect, update)
         if show is Show.ndjson:
             progress.emit(
@@ -112,20 +113,20 @@ def list_(store: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
                 )
             )
             return
-        console = Console()
+        screen = console()
         table = Table("scenario", "what it does", title="Scenarios", title_justify="left")
         for one in known:
             table.add_row(one.name, one.title)
-        console.print(table)
+        screen.print(table)
         table = Table("run", "verdict", "held", "conn/s", title="Runs", title_justify="left")
         for run_ in past:
             table.add_row(
-                run_.run_id,
+                units.printable(run_.run_id),
                 run_.verdict,
                 f"{run_.measured.established.clients:,}",
                 f"{run_.measured.connections_per_second:,.0f}",
             )
-        console.print(table)
+        screen.print(table)
         for line in unreadable:
             say(line)
 

@@ -14,6 +14,7 @@ With ``claims`` (names; none are all) it is ``python -m bench claims run`` with 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -30,6 +31,20 @@ from ansible.utils.vars import load_extra_vars
 
 PROJECT = Path(__file__).resolve().parents[3]
 INTERRUPTED = 130
+
+
+def _units() -> Any:
+    """Load bench/units.py, which knows what a screen can show."""
+    path = PROJECT / "bench" / "units.py"
+    spec = importlib.util.spec_from_file_location("connlab_units", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path}: cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+UNITS = _units()
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -49,7 +64,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         try:
             ended = self._follow(child)
@@ -75,7 +91,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result.update(_claims(ended, child.returncode))
         elif child.returncode:
             said = ended.get("message", f"{' '.join(command[1:3])} exited {child.returncode}")
-            result.update(failed=True, msg=said)
+            result.update(failed=True, msg=UNITS.printable(str(said)))
         else:
             result.update(msg=ended.get("text", ""))
         return result
@@ -135,12 +151,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         last: dict[str, Any] = {}
         for event in _events(child):
             if event.get("event") == "progress":
-                Display().display(f"  {event['text']}", color="bright blue")
+                _show(event["text"], "bright blue")
             else:
                 last = event
         for text in last.get("summary", last.get("lines", [])):
-            Display().display(f"  {text}", color="bright green")
+            _show(text, "bright green")
         return last
+
+
+def _show(text: object, colour: str) -> None:
+    Display().display(f"  {UNITS.printable(str(text))}", color=colour)
 
 
 def _events(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
@@ -149,8 +169,8 @@ def _events(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         try:
             event = json.loads(line)
         except ValueError:
-            event = {"event": "text", "text": line.strip()}
-        yield event
+            event = {"event": "text", "text": UNITS.printable(line.strip())}
+        yield event if isinstance(event, dict) else {"event": "text", "text": line.strip()}
 
 
 def _claims(ended: Mapping[str, Any], status: int) -> dict[str, Any]:
