@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import shlex
+import re
+import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePosixPath
+import string
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import paramiko
 
+from bench.channel import CLOSE_SECONDS, Command, Deadline, SshProcess
 from bench.errors import LabError
 from bench.inventory import Host
 
@@ -24,7 +26,45 @@ LOGIN_SECONDS = 60.0
 asking, several times as long where all hosts of a lab share two cores."""
 
 COMMAND_SECONDS = 30.0
+"""For a command to end, unless its caller says otherwise."""
+
+CLEAN_SECONDS = 5.0
+"""For what a failed push has left to be removed."""
+
+LOST_SECONDS = 20.0
+"""After which a host that acknowledges nothing is given up, unless the caller says otherwise."""
+
+PROBE_SECONDS = 5
+"""How often TCP asks a silent host for an acknowledgement."""
+
 KEEPALIVE_SECONDS = 10
+"""How often SSH sends something on a silent connection, for the NATs and firewalls on its way."""
+
+FOLDER = "/tmp/connlab."
+"""How the path of a directory on a host begins that this program has made."""
+
+MOST_TEXT = 300
+"""Characters of a host's text in one line for the user."""
+
+_LETTERS = string.ascii_letters + string.digits
+_PUSHED = re.compile(
+    rf"(?P<folder>{re.escape(FOLDER)}[A-Za-z0-9]{{10}})(/[A-Za-z0-9][\w.-]*)?", re.A
+)
+
+# mkdir fails on anything that is there, a symbolic link too, and makes the directory private from
+# its first moment. A push that is cut off midway removes what it has written by itself.
+_PUSH = """
+umask 077
+mkdir -- "$1" || exit 1
+if cat >"$1/$2" && chmod 700 -- "$1/$2" && sum=$(sha256sum <"$1/$2"); then
+    sum=${sum%% *}
+    [ "$sum" = "$3" ] || rm -rf -- "$1"
+    echo "$sum"
+else
+    rm -rf -- "$1"
+    exit 1
+fi
+"""
 
 # paramiko reports what it also raises; one line for the user is enough.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -34,10 +74,10 @@ class Process(Protocol):
     """A program on a host: lines in, lines out."""
 
     def write(self, data: bytes) -> None:
-        """Write to its standard input. :raises OSError: if it is gone."""
+        """Write to its standard input. :raises OSError: if it is gone or does not read."""
 
     def lines(self) -> Iterator[bytes]:
-        """Lines of its standard output until it ends."""
+        """Lines of its standard output until it ends. :raises OSError: if one is too long."""
 
     def errors(self) -> Iterator[bytes]:
         """Lines of its standard error until it ends."""
@@ -55,8 +95,9 @@ class Link(Protocol):
     def remove(self, path: str) -> None:
         """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
 
-    def run(self, argv: Sequence[str]) -> str:
-        """Run to the end and return standard output. :raises LabError: if it fails."""
+    def run(self, argv: Sequence[str], seconds: float = COMMAND_SECONDS) -> str:
+        """Run to the end and return what it printed. :raises LabError: if it fails or does not
+        end in time."""
 
     def start(self, argv: Sequence[str]) -> Process:
         """Start a program."""
@@ -65,133 +106,180 @@ class Link(Protocol):
         """Close the connection."""
 
 
-class _SshProcess:
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-
-    def write(self, data: bytes) -> None:
-        self._channel.sendall(data)
-
-    def lines(self) -> Iterator[bytes]:
-        return _split(self._channel.recv)
-
-    def errors(self) -> Iterator[bytes]:
-        return _split(self._channel.recv_stderr)
-
-    def close(self) -> None:
-        self._channel.close()
-
-
-def _split(receive: Callable[[int], bytes]) -> Iterator[bytes]:
-    rest = b""
-    while True:
-        try:
-            chunk = receive(1 << 16)
-        except OSError:
-            chunk = b""
-        if not chunk:
-            break
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
 class SshLink:
     """SSH to one host, the host key checked against the inventory's known_hosts."""
 
-    def __init__(self, host: Host) -> None:
-        """Connect. :raises LabError: if the host cannot be reached, or its key is not the one."""
+    def __init__(self, host: Host, lost_seconds: float = LOST_SECONDS) -> None:
+        """Connect.
+
+        :param lost_seconds: after which a host that acknowledges nothing is given up.
+        :raises LabError: if the host cannot be reached, or its key is not the one.
+        """
         self.host = host
+        try:
+            self._socket = socket.create_connection((host.address, host.port), REACH_SECONDS)
+        except TimeoutError:
+            raise _unreachable(host, f"no answer within {REACH_SECONDS:g} s") from None
+        except (OSError, ValueError) as error:
+            raise _unreachable(host, "cannot be reached by SSH") from error
         self._client = paramiko.SSHClient()
         self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
         try:
-            reached = socket.create_connection((host.address, host.port), REACH_SECONDS)
-        except TimeoutError:
-            raise _unreachable(host, f"no answer within {REACH_SECONDS:.0f} s") from None
-        except OSError as error:
-            raise _unreachable(host, "cannot be reached by SSH") from error
-        try:
-            if host.known_hosts:
-                self._client.load_host_keys(host.known_hosts)
-            else:
-                self._client.load_system_host_keys()
-            self._client.connect(
-                host.address,
-                port=host.port,
-                username=host.user,
-                key_filename=host.key_file,
-                look_for_keys=host.key_file is None,
-                allow_agent=host.key_file is None,
-                timeout=LOGIN_SECONDS,
-                banner_timeout=LOGIN_SECONDS,
-                auth_timeout=LOGIN_SECONDS,
-                sock=reached,
-            )
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            self._client.close()
-            reached.close()
-            raise _unreachable(host, _reason(error)) from error
+            self.give_up_after(lost_seconds)
+            with Deadline(LOGIN_SECONDS, self._cut) as deadline:
+                try:
+                    self._transport = self._log_in()
+                except Exception as error:
+                    late = f"no SSH session within {LOGIN_SECONDS:g} s"
+                    raise _unreachable(host, late if deadline.passed else _reason(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _log_in(self) -> paramiko.Transport:
+        host = self.host
+        if host.known_hosts:
+            self._client.load_host_keys(host.known_hosts)
+        else:
+            self._client.load_system_host_keys()
+        self._client.connect(
+            host.address,
+            port=host.port,
+            username=host.user,
+            key_filename=host.key_file,
+            look_for_keys=host.key_file is None,
+            allow_agent=host.key_file is None,
+            timeout=LOGIN_SECONDS,
+            banner_timeout=LOGIN_SECONDS,
+            auth_timeout=LOGIN_SECONDS,
+            sock=self._socket,
+        )
         transport = self._client.get_transport()
         assert transport is not None
         transport.set_keepalive(KEEPALIVE_SECONDS)
-        self._transport = transport
+        return transport
 
-    def _open(self, command: str) -> paramiko.Channel:
-        try:
-            channel = self._transport.open_session(timeout=COMMAND_SECONDS)
-            channel.exec_command(command)
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            raise LabError(f"host {self.host.name}: {_reason(error)}") from error
-        return channel
+    def give_up_after(self, seconds: float) -> None:
+        """Set after how many seconds without an acknowledgement the host counts as lost.
 
-    def run(self, argv: Sequence[str]) -> str:
-        """Run to the end and return standard output. :raises LabError: if it fails."""
-        channel = self._open(shlex.join(argv) + " 2>&1")
-        channel.settimeout(COMMAND_SECONDS)
-        output = b"\n".join(_split(channel.recv)).decode(errors="replace")
-        status = channel.recv_exit_status()
-        channel.close()
+        TCP_USER_TIMEOUT of RFC 5482 and tcp(7), which also bounds a peer that acknowledges and
+        takes in nothing. Probes see to it that there is something to acknowledge.
+        """
+        options = {
+            socket.TCP_USER_TIMEOUT: round(seconds * 1000),
+            socket.TCP_KEEPIDLE: PROBE_SECONDS,
+            socket.TCP_KEEPINTVL: PROBE_SECONDS,
+        }
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in options.items():
+            self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def run(self, argv: Sequence[str], seconds: float = COMMAND_SECONDS) -> str:
+        """Run to the end and return what it printed, standard error included.
+
+        :param seconds: for all of it, from asking for a channel to the exit status.
+        :raises LabError: if it fails, has no exit status, prints too much or does not end in time.
+        """
+        return self._complete(argv[0], argv, seconds)
+
+    def _complete(self, name: str, argv: Sequence[str], seconds: float, data: bytes = b"") -> str:
+        command = Command(self._transport, argv, merged=True)
+        with Deadline(seconds, self._cut) as deadline:
+            try:
+                status, output = command.complete(deadline, data)
+            except Exception as error:
+                raise self._failure(name, deadline, _reason(error)) from error
+            if status < 0:
+                raise self._failure(name, deadline, "it ended without an exit status")
         if status:
             last = output.strip().splitlines()[-1:] or [f"exit status {status}"]
-            raise LabError(f"host {self.host.name}: {argv[0]}: {last[0]}")
+            raise self._failure(name, None, _plain(last[0]))
         return output
 
+    def _failure(self, name: str, deadline: Deadline | None, why: str) -> LabError:
+        if deadline and deadline.passed:
+            why = f"no end within {deadline.seconds:g} s"
+        elif not self._transport.is_active():
+            cause = self._transport.get_exception()
+            why = "connection lost" + (f": {_reason(cause)}" if cause else "")
+        return LabError(f"host {self.host.name}: {name}: {why}")
+
     def put(self, data: bytes, name: str) -> str:
-        """Write a file into a new private directory, check its sha256, return its path."""
-        folder = self.run(["mktemp", "-d", "/tmp/connlab.XXXXXXXXXX"]).strip()
+        """Write a file into a new private directory, check its sha256, return its path.
+
+        The name is drawn here, not there, so that nothing the host prints becomes a path, and so
+        that what a failed push may have left is known.
+
+        :raises LabError: if that fails; the directory is then removed, or named in the error.
+        """
+        folder = FOLDER + "".join(secrets.choice(_LETTERS) for _ in range(10))
         path = f"{folder}/{name}"
+        wanted = hashlib.sha256(data).hexdigest()
         try:
-            with self._client.open_sftp() as sftp:
-                with sftp.open(path, "wx") as file:
-                    file.write(data)
-                sftp.chmod(path, 0o700)
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            raise LabError(f"host {self.host.name}: {path}: {_reason(error)}") from error
-        found = self.run(["sha256sum", path]).split()[0]
-        if found != hashlib.sha256(data).hexdigest():
-            raise LabError(f"host {self.host.name}: {path}: sha256 is not that of what was sent")
+            output = self._complete(
+                path, ["sh", "-c", _PUSH, "sh", folder, name, wanted], COMMAND_SECONDS, data
+            )
+            if output.split() != [wanted]:
+                raise LabError(
+                    f"host {self.host.name}: {path}: sha256 is not that of what was sent"
+                )
+        except BaseException as error:
+            try:
+                self._remove(folder, CLEAN_SECONDS)
+            except LabError:
+                if isinstance(error, LabError):
+                    raise LabError(f"{error}; {folder} may be left on it") from error
+            raise
         return path
 
     def remove(self, path: str) -> None:
-        """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
-        folder = PurePosixPath(path).parent
-        if folder.parent == PurePosixPath("/tmp") and folder.name.startswith("connlab."):
-            self.run(["rm", "-rf", "--", str(folder)])
+        """Remove a file that :meth:`put` wrote and its directory; fine if it is gone.
+
+        :raises LabError: if that fails, or nothing of this program has such a path.
+        """
+        pushed = _PUSHED.fullmatch(path)
+        if pushed is None:
+            raise LabError(
+                f"host {self.host.name}: {_plain(path)}: not a path that a push makes; not removed"
+            )
+        self._remove(pushed["folder"], COMMAND_SECONDS)
+
+    def _remove(self, folder: str, seconds: float) -> None:
+        # Of a symbolic link rm(1) removes the link alone.
+        self.run(["rm", "-rf", "--", folder], seconds)
 
     def start(self, argv: Sequence[str]) -> Process:
         """Start a program; it ends when its standard input is closed."""
-        return _SshProcess(self._open(shlex.join(argv)))
+        command = Command(self._transport, argv, merged=False)
+        with Deadline(COMMAND_SECONDS, self._cut) as deadline:
+            try:
+                channel = command.open(deadline)
+            except Exception as error:
+                raise self._failure(argv[0], deadline, _reason(error)) from error
+        return SshProcess(command, channel, self._cut)
+
+    def _cut(self) -> None:
+        """End the connection at once, whoever is waiting for it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection and all that runs over it."""
-        with contextlib.suppress(OSError, EOFError):
+        """Close the connection and all that runs over it, in bounded time. Never raises."""
+        transport = self._client.get_transport()
+        self._cut()
+        with contextlib.suppress(Exception):
             self._client.close()
+        if transport is not None:
+            with contextlib.suppress(RuntimeError):  # it never ran
+                transport.join(CLOSE_SECONDS)
+            # paramiko's timer of the key exchange would outlive a failed one.
+            transport.packetizer.complete_handshake()
+        self._socket.close()
 
 
-def connect(host: Host) -> Link:
+def connect(host: Host, lost_seconds: float = LOST_SECONDS) -> Link:
     """An SSH link to the host. :raises LabError: if there is none to be had."""
-    return SshLink(host)
+    return SshLink(host, lost_seconds)
 
 
 def _unreachable(host: Host, why: str) -> LabError:
@@ -201,11 +289,25 @@ def _unreachable(host: Host, why: str) -> LabError:
 def _reason(error: BaseException) -> str:
     if isinstance(error, paramiko.BadHostKeyException):
         return "its host key is not the one in known_hosts; refused"
+    if isinstance(error, EOFError) or "saw EOF" in str(error):
+        return "it hung up"
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return "the key file is encrypted, expected one without a passphrase"
     if isinstance(error, paramiko.AuthenticationException):
         return "SSH key refused"
-    # What paramiko makes of a key exchange that had not ended in time.
-    if isinstance(error, TimeoutError) or str(error) == "No existing session":
-        return f"no SSH session within {LOGIN_SECONDS:.0f} s"
+    if isinstance(error, paramiko.ChannelException):
+        return f"no channel granted: {_plain(error.text)}"
     if "not found in known_hosts" in str(error):
         return "its host key is not in known_hosts; refused"
-    return str(error) or type(error).__name__
+    if str(error) == "Channel closed.":
+        return "refused by its SSH server"
+    return _plain(str(error)) or type(error).__name__
+
+
+def _plain(text: str) -> str:
+    """Text of a host as one line for a terminal: control characters escaped, not too long."""
+    text = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text.strip()[: MOST_TEXT + 1]
+    )
+    return text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."

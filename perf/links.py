@@ -12,6 +12,7 @@ from typing import IO
 
 from bench.errors import LabError
 from bench.inventory import Host
+from bench.transport import COMMAND_SECONDS
 from perf.netns import Namespaces
 
 
@@ -68,9 +69,15 @@ class NamespaceLink:
         """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
-    def run(self, argv: Sequence[str]) -> str:
+    def run(self, argv: Sequence[str], seconds: float = COMMAND_SECONDS) -> str:
         """Run to the end and return standard output. :raises LabError: if it fails."""
-        done = subprocess.run([*self._enter, *argv], capture_output=True, text=True, check=False)
+        command = [*self._enter, *argv]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=seconds
+            )
+        except subprocess.TimeoutExpired:
+            raise LabError(f"host {self._name}: {argv[0]}: no end within {seconds:g} s") from None
         if done.returncode:
             raise LabError(f"host {self._name}: {argv[0]}: {done.stderr.strip()}")
         return done.stdout

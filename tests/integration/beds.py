@@ -69,8 +69,10 @@ class LocalLink:
     def remove(self, path: str) -> None:
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
-    def run(self, argv: Sequence[str]) -> str:
-        done = subprocess.run([*self.words, *argv], capture_output=True, text=True, check=False)
+    def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
+        done = subprocess.run(
+            [*self.words, *argv], capture_output=True, text=True, check=False, timeout=seconds
+        )
         if done.returncode:
             raise LabError(done.stderr.strip())
         return done.stdout

@@ -65,7 +65,7 @@ class FakeLink:
     def remove(self, path: str) -> None:
         self.files.discard(path)
 
-    def run(self, argv: Sequence[str]) -> str:
+    def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
         if argv[0] == "python3":
             if not self.python:
                 raise LabError("python3: not found")

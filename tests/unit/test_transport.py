@@ -44,7 +44,7 @@ def test_a_port_where_nobody_listens() -> None:
 
 def test_a_host_that_takes_too_long_for_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "LOGIN_SECONDS", 0.3)
-    slow = r"port \d+: no SSH session within 0 s"
+    slow = r"port \d+: no SSH session within 0\.3 s"
     with (
         answering(b"SSH-2.0-slow\r\n", end=False) as port,
         pytest.raises(LabError, match=slow),
