@@ -158,7 +158,7 @@ class Command:
         try:
             # A command that fails early does not read all of it; its status and output say why.
             with contextlib.suppress(OSError):
-                channel.sendall(data)
+                _send(channel, data)
                 channel.shutdown_write()
             output = bytearray()
             while chunk := channel.recv(CHUNK_BYTES):
@@ -207,7 +207,7 @@ class SshProcess:
         with self._writing, Deadline(WRITE_SECONDS, self._cut) as deadline:
             deadline.channel = self._channel
             try:
-                self._channel.sendall(data)
+                _send(self._channel, data)
             except Exception as error:
                 if deadline.passed:
                     raise TimeoutError(f"reads nothing for {WRITE_SECONDS:g} s") from error
@@ -258,6 +258,12 @@ def split(receive: Callable[[], bytes], most: int, *, cut: bool = False) -> Iter
             line += piece[:room]
     if line:
         yield bytes(line)
+
+
+def _send(channel: paramiko.Channel, data: bytes) -> None:
+    # In pieces: of all that is left, sendall() makes a copy for each packet.
+    for start in range(0, len(data), CHUNK_BYTES):
+        channel.sendall(data[start : start + CHUNK_BYTES])
 
 
 def _received(receive: Callable[[int], bytes]) -> bytes:

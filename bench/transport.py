@@ -188,21 +188,31 @@ class SshLink:
             try:
                 status, output = command.complete(deadline, data)
             except Exception as error:
-                raise self._failure(name, deadline, _reason(error)) from error
+                raise self._failure(name, deadline, error) from error
             if status < 0:
-                raise self._failure(name, deadline, "it ended without an exit status")
+                raise self._failure(name, deadline, None)
         if status:
             last = output.strip().splitlines()[-1:] or [f"exit status {status}"]
-            raise self._failure(name, None, _plain(last[0]))
+            raise LabError(f"host {self.host.name}: {name}: {_plain(last[0])}")
         return output
 
-    def _failure(self, name: str, deadline: Deadline | None, why: str) -> LabError:
-        if deadline and deadline.passed:
+    def _failure(self, name: str, deadline: Deadline, error: Exception | None) -> LabError:
+        """What to say of a command that has no exit status."""
+        if deadline.passed:
             why = f"no end within {deadline.seconds:g} s"
-        elif not self._transport.is_active():
-            cause = self._transport.get_exception()
-            why = "connection lost" + (f": {_reason(cause)}" if cause else "")
+        elif self._lost():
+            cause = self._transport.get_exception() or error
+            why = "connection lost"
+            if cause is not None and not isinstance(cause, EOFError):
+                why += f": {_reason(cause)}"
+        else:
+            why = _reason(error) if error else "it ended without an exit status"
         return LabError(f"host {self.host.name}: {name}: {why}")
+
+    def _lost(self) -> bool:
+        # paramiko's thread ends the channels shortly before it says that it is no longer active.
+        self._transport.join(0.1)
+        return not self._transport.is_active()
 
     def put(self, data: bytes, name: str) -> str:
         """Write a file into a new private directory, check its sha256, return its path.
@@ -255,7 +265,7 @@ class SshLink:
             try:
                 channel = command.open(deadline)
             except Exception as error:
-                raise self._failure(argv[0], deadline, _reason(error)) from error
+                raise self._failure(argv[0], deadline, error) from error
         return SshProcess(command, channel, self._cut)
 
     def _cut(self) -> None:
