@@ -34,8 +34,8 @@ CLEAN_SECONDS = 5.0
 LOST_SECONDS = 20.0
 """After which a host that acknowledges nothing is given up, unless the caller says otherwise."""
 
-PROBE_SECONDS = 5
-"""How often TCP asks a silent host for an acknowledgement."""
+PROBES = 4
+"""How often TCP asks a silent host for an acknowledgement in that time."""
 
 KEEPALIVE_SECONDS = 10
 """How often SSH sends something on a silent connection, for the NATs and firewalls on its way."""
@@ -165,10 +165,11 @@ class SshLink:
         TCP_USER_TIMEOUT of RFC 5482 and tcp(7), which also bounds a peer that acknowledges and
         takes in nothing. Probes see to it that there is something to acknowledge.
         """
+        every = max(1, round(seconds / PROBES))  # the kernel takes whole seconds
         options = {
             socket.TCP_USER_TIMEOUT: round(seconds * 1000),
-            socket.TCP_KEEPIDLE: PROBE_SECONDS,
-            socket.TCP_KEEPINTVL: PROBE_SECONDS,
+            socket.TCP_KEEPIDLE: every,
+            socket.TCP_KEEPINTVL: every,
         }
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in options.items():

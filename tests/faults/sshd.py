@@ -128,9 +128,6 @@ class Sshd:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait(10)
-            assert child.stdin
-            with contextlib.suppress(OSError):
-                child.stdin.close()
         for transport in self._transports:
             transport.close()
             if transport.is_alive():
@@ -138,6 +135,10 @@ class Sshd:
             transport.packetizer.complete_handshake()
         for thread in self._threads:
             thread.join(10)
+        for child in self.children:
+            assert child.stdin
+            with contextlib.suppress(OSError):
+                child.stdin.close()
 
     def host(self, key: paramiko.PKey | None = None, name: str = "server1") -> Host:
         """The server as the inventory gives it, with a known_hosts that has its key or another."""

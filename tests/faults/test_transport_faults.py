@@ -19,7 +19,7 @@ from bench.errors import LabError
 from bench.inventory import Host
 from bench.transport import SshLink
 
-SECONDS = 0.4
+SECONDS = 0.25
 """For a command that will not end."""
 
 SLACK = 1.5
@@ -162,7 +162,7 @@ def test_an_encrypted_user_key(tmp_path: Path) -> None:
     [
         (Fault.GARBAGE, ""),
         (Fault.CONTROLS, ""),
-        (Fault.MUTE, r"no SSH session within 0\.4 s$"),
+        (Fault.MUTE, r"no SSH session within 0\.25 s$"),
         (Fault.HANGS_UP_LOGIN, "it hung up$"),
         (Fault.REFUSES_LOGIN, "SSH key refused$"),
     ],
@@ -194,12 +194,12 @@ def test_commands_run_and_say_how_they_ended(tmp_path: Path) -> None:
             link.run(["sh", "-c", "kill -9 $$"])
         with failing(r"^host server1: sh: \\x1b\[2J\\x07no$"):
             link.run(["sh", "-c", r"printf '\033[2J\007no'; exit 1"])
-        with failing("^host server1: sleep: no end within 0.4 s$"):
+        with failing("^host server1: sleep: no end within 0.25 s$"):
             link.run(["sleep", "60"], SECONDS)
         assert link.run(["echo", "still there"]) == "still there\n"
 
 
-LATE = r"no end within 0\.4 s"
+LATE = r"no end within 0\.25 s"
 COMMAND_FAULTS = [
     (Fault.REFUSES_CHANNEL, "no channel granted: Administratively prohibited"),
     (Fault.NO_CHANNEL_REPLY, LATE),
@@ -457,7 +457,7 @@ def test_an_end_that_was_wanted_is_none(tmp_path: Path) -> None:
 def test_writing_to_a_program_that_does_not_read(tmp_path: Path) -> None:
     with Sshd(tmp_path) as server, linked(server) as link:
         process = link.start(["sleep", "60"])
-        with failing("^reads nothing for 0.4 s$", TimeoutError):
+        with failing("^reads nothing for 0.25 s$", TimeoutError):
             process.write(bytes(1 << 20))
         with failing(".", OSError):
             process.write(b"more\n")
@@ -480,7 +480,7 @@ def frozen(tmp_path: Path, window: int) -> Iterator[tuple[SshLink, transport.Pro
 def test_writing_to_a_host_that_takes_in_nothing(tmp_path: Path) -> None:
     """More than the buffers of both sockets hold: the connection is cut to wake the writer."""
     with frozen(tmp_path, 1 << 26) as (link, process):
-        with failing("^reads nothing for 0.4 s$", TimeoutError):
+        with failing("^reads nothing for 0.25 s$", TimeoutError):
             process.write(bytes(1 << 25))
         with failing("^host server1: echo: connection lost"):
             link.run(["echo", "hello"], SECONDS)
