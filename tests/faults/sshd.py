@@ -61,6 +61,7 @@ class Fault(enum.Enum):
     ERROR_FLOOD = "prints to standard error without end"
     ERROR_FLOOD_BEYOND_WINDOW = "sends more errors than it was granted a window for"
     NO_NEWLINE = "prints the mark and then a line without end"
+    HANGS_UP_INPUT = "hangs up when it has a part of a command's standard input"
     CORRUPTS = "changes a byte of standard input"
     PROFILE = "has a profile that prints, to both outputs"
     NO_SHELL = "has no shell for this user"
@@ -258,7 +259,7 @@ def _serve(
         if fault is Fault.PROFILE:
             channel.sendall(b"Welcome to \x1b[1mserver1\x1b[0m!\nYou have mail. ")
             channel.sendall_stderr(b"setlocale: cannot change locale\n")
-        status = _execute(server, channel, text, fault)
+        status = _execute(server, made, channel, text, fault)
         if fault is Fault.NO_STATUS_OPEN:
             channel.shutdown_write()
             server.ended.wait()
@@ -268,7 +269,9 @@ def _serve(
         channel.close()
 
 
-def _execute(server: Sshd, channel: paramiko.Channel, text: str, fault: Fault) -> int:
+def _execute(
+    server: Sshd, made: socket.socket, channel: paramiko.Channel, text: str, fault: Fault
+) -> int:
     pipe = subprocess.PIPE
     child = subprocess.Popen(
         ["sh", "-c", text.replace("/tmp/connlab.", f"{server.root}/connlab.")],
@@ -280,13 +283,15 @@ def _execute(server: Sshd, channel: paramiko.Channel, text: str, fault: Fault) -
     server.children.append(child)
     assert child.stdin and child.stdout and child.stderr
     if fault is not Fault.READS_NOTHING:
-        server.spawn(_feed, channel, child.stdin, fault)
+        server.spawn(_feed, made, channel, child.stdin, fault)
     server.spawn(_copy, child.stderr, channel.sendall_stderr)
     _copy(child.stdout, channel.sendall)
     return child.wait()
 
 
-def _feed(channel: paramiko.Channel, stdin: io.BufferedWriter, fault: Fault) -> None:
+def _feed(
+    made: socket.socket, channel: paramiko.Channel, stdin: io.BufferedWriter, fault: Fault
+) -> None:
     """Standard input until the client closes it, or the channel."""
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException), stdin:
         while data := channel.recv(1 << 16):
@@ -294,6 +299,8 @@ def _feed(channel: paramiko.Channel, stdin: io.BufferedWriter, fault: Fault) -> 
                 data = bytes([data[0] ^ 1]) + data[1:]
             stdin.write(data)
             stdin.flush()
+            if fault is Fault.HANGS_UP_INPUT:
+                made.shutdown(socket.SHUT_RDWR)
 
 
 def _copy(source: io.BufferedReader, send: Callable[[bytes], None]) -> None:

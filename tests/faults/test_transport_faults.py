@@ -286,7 +286,18 @@ def test_a_push_that_a_host_does_not_take_in(
         assert server.left() == []
 
 
-def test_a_push_to_a_full_disk_says_so(tmp_path: Path) -> None:
+def test_a_push_that_is_cut_off_cleans_up_by_itself(tmp_path: Path) -> None:
+    with Sshd(tmp_path, Fault.HANGS_UP_INPUT) as server, linked(server) as link:
+        with failing(r"^host server1: .*: connection lost.*; /tmp/connlab\.\w+ may be left on it$"):
+            link.put(DATA, "agent.pyz")
+        until = time.monotonic() + 5
+        while server.children[0].poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert server.left() == []
+
+
+def test_a_push_to_a_place_where_it_cannot_be_says_so(tmp_path: Path) -> None:
     with Sshd(tmp_path) as server, linked(server) as link:
         server.root = Path("/dev/null")
         with failing(r"^host server1: /tmp/connlab.*/agent.pyz: mkdir: .*Not a directory$"):
