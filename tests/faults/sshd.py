@@ -31,6 +31,10 @@ from paramiko.common import (
 
 from bench.inventory import Host
 
+LIMIT_SECONDS = 8.0
+"""After which it hangs up on everybody, so that a client without a deadline fails a test and does
+not hang it."""
+
 WINDOW_BYTES = 1 << 15
 """The smallest that paramiko grants: it is soon full where nobody reads."""
 
@@ -114,6 +118,8 @@ class Sshd:
         self.port = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
+        self._limit = threading.Timer(LIMIT_SECONDS, self._hang_up)
+        self._limit.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -121,9 +127,10 @@ class Sshd:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._accepting.join(10)
+        self._limit.cancel()
+        self._limit.join()
+        self._hang_up()
         for made in self._sockets:
-            with contextlib.suppress(OSError):
-                made.shutdown(socket.SHUT_RDWR)
             made.close()
         for child in self.children:
             with contextlib.suppress(ProcessLookupError):
@@ -166,6 +173,11 @@ class Sshd:
     def left(self) -> list[str]:
         """What pushes have left in its directory."""
         return sorted(path.name for path in self.root.glob("connlab.*"))
+
+    def _hang_up(self) -> None:
+        for made in self._sockets:
+            with contextlib.suppress(OSError):
+                made.shutdown(socket.SHUT_RDWR)
 
     def spawn(self, work: Callable[..., None], *args: object) -> None:
         """Run something on a thread that ends with the server."""
