@@ -374,7 +374,7 @@ def _no_shell(server: Sshd, made: socket.socket, channel: paramiko.Channel, text
 
 
 _Behaviour = Callable[[Sshd, socket.socket, paramiko.Channel, str], None]
-_LINES = b"y\n" * 8000
+_LINES = (b"y" * 99 + b"\n") * 160
 _LETTERS = b"y" * 16000
 _INSTEAD: dict[Fault, _Behaviour] = {
     Fault.NEVER_ENDS: _never_ends,
