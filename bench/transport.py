@@ -48,7 +48,7 @@ MOST_TEXT = 300
 
 _LETTERS = string.ascii_letters + string.digits
 _PUSHED = re.compile(
-    rf"(?P<folder>{re.escape(FOLDER)}[A-Za-z0-9]{{10}})(/[A-Za-z0-9][\w.-]*)?", re.A
+    rf"(?P<folder>{re.escape(FOLDER)}[A-Za-z0-9]{{10}})(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 )
 
 # mkdir fails on anything that is there, a symbolic link too, and makes the directory private from

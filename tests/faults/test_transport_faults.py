@@ -342,6 +342,7 @@ FOREIGN = [
     "/tmp/connlab.aaaaaaaaaa/agent.pyz\n",
     "/tmp/connlab.aaaaaaaaa*/agent.pyz",
     "/tmp/connlab.aaaaaaaaaä/agent.pyz",
+    "/tmp/connlab.aaaaaaaaaa/agentä.pyz",
     "/tmp/../tmp/connlab.aaaaaaaaaa/agent.pyz",
     "//tmp/connlab.aaaaaaaaaa/agent.pyz",
     "tmp/connlab.aaaaaaaaaa/agent.pyz",
