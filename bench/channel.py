@@ -9,6 +9,7 @@ second.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import shlex
 import threading
@@ -126,16 +127,22 @@ class Command:
     first prints a mark, and what comes before it is dropped.
     """
 
-    def __init__(self, transport: paramiko.Transport, argv: Sequence[str], *, merged: bool) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, argv: Sequence[str], seconds: float | None = None
+    ) -> None:
         """Take the words of a command.
 
-        :param merged: whether standard error goes where standard output goes.
+        :param seconds: for a command that is to be completed. Its standard error goes where its
+            standard output goes, and timeout(1) ends it on the host too, where closing its channel
+            does not.
         """
         self._transport = transport
         self._mark = f"connlab-{secrets.token_hex(8)}".encode()
-        self._line = f"echo {self._mark.decode()}; exec {shlex.join(argv)}"
-        if merged:
-            self._line += " 2>&1"
+        words, merged = list(argv), ""
+        if seconds is not None:
+            words = ["timeout", "-s", "KILL", str(math.ceil(seconds) + 1), *words]
+            merged = " 2>&1"
+        self._line = f"echo {self._mark.decode()}; exec {shlex.join(words)}{merged}"
 
     def open(self, deadline: Deadline) -> paramiko.Channel:
         """Start it. :raises Exception: whatever paramiko makes of an answer or of none."""

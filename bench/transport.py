@@ -184,7 +184,7 @@ class SshLink:
         return self._complete(argv[0], argv, seconds)
 
     def _complete(self, name: str, argv: Sequence[str], seconds: float, data: bytes = b"") -> str:
-        command = Command(self._transport, argv, merged=True)
+        command = Command(self._transport, argv, seconds)
         with Deadline(seconds, self._cut) as deadline:
             try:
                 status, output = command.complete(deadline, data)
@@ -261,7 +261,7 @@ class SshLink:
 
     def start(self, argv: Sequence[str]) -> Process:
         """Start a program; it ends when its standard input is closed."""
-        command = Command(self._transport, argv, merged=False)
+        command = Command(self._transport, argv)
         with Deadline(COMMAND_SECONDS, self._cut) as deadline:
             try:
                 channel = command.open(deadline)
