@@ -46,6 +46,7 @@ class Fault(enum.Enum):
     GARBAGE = "sends random bytes in place of its identification"
     CONTROLS = "puts control characters into its identification"
     MUTE = "accepts a connection and says nothing"
+    NO_KEYS = "identifies itself and exchanges no keys"
     HANGS_UP_LOGIN = "hangs up while logging in"
     REFUSES_LOGIN = "accepts nobody's key"
 
@@ -75,6 +76,7 @@ CONNECTION = {
     Fault.GARBAGE: os.urandom(4096).replace(b"SSH-", b"...."),
     Fault.CONTROLS: b"\x1b]0;owned\x07\x1b[2J\r\n" * 200,
     Fault.MUTE: b"",
+    Fault.NO_KEYS: b"SSH-2.0-server1\r\n",
 }
 """What is sent in place of the SSH protocol."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,7 @@ def test_an_encrypted_user_key(tmp_path: Path) -> None:
         (Fault.GARBAGE, ""),
         (Fault.CONTROLS, ""),
         (Fault.MUTE, r"no SSH session within 0\.25 s$"),
+        (Fault.NO_KEYS, r"no SSH session within 0\.25 s$"),
         (Fault.HANGS_UP_LOGIN, "it hung up$"),
         (Fault.REFUSES_LOGIN, "SSH key refused$"),
     ],
@@ -501,14 +503,19 @@ def frozen(tmp_path: Path, window: int) -> Iterator[tuple[SshLink, transport.Pro
         process = link.start(["cat"])
         with failing(f"^host server1: freeze: {LATE}$"):
             link.run(["freeze"], SECONDS)
+        # With this little room the connection is full at once.
+        link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         yield link, process
 
 
-def test_writing_to_a_host_that_takes_in_nothing(tmp_path: Path) -> None:
+def test_writing_to_a_host_that_takes_in_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than the buffers of both sockets hold: the connection is cut to wake the writer."""
+    monkeypatch.setattr(channel, "WRITE_SECONDS", 2.0)  # they must be full by then
     with frozen(tmp_path, 1 << 26) as (link, process):
-        with failing("^reads nothing for 0.25 s$", TimeoutError):
-            process.write(bytes(1 << 25))
+        with failing("^reads nothing for 2 s$", TimeoutError):
+            process.write(bytes(1 << 23))
         with failing("^host server1: echo: connection lost"):
             link.run(["echo", "hello"], SECONDS)
 
@@ -523,7 +530,7 @@ def test_closing_while_a_write_is_stuck(
 
         def write() -> None:
             with contextlib.suppress(OSError):
-                process.write(bytes(1 << 25))
+                process.write(bytes(1 << 23))
             ended.set()
 
         thread = threading.Thread(target=write)
@@ -542,3 +549,4 @@ def test_closing_twice_is_fine(tmp_path: Path) -> None:
         process = link.start(["cat"])
         for end in (process, process, link, link, process):
             end.close()
+        assert not link._transport.is_alive()
