@@ -3,7 +3,8 @@
 The one module that both sides share, so it uses the standard library alone and runs on
 Python 3.9. The controller writes commands (key ``op``) to an agent's standard input; the agent
 writes events (key ``event``) to its standard output. End of input means: stop and close
-everything.
+everything, and so does a controller that says nothing for ``silence_seconds``
+(:class:`AgentOptions`).
 
 ========== ====================================================== ==========================
 op         fields                                                 answered by event
@@ -32,20 +33,22 @@ verify     (none); looks at every held socket                     verified {aliv
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
 status     (none)                                                 status {held, errors,
                                                                   cpu_seconds}
+beat       (none), every few seconds: the controller is there     (none)
 stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
 ``facts``, ``collect`` and ``count`` need no task; all others but ``stop`` come after ``serve`` or
 ``prepare``.
 
-A process started with the argument ``trial`` is one side of a small experiment instead
+A process started in the mode ``trial`` is one side of a small experiment instead
 (:mod:`bench.agent.stage`). It takes ``trial`` {name, args}, then ``go`` {the trial's own fields}
 for each further step, answers each with ``told`` {the trial's own figures}, says ``alive`` every
 second, and ends like an agent.
 
-An agent says ``hello`` (:class:`Hello`) first, ``tick`` (:class:`Tick`) every second from
-``serve`` or ``prepare`` on, ``floor`` {mem_free_kib, floor_kib} once memory falls below its floor,
-and ``error`` {kind: input|fault|refused, message} instead of an answer when a command fails.
+An agent says ``hello`` (:class:`Hello`) first, ``alive`` every second, instead of it ``tick``
+(:class:`Tick`) from ``serve`` or ``prepare`` on, ``floor`` {mem_free_kib, floor_kib} once memory
+falls below its floor, and ``error`` {kind: input|fault|refused, message} instead of an answer when
+a command fails.
 """
 
 from __future__ import annotations
@@ -79,6 +82,13 @@ SOURCES = (
 """Names of the texts in :class:`Collected`, all that there can be: they name files in the run's
 directory on the controller."""
 
+LINE_BYTES = 16 << 20
+"""Most that a line may have, newline included. The largest is the evidence of a host: some 300 KB
+with a hundred slab caches, and a few MB on machines with thousands of them."""
+
+SILENCE_SECONDS = 20.0
+"""Without a word, until either side takes the other for dead, where nothing else is said."""
+
 TCP_STATES = {
     "established": 1,
     "syn-sent": 2,
@@ -104,6 +114,26 @@ COUNT_RANGES = 256
 
 Endpoint = Tuple[str, int]
 """(IP address as text, TCP port)."""
+
+
+class LockOptions(TypedDict):
+    """Who holds a host during a run (:mod:`bench.agent.hostlock`)."""
+
+    owner: str
+    """16 hex digits: one controller."""
+    who: str
+    """User and machine of the controller."""
+    run: str
+    """What is being done."""
+
+
+class AgentOptions(TypedDict):
+    """What an agent is started with."""
+
+    silence_seconds: float
+    """Without a word from the controller, until the agent closes everything and ends."""
+    lock: Optional[LockOptions]
+    """None for what only looks."""
 
 
 class Hello(TypedDict):

@@ -18,12 +18,18 @@ if sys.version_info < (3, 9):
                       "message": "python3 is " + found + ", 3.9 or newer is needed"}))
     sys.exit(2)
 
-if sys.argv[1:] == ["trial"]:
+from bench.agent import options
+
+try:
+    mode, asked = options.parse(sys.argv[1:])
+except ValueError as error:
+    sys.exit(str(error))
+if mode == "trial":
     from bench.agent.stage import main
 else:
     from bench.agent.main import main
 
-main()
+main(asked)
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold: same bytes every time
 

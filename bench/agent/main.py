@@ -1,5 +1,8 @@
 """The agent's main loop: commands in, events out, everything closed at the end.
 
+It ends, and closes everything, when it is told to, when its input ends, and when it has not heard
+from its controller for some time: one that is suspended or cut off closes nothing.
+
 One thread owns all state. What takes seconds and only reads (evidence, the handshake) runs in a
 thread of its own and hands its event back through a queue.
 """
@@ -11,31 +14,35 @@ import os
 import platform
 import queue
 import select
-import shutil
 import signal
-import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
 from bench import wire
-from bench.agent import probe, workers
+from bench.agent import home, hostlock, probe, workers
 from bench.agent.commands import Commands
-from bench.agent.duty import Fault, Misuse
+from bench.agent.duty import TICK, Fault, Misuse
+from bench.agent.outbox import Gone, Outbox
 
 STOP_PATIENCE = 1.5
 """Seconds that workers get to reset their connections before they are killed."""
+
+LAST_WORDS = 1.0
+"""Seconds for what is still to be said when everything is closed."""
 
 
 class Agent:
     """One agent, from hello to its end."""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._out = os.dup(1)
+    def __init__(self, options: wire.AgentOptions) -> None:
+        self._started = self._heard = time.monotonic()
+        self._silence = options["silence_seconds"]
+        self._out = Outbox(os.dup(1))
         os.dup2(2, 1)  # nothing but events may reach the controller
+        os.set_blocking(2, False)  # and a complaint that nobody reads must not hold anything up
+        self._alive_at = 0.0
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -57,11 +64,9 @@ class Agent:
 
     def say(self, event: Any) -> None:
         """Write one event; a controller that is gone ends the agent."""
-        data = wire.encode(event)
         try:
-            while data:
-                data = data[os.write(self._out, data) :]
-        except OSError:
+            self._out.put(event)
+        except Gone:
             self._stopping = True
 
     def aside(self, work: Callable[[], Any], then: Callable[[Any], None]) -> threading.Thread:
@@ -93,9 +98,16 @@ class Agent:
         elif isinstance(error, (Fault, OSError, probe.Unreadable)):
             self.say({"event": "error", "kind": "fault", "message": str(error)})
         else:
-            traceback.print_exception(type(error), error, error.__traceback__)
+            with contextlib.suppress(OSError):
+                traceback.print_exception(type(error), error, error.__traceback__)
             message = f"{type(error).__name__}: {error}"
             self.say({"event": "error", "kind": "fault", "message": message})
+
+    def refuse(self, why: str) -> None:
+        """Say why this host is not to be had, and end."""
+        self.say({"event": "error", "kind": "refused", "message": why})
+        self._end()
+        self._out.finish(LAST_WORDS)
 
     def run(self) -> None:
         """Serve commands until told to stop or the input ends."""
@@ -114,20 +126,46 @@ class Agent:
             poll = select.poll()
             for fd in (0, self._wake_r, *self.duty.fds()):
                 poll.register(fd, select.POLLIN)
-            due = self.duty.due()
-            timeout = None if due is None else max(0, (due - time.monotonic()) * 1000)
-            moved = {fd for fd, _ in poll.poll(timeout)}
+            if self._out:
+                poll.register(self._out.fd, select.POLLOUT)
+            moved = {fd for fd, _ in poll.poll(max(0.0, self._due() - time.monotonic()) * 1000)}
             if self._wake_r in moved:
                 os.read(self._wake_r, 4096)
+            if self._out.fd in moved:
+                self._flush()
             self._attempt(self.duty.turn)
             while not self._jobs.empty():
                 self._attempt(self._jobs.get())
-            if 0 in moved and self._listen():
-                stopped = {"event": "stopped"}
+            if 0 in moved:
+                if self._listen():
+                    stopped = {"event": "stopped"}
+                    break
+            elif time.monotonic() - self._heard > self._silence:
+                complain(f"no word from the controller for {self._silence:g} s: everything closed")
                 break
+            self._live()
         self._end()
         if stopped:
             self.say(stopped)
+        self._out.finish(LAST_WORDS)
+
+    def _due(self) -> float:
+        """When there is something to do at the latest, monotonic seconds."""
+        due = self.duty.due()
+        return min(self._heard + self._silence, self._alive_at if due is None else due)
+
+    def _live(self) -> None:
+        """Give a sign of life where there are no ticks yet."""
+        now = time.monotonic()
+        if self.duty.due() is None and now >= self._alive_at:
+            self._alive_at = now + TICK
+            self.say({"event": "alive"})
+
+    def _flush(self) -> None:
+        try:
+            self._out.flush()
+        except Gone:
+            self._stopping = True
 
     def _attempt(self, work: Callable[[], Any]) -> None:
         try:
@@ -141,6 +179,7 @@ class Agent:
         if not data:
             self._stopping = True
             return False
+        self._heard = time.monotonic()
         *lines, self._input = (self._input + data).split(b"\n")
         for line in lines:
             try:
@@ -150,6 +189,8 @@ class Agent:
                 continue
             if command.get("op") == "stop":
                 return True
+            if command.get("op") == "beat":
+                continue
             self._attempt(lambda c=command: self.duty.command(c))  # type: ignore[misc]
         return False
 
@@ -157,14 +198,25 @@ class Agent:
         """Close everything within :data:`STOP_PATIENCE`, then by force."""
         probe.end_children()
         self.duty.end(time.monotonic() + STOP_PATIENCE)
-        home = Path(sys.argv[0]).resolve().parent
-        if home.name.startswith("connlab."):
-            shutil.rmtree(home, ignore_errors=True)
+        home.leave()
 
 
-def main() -> None:
-    """Entry point of the zipapp."""
-    agent = Agent()
-    agent.run()
-    sys.stderr.flush()
+def complain(line: str) -> None:
+    """Write a line to standard error, if it can be written now."""
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode() + b"\n")
+
+
+def main(options: wire.AgentOptions) -> None:
+    """Run one agent to its end."""
+    agent = Agent(options)
+    lock = options["lock"]
+    try:
+        held = hostlock.hold(**lock) if lock else None
+    except (hostlock.Held, OSError) as error:
+        agent.refuse(str(error))
+    else:
+        agent.run()
+        if lock and held is not None:
+            hostlock.let_go(held, lock["owner"])
     os._exit(0)  # daemon threads may be in the middle of a read

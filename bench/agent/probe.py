@@ -6,6 +6,7 @@ socket and so change what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,16 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set
 
 from bench import wire
 
+MOST_TEXT = 4 << 20
+"""Bytes of one source, so that the evidence of a host stays within a line."""
+
+PIECE = 1 << 18
+"""Bytes that are read at a time."""
+
 TIMEOUT = 60
+SOCKETS_TIMEOUT = 240
+"""For a list of all sockets: a million take a second or two, under emulation minutes."""
+
 LIMITS = (
     "/proc/self/limits",
     "/proc/sys/fs/file-nr",
@@ -52,7 +62,13 @@ def end_children() -> None:
     """Kill the tools that are still running: the agent stops."""
     with _lock:
         for child in _children:
-            child.kill()
+            _kill(child)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a tool. One that runs as root by sudo(8) cannot be killed: its output is closed."""
+    with contextlib.suppress(OSError):
+        child.kill()
 
 
 def tool(name: str) -> str:
@@ -78,8 +94,9 @@ def output(argv: Sequence[str]) -> str:
     try:
         out, err = child.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        child.kill()
-        child.communicate()
+        _kill(child)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=1)
         raise Unreadable(f"{argv[0]}: no answer within {TIMEOUT} s") from error
     finally:
         with _lock:
@@ -91,12 +108,19 @@ def output(argv: Sequence[str]) -> str:
 
 
 def text(path: str) -> str:
-    """A file's text. :raises Unreadable: with the system's reason."""
+    """A file's text. :raises Unreadable: with the system's reason, or if it is out of size."""
+    found = bytearray()
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            # In pieces: for 4 MiB at once /proc/sys says ENOMEM (fs/proc/proc_sysctl.c
+            # proc_sys_call_handler()).
+            while len(found) <= MOST_TEXT and (piece := file.read(PIECE)):
+                found += piece
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
+    if len(found) > MOST_TEXT:
+        raise Unreadable(f"{path}: more than {MOST_TEXT} bytes")
+    return found.decode("utf-8", "replace")
 
 
 def _slabinfo() -> str:
@@ -180,10 +204,13 @@ def sockets(endpoints: Iterable[wire.Endpoint], side: str, state: str) -> int:
     argv = [tool("ss"), "-Htn", "state", state, "( " + " or ".join(terms) + " )"]
     child = _start(argv)
     assert child.stdout and child.stderr
+    alarm = threading.Timer(SOCKETS_TIMEOUT, _kill, (child,))
+    alarm.daemon = True
+    alarm.start()
     try:
         lines = 0
         while True:
-            piece = child.stdout.read(1 << 18)
+            piece = child.stdout.read(PIECE)
             if not piece:
                 break
             lines += piece.count(b"\n")
@@ -191,6 +218,7 @@ def sockets(endpoints: Iterable[wire.Endpoint], side: str, state: str) -> int:
         if child.wait():
             raise Unreadable(complaint or f"ss: exit status {child.returncode}")
     finally:
+        alarm.cancel()
         child.stdout.close()
         child.stderr.close()
         with _lock:

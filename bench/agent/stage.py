@@ -1,30 +1,30 @@
 """One side of a small experiment: a process that runs one trial and tells its figures.
 
-``python3 agent.pyz trial``. It says ``hello`` and takes ``trial`` {name, args}; the module of that
-name in :mod:`bench.agent.trials` then has the main thread. The end of the input, ``stop`` and the
-usual signals raise :class:`Ended` in it, wherever it is: it puts back what it changed, and the
-process ends, within seconds.
+``python3 agent.pyz trial OPTIONS``. It says ``hello`` and takes ``trial`` {name, args}; the module
+of that name in :mod:`bench.agent.trials` then has the main thread. The end of the input, ``stop``,
+a controller that has not been heard for some time and the usual signals raise :class:`Ended` in
+it, wherever it is: it puts back what it changed, and the process ends, within seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
 import queue
 import re
 import resource
-import shutil
+import select
 import signal
-import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 from typing import Any, Dict, NoReturn, Optional
 
 from bench import wire
-from bench.agent import probe
+from bench.agent import home, hostlock, probe
+from bench.agent.outbox import Gone, Outbox
 
 ALIVE = 1.0
 """Seconds between two signs of life."""
@@ -49,10 +49,12 @@ class Misuse(Exception):
 class Stage:
     """What a trial has of its controller: steps come in, figures go out."""
 
-    def __init__(self) -> None:
-        self._out = os.dup(1)
+    def __init__(self, silence: float) -> None:
+        """``silence``: seconds without a word from the controller that end the trial."""
+        self._silence = silence
+        self._out = Outbox(os.dup(1))
         os.dup2(2, 1)  # nothing but events may reach the controller
-        self._lock = threading.Lock()
+        os.set_blocking(2, False)
         self._steps: queue.Queue[Dict[str, Any]] = queue.Queue()
         self._ending = False
         self._bell_r, self._bell_w = os.pipe()
@@ -73,7 +75,6 @@ class Stage:
             }
         )
         threading.Thread(target=self._listen, daemon=True).start()
-        threading.Thread(target=self._live, daemon=True).start()
 
     def fileno(self) -> int:
         """A descriptor that is readable while a step waits: for trials that wait for others too."""
@@ -97,39 +98,64 @@ class Stage:
         self._say({"event": "error", "kind": kind, "message": message})
 
     def _say(self, event: Dict[str, Any]) -> None:
-        data = wire.encode(event)
-        with self._lock:
-            try:
-                while data:
-                    data = data[os.write(self._out, data) :]
-            except OSError:
-                self._kill()
+        try:
+            self._out.put(event)
+        except Gone:
+            self._kill()
 
-    def _live(self) -> None:
-        while True:
-            time.sleep(ALIVE)
-            self._say({"event": "alive"})
+    def finish(self) -> None:
+        """Say what has not been said yet, for a second at most."""
+        self._out.finish(ALIVE)
 
     def _listen(self) -> None:
+        """Hear the controller, give signs of life, and end the trial when there is an end."""
         rest = b""
+        heard = time.monotonic()
+        alive_at = 0.0
         while True:
+            now = time.monotonic()
+            if now >= alive_at:
+                alive_at = now + ALIVE
+                self._say({"event": "alive"})
+            poll = select.poll()
+            poll.register(0, select.POLLIN)
+            if self._out:
+                poll.register(self._out.fd, select.POLLOUT)
+            moved = {fd for fd, _ in poll.poll(max(0.0, alive_at - now) * 1000)}
+            if self._out.fd in moved:
+                self._say_rest()
+            if 0 not in moved:
+                if time.monotonic() - heard > self._silence:
+                    self._kill()
+                    return
+                continue
             data = os.read(0, 1 << 16)
+            heard = time.monotonic()
             *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                try:
-                    command = wire.decode(line)
-                except wire.WireError as error:
-                    self.fail("input", str(error))
-                    continue
-                if command.get("op") == "stop":
-                    data = b""
-                    break
-                # The step first: whom the bell wakes finds it.
-                self._steps.put(command)
-                os.write(self._bell_w, b"\0")
-            if not data:
+            if not data or not all(map(self._hear, lines)):
                 self._kill()
                 return
+
+    def _say_rest(self) -> None:
+        try:
+            self._out.flush()
+        except Gone:
+            self._kill()
+
+    def _hear(self, line: bytes) -> bool:
+        """Take in one command; False if it is the last."""
+        try:
+            command = wire.decode(line)
+        except wire.WireError as error:
+            self.fail("input", str(error))
+            return True
+        if command.get("op") == "stop":
+            return False
+        if command.get("op") != "beat":
+            # The step first: whom the bell wakes finds it.
+            self._steps.put(command)
+            os.write(self._bell_w, b"\0")
+        return True
 
     def _kill(self) -> None:
         """Have the main thread end, and see to it that it does."""
@@ -145,19 +171,25 @@ class Stage:
             raise Ended
 
 
-def main() -> NoReturn:
-    """Entry point of ``python3 agent.pyz trial``."""
+def main(options: wire.AgentOptions) -> NoReturn:
+    """Run trials to their end."""
+    lock = options["lock"]
+    held = None
     try:
-        stage = Stage()
-        stage.begin()
-        _serve(stage)
+        stage = Stage(options["silence_seconds"])
+        try:
+            held = hostlock.hold(**lock) if lock else None
+            stage.begin()
+            _serve(stage)
+        except (hostlock.Held, OSError) as error:
+            stage.fail("refused", str(error))
     except Ended:
         pass
     finally:
-        home = Path(sys.argv[0]).resolve().parent
-        if home.name.startswith("connlab."):
-            shutil.rmtree(home, ignore_errors=True)
-    sys.stderr.flush()
+        home.leave()
+        if lock and held is not None:
+            hostlock.let_go(held, lock["owner"])
+    stage.finish()
     os._exit(0)  # daemon threads may be in the middle of a read
 
 
@@ -176,7 +208,8 @@ def _serve(stage: Stage) -> None:
         except (OSError, probe.Unreadable) as error:
             stage.fail("fault", f"{name}: {error}")
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             stage.fail("fault", f"{name}: {type(error).__name__}: {error}")
 
 

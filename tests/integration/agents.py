@@ -29,9 +29,18 @@ class Agent:
     """One running agent and what it has said."""
 
     def __init__(
-        self, packed: bytes, words: list[str], nofile: int | str | None, nproc: int | None
+        self,
+        packed: bytes,
+        words: list[str],
+        nofile: int | str | None = None,
+        nproc: int | None = None,
+        silence: float = 300,
+        lock: dict | None = None,
     ) -> None:
-        """``nofile``: soft and hard limit, or both as ``soft:hard``; ``nproc``: not as root."""
+        """``nofile``: soft and hard limit, or both as ``soft:hard``; ``nproc``: not as root.
+
+        Without a word for ``silence`` seconds it ends; these tests send no signs of life.
+        """
         self.home = Path(tempfile.mkdtemp(prefix="connlab."))
         (self.home / "agent.pyz").write_bytes(packed)
         if nofile:
@@ -43,12 +52,19 @@ class Agent:
             words = [*words, "prlimit", f"--nproc={nproc}:{nproc}", "setpriv"]
             words += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self.process = subprocess.Popen(
-            [*words, os.path.realpath(sys.executable), str(self.home / "agent.pyz")],
+            [
+                *words,
+                os.path.realpath(sys.executable),
+                str(self.home / "agent.pyz"),
+                "run",
+                json.dumps({"silence_seconds": silence, "lock": lock}),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         self.ticks: list[dict] = []
+        self.alive = 0
         self.floors: list[dict] = []
         self.strangers: list[bytes] = []
         self._events: queue.Queue[dict | None] = queue.Queue()
@@ -70,6 +86,8 @@ class Agent:
                 continue
             if event["event"] == "tick":
                 self.ticks.append(event)
+            elif event["event"] == "alive":
+                self.alive += 1
             elif event["event"] == "floor":
                 self.floors.append(event)
             else:

@@ -60,6 +60,9 @@ class LocalLink:
         self.started: list[LocalProcess] = []
         self.paths: list[str] = []
 
+    def give_up_after(self, seconds: float) -> None:
+        pass
+
     def put(self, data: bytes, name: str) -> str:
         path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
         path.write_bytes(data)

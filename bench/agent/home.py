@@ -1,0 +1,20 @@
+"""The directory that an agent was pushed into: it goes with the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+
+PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
+"""Where the controller puts an agent: a directory that mktemp(1) has made for it alone."""
+
+
+def leave() -> None:
+    """Remove the agent's own file, and its directory if nothing else is in it."""
+    path = os.path.abspath(sys.argv[0])
+    if PUSHED.match(path):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
