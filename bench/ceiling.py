@@ -57,15 +57,20 @@ class Ceiling:
         planned: Mapping[Agent, int],
         servers: Sequence[Agent],
         short_of_memory: Callable[[], bool],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """``planned``: every client and the connections of its plan."""
+        """Prepare a search.
+
+        :param planned: every client and the connections of its plan
+        :param check: called about once a second; what it raises ends the search
+        """
         self.steps: list[Step] = []
         self.latency: dict[int, int] = {}
         """Of all connects so far: bucket to count."""
         self._session, self._scenario, self._recorder = session, scenario, recorder
         self._planned, self._servers = planned, servers
         self._clients = list(planned)
-        self._short_of_memory = short_of_memory
+        self._short_of_memory, self._check = short_of_memory, check
         self._most_lost = max(LEAST_LOST, 2 * scenario.max_in_flight)
         self._tried = dict.fromkeys(planned, 0)
         self._errors: dict[str, int] = {}
@@ -153,6 +158,7 @@ class Ceiling:
 
     def _watch(self) -> None:
         self._recorder.sample()
+        self._check()
         if self._stopped:
             return
         if self._short_of_memory():

@@ -20,9 +20,7 @@ from types import TracebackType
 import paramiko
 from paramiko.buffered_pipe import BufferedPipe
 
-LINE_BYTES = 1 << 24
-"""The longest line of a program's output that is taken: the evidence of one host, a line of JSON,
-has some 100 KiB up to a few MiB."""
+from bench.wire import LINE_BYTES
 
 ERROR_BYTES = 4096
 """What is kept of a line of standard error."""
@@ -43,7 +41,7 @@ CHUNK_BYTES = 1 << 16
 
 
 class LineTooLong(OSError):
-    """A program prints a line of more than :data:`LINE_BYTES`."""
+    """A program prints a line of more than :data:`bench.wire.LINE_BYTES`."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"a line of more than {most >> 20} MiB")

@@ -24,6 +24,7 @@ from bench import (
 )
 from bench.ceiling import Ceiling
 from bench.curve import Descent, Recorder, merge
+from bench.errors import LabError
 from bench.findings import Floor
 from bench.inventory import Inventory
 from bench.results import (
@@ -39,6 +40,7 @@ from bench.results import (
 from bench.scenario import Scenario
 from bench.session import Agent, Session
 from bench.store import Store
+from bench.strays import Strays
 
 START_SECONDS = 60.0
 """For an agent to fork its workers, to listen, and to prove the handshake."""
@@ -106,9 +108,13 @@ class Conduct:
         self._descent = Descent(scenario.memory_floor_mib * 1024)
         self._newest: dict[Agent, Mapping[str, Any]] = {}
         self._planned: dict[Agent, int] = {}
+        self._listening: dict[Agent, int] = {}
+        """Listeners of a server on each endpoint."""
         self.servers = [agent for agent in session.agents if agent.role == "server"]
         self.clients = [agent for agent in session.agents if agent.role == "client"]
+        self._strays: Strays | None = None
         session.on_unasked = self._unasked
+        session.on_quiet = self._quiet
 
     def all(self) -> None:
         """From the first fact to the last count."""
@@ -117,7 +123,19 @@ class Conduct:
         self.hold()
         self.drain()
 
+    def _quiet(self, agent: Agent, seconds: float) -> None:
+        """Mention a host that is silent; it may come back."""
+        points = self.recorder.points
+        self.recorder.note(
+            self.recorder.phase,
+            f"no word from {agent.name} for {seconds:.0f} s; given up after "
+            f"{self.scenario.silence_seconds:g} s",
+            points[-1].mem_available_kib if points else 0,
+        )
+
     def _unasked(self, agent: Agent, message: Mapping[str, Any]) -> None:
+        if message["event"] == "alive":
+            return
         if message["event"] == "floor":
             self._at_the_floor(agent.name, _side(agent), int(message["mem_free_kib"]))
             return
@@ -126,6 +144,8 @@ class Conduct:
             self._descent.tick(
                 (agent.name, _side(agent)), float(message["t"]), int(message["mem_free_kib"])
             )
+        if self._strays:
+            self._strays.tick(agent, agent.role, message)
         self._newest[agent] = message
         self.found.errors[agent.role, agent.name] = dict(message["errors"])
         self.found.retried = sum(int(self._newest[one]["retried"]) for one in self._newest)
@@ -141,10 +161,16 @@ class Conduct:
         scenario, inventory = self.scenario, self.inventory
         tuples = planning.plan_there(scenario, inventory, self.found.hosts)
         self._planned = {agent: tuples.share(agent.name) for agent in self.clients}
+        for agent, planned in self._planned.items():
+            agent.planned = planned
         for agent in self.servers:
             spec = specs.server(scenario, inventory, agent.host, tuples, self._nonce)
             agent.tell({"op": "serve", "spec": spec})
-        self.session.gather(self.servers, "serving", START_SECONDS)
+        serving = self.session.gather(self.servers, "serving", START_SECONDS)
+        self._listening = {
+            agent: int(message["workers"]) if scenario.listener == "reuseport" else 1
+            for agent, message in serving.items()
+        }
         for agent in self.clients:
             share = specs.client(scenario, inventory, agent.host, tuples, self._nonce)
             agent.tell({"op": "prepare", "spec": share})
@@ -162,8 +188,12 @@ class Conduct:
         """Open every connection of the plan, or stop at the first limit that ends it.
 
         Where the limit is the aim, come as near to it as the scenario says.
+
+        :raises LabError: if clients hold connections that no server has.
         """
         self.recorder.enter("ramp")
+        if self.scenario.path != "proxied":  # whom proxies hold for their servers is theirs
+            self._strays = Strays(self._ahead())
         self.recorder.restart()
         began = time.monotonic()
         if self.scenario.expect == "limit":
@@ -171,6 +201,24 @@ class Conduct:
             self.found.ramp_seconds = time.monotonic() - began
         else:
             self._open_all(began)
+        self._strays = None
+
+    def _ahead(self) -> int:
+        """Connections by which clients may be ahead of what the servers have accepted."""
+        scenario, inventory = self.scenario, self.inventory
+        listeners = sum(
+            len(paths.endpoints(scenario, inventory, agent.host)) * self._listening.get(agent, 1)
+            for agent in self.servers
+        )
+        return listeners * (scenario.backlog + 1) + len(self.clients) * scenario.max_in_flight
+
+    def _stop_strays(self) -> None:
+        found = self._strays.found() if self._strays else 0
+        if found:
+            raise LabError(
+                f"the clients hold {found:,} connections more than the servers have accepted: "
+                "some lead elsewhere; everything is closed"
+            )
 
     def _find_ceiling(self) -> None:
         ceiling = Ceiling(
@@ -180,6 +228,7 @@ class Conduct:
             self._planned,
             self.servers,
             lambda: self._short_of_memory,
+            self._stop_strays,
         )
         self.found.steps = ceiling.steps
         self.found.stopped_by = ceiling.find()
@@ -204,6 +253,7 @@ class Conduct:
         def watch() -> None:
             nonlocal halted
             self.recorder.sample()
+            self._stop_strays()
             late = time.monotonic() - began > scenario.ramp_timeout_seconds
             short = self._memory_ends()
             if not halted and (short or late):

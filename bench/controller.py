@@ -17,6 +17,7 @@ from bench.agent import bundle
 from bench.collect import cost
 from bench.conduct import Conduct, Evidence
 from bench.errors import InputError, LabError
+from bench.interrupts import INTERRUPTS
 from bench.inventory import Inventory
 from bench.planning import plan_for
 from bench.results import (
@@ -30,7 +31,7 @@ from bench.results import (
     Workers,
 )
 from bench.scenario import Scenario
-from bench.session import Connect, Session, uninterrupted
+from bench.session import Connect, Session
 from bench.store import Store
 from bench.verdict import verdict as judge
 
@@ -61,7 +62,14 @@ def run(
         hosts = [(host, "server") for host in inventory.of("servers")]
         hosts += [(host, "client") for host in paths.clients(scenario, inventory)]
         run_id, _ = store.create(scenario.name, started, len(hosts), scenario.hold_seconds)
-        session = stack.enter_context(Session(connect, bundle.build().data))
+        session = stack.enter_context(
+            Session(
+                connect,
+                bundle.build().data,
+                silence=scenario.silence_seconds,
+                doing=f"run {scenario.name}",
+            )
+        )
         try:
             samples = stack.enter_context(store.samples(run_id))
             session.start(hosts)
@@ -72,7 +80,7 @@ def run(
         nonce = secrets.token_hex(16)
         conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
 
-        @uninterrupted()
+        @INTERRUPTS.cleaning()
         def keep(ended: tuple[Verdict, str] | None) -> Run:
             made = _assemble(
                 scenario, inventory, conduct.found, recorder.points, run_id, started, ended

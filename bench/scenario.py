@@ -53,6 +53,13 @@ class Scenario(BaseModel):
     retries: int = Field(5, ge=0, le=100, description="tries after the first, per connection")
     backoff_ms: int = Field(50, ge=1, le=60_000, description="before the first retry; doubles")
     ramp_timeout_seconds: float = Field(600, gt=0, le=7_200)
+    silence_seconds: float = Field(
+        20,
+        ge=6,
+        le=600,
+        description="a host that says nothing for this long is given up; agents that do not hear "
+        "the controller for this long close everything",
+    )
     hold_seconds: float = Field(10, ge=0, le=86_400)
     watch: Literal["epoll", "none"] = "epoll"
     listener: Literal["shared", "reuseport"] = "shared"

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import signal
+import getpass
+import json
+import platform
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import resources
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from bench import wire
+from bench import messages, wire
+from bench.agent import hostlock
 from bench.errors import InputError, LabError
+from bench.inbox import Inbox
+from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
+from bench.messages import ProtocolError
 from bench.transport import Link, Process
+from bench.units import printable
 
-SILENCE_SECONDS = 60.0
-"""Agents speak every second; one that says nothing for this long is taken for dead."""
+QUIET_SECONDS = 5.0
+"""Agents speak every second; one that says nothing for this long is mentioned."""
+
+BEAT_SECONDS = 2.0
+"""Between two signs of life to the agents, or a quarter of what they wait for one, if less."""
+
+CHECK_SECONDS = 0.25
+"""Between two looks for agents that are silent."""
 
 STOP_SECONDS = 20.0
 """How long agents get to close what they hold when they are told to stop."""
+
+LOST_PATIENCE = 1.0
+"""The same for an agent that is taken for dead, s."""
+
+CLEAN_SECONDS = 10.0
+"""For what is left then to be killed and named, over SSH."""
+
+HELLO_SECONDS = 30.0
+"""For an agent to say that it is there: a Python starts in that time on an emulated guest."""
+
+MOST_ERROR = 500
+"""Characters of a host's line of error."""
 
 OLDEST_PYTHON = (3, 9)
 
@@ -34,10 +60,19 @@ LAST_WORDS_SECONDS = 2.0
 NOT_PUT_BACK = "not put back: "
 """How a trial that changes hosts begins its line on what it could not put back."""
 
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+UNASKED_A_SECOND = 20
+"""Events without a question that an agent may send, of which it sends one, two around an answer."""
+
+UNASKED_AT_ONCE = 10_000
+"""As many more may come at a time: what has piled up while nobody read."""
+
+OWNER = secrets.token_hex(8)
+"""This controller, to agents and guards of others: its own may share a host, and may change what
+it has changed already."""
 
 Connect = Callable[[Host], Link]
 Message = dict[str, Any]
+Result = TypeVar("Result")
 
 
 class Agent:
@@ -49,10 +84,21 @@ class Agent:
         self.link = link
         self.path = path
         self.process = process
-        self.heard = time.monotonic()
+        self.started = self.heard = time.monotonic()
+        self.quiet = False
+        """Whether its silence has been mentioned."""
+        self.planned: int | None = None
+        """Connections of its part of the plan, once there is one: it cannot hold more."""
+        self.unasked = 0
         self.last_error = ""
         self.ear: threading.Thread | None = None
         """Hears its standard error."""
+        self.ended = threading.Event()
+        """Set when it is told to stop: then it needs no sign of life any more."""
+        self.lost = False
+        """Whether it is taken for dead: then it is killed rather than waited for."""
+        self.gone = False
+        """Whether it was seen to have ended, and its file to be removed."""
 
     @property
     def name(self) -> str:
@@ -60,33 +106,63 @@ class Agent:
         return self.host.name
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        """Send one command. :raises LabError: if the agent is gone."""
+        """Send one command. :raises LabError: if the agent is gone or does not read."""
         try:
             self.process.write(wire.encode(message))
+        except TimeoutError as error:
+            raise LabError(f"host {self.name}: the {self.role} agent {error}") from error
         except (OSError, EOFError) as error:
             raise LabError(self.obituary()) from error
 
     def obituary(self) -> str:
         """What to say of an agent that ended without having been told to."""
+        if self.ear is not None:
+            self.ear.join(LAST_WORDS_SECONDS)
         said = f": {self.last_error}" if self.last_error else ""
         return f"host {self.name}: the {self.role} agent ended unexpectedly{said}"
+
+    def what(self) -> str:
+        """The agent as something that may be left on its host."""
+        return f"host {self.name}: the {self.role} agent {self.path}"
 
 
 class Session:
     """Agents on several hosts, used as a context: on the way out nothing of them stays."""
 
-    def __init__(self, connect: Connect, bundle: bytes) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        bundle: bytes,
+        *,
+        silence: float = wire.SILENCE_SECONDS,
+        doing: str | None = None,
+    ) -> None:
+        """Begin a session without agents.
+
+        :param silence: seconds without a word after which either side takes the other for dead
+        :param doing: what is being done, for others who want the same hosts; None if the session
+            only looks, and keeps nobody from anything
+        """
         self._connect = connect
         self._bundle = bundle
-        self._inbox: queue.Queue[tuple[Agent, Message | None]] = queue.Queue()
+        self._silence = silence
+        self._doing = doing
+        self._inbox: Inbox[Agent, Message | Exception | None] = Inbox()
         self._lock = threading.Lock()
+        self._links: list[Link] = []
+        self._checked = self._resumed = time.monotonic()
+        self._closing = False
         self.agents: list[Agent] = []
         self._early: dict[Agent, Message] = {}
         """What trials have answered while others were asked: their steps may take long."""
         self.not_put_back: list[str] = []
         """What trials that change hosts said of what they could not put back, when they ended."""
+        self.left: list[str] = []
+        """What could not be cleaned up, a line each."""
         self.on_unasked: Callable[[Agent, Message], None] = lambda agent, message: None
         """Called with every event that answers no command: ``tick`` and ``floor``."""
+        self.on_quiet: Callable[[Agent, float], None] = lambda agent, seconds: None
+        """Called once with an agent that has said nothing for :data:`QUIET_SECONDS`."""
 
     def __enter__(self) -> Session:
         return self
@@ -98,72 +174,127 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if not self.left:
+            return
+        lines = "; ".join(self.left)
+        if error is None:
+            raise LabError(lines)
+        if isinstance(error, LabError):
+            raise LabError(f"{error}; {lines}") from error
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(lines) from error
+        INTERRUPTS.say(lines)
 
     def start(self, hosts: Iterable[tuple[Host, str]]) -> list[Agent]:
         """Push and start an agent on every host, all at once; returns them in that order.
 
+        Nothing is pushed before all hosts have been reached, and none is another run's.
+
         The role ``trial`` starts one side of a small experiment (:mod:`bench.agent.stage`),
         ``root`` the same as root by sudo(8).
 
-        :raises LabError: if a host cannot be reached or its agent does not answer.
+        :raises LabError: if a host cannot be reached, is held by another run, or its agent does
+            not answer.
         :raises InputError: if a host has no Python that can run it.
         """
         wanted = list(hosts)
-        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
-            started = [pool.submit(self._start, host, role) for host, role in wanted]
-        problems = [future.exception() for future in started]
-        for problem in problems:
-            if problem is not None:
-                raise problem
-        agents = [future.result() for future in started]
-        for agent, hello in self.gather(agents, "hello", 30).items():
+        INTERRUPTS.answers(self, self._open_ends)
+        links = _results(self._together(self._reach, [(host,) for host, _ in wanted]))
+        agents = _results(
+            self._together(
+                self._push,
+                [(host, role, link) for (host, role), link in zip(wanted, links, strict=True)],
+            )
+        )
+        for agent, hello in self.gather(agents, "hello", HELLO_SECONDS).items():
             if hello["version"] != wire.VERSION:
                 raise LabError(f"host {agent.name}: agent speaks version {hello['version']}")
         # In the order asked for, not in the order of arrival.
         self.agents = [agent for agent in self.agents if agent not in agents] + agents
         return agents
 
-    def _start(self, host: Host, role: str) -> Agent:
+    def _together(
+        self, work: Callable[..., Result], each: Sequence[tuple[Any, ...]]
+    ) -> list[Future[Result]]:
+        """Do the same for all hosts at once, to the end."""
+        with ThreadPoolExecutor(max_workers=max(1, len(each))) as pool:
+            return [pool.submit(work, *words) for words in each]
+
+    def _reach(self, host: Host) -> Link:
+        """A link to a host that can run an agent and is no other run's."""
         link = self._connect(host)
+        with self._lock:
+            self._links.append(link)
+        link.give_up_after(self._silence)
+        _check_python(host, link)
+        if self._doing:
+            _check_free(host, link)
+        return link
+
+    def _push(self, host: Host, role: str, link: Link) -> Agent:
+        path = link.put(self._bundle, "agent.pyz")
         try:
-            _check_python(host, link)
-            path = link.put(self._bundle, "agent.pyz")
-        except BaseException:
-            link.close()
-            raise
-        try:
-            process = link.start(_command(role, path))
+            process = link.start(self._command(role, path))
         except BaseException:
             with contextlib.suppress(LabError):
                 link.remove(path)
-            link.close()
             raise
         agent = Agent(host, role, link, path, process)
         with self._lock:
-            self.agents.append(agent)
-        threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
-        agent.ear = threading.Thread(target=self._listen_errors, args=(agent,), daemon=True)
+            late = self._closing
+            if not late:
+                self.agents.append(agent)
+        agent.ear = threading.Thread(target=_listen_errors, args=(agent,), daemon=True)
         agent.ear.start()
+        if late:  # interrupted: whoever closes the session does not know of it
+            _stop(agent)
+            raise LabError(f"host {host.name}: interrupted")
+        threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
+        threading.Thread(target=self._beat, args=(agent,), daemon=True).start()
         return agent
 
-    def _listen(self, agent: Agent) -> None:
-        for line in agent.process.lines():
-            try:
-                self._inbox.put((agent, wire.decode(line)))
-            except wire.WireError as error:
-                self._inbox.put((agent, {"event": "error", "kind": "fault", "message": str(error)}))
-        self._inbox.put((agent, None))
+    def _command(self, role: str, path: str) -> list[str]:
+        lock: wire.LockOptions | None = None
+        if self._doing:
+            lock = {"owner": OWNER, "who": _who(), "run": self._doing}
+        options: wire.AgentOptions = {"silence_seconds": self._silence, "lock": lock}
+        sudo = ["sudo", "-n"] if role == "root" else []
+        mode = "trial" if role in TRIALS else "run"
+        return [*sudo, "python3", path, mode, json.dumps(options)]
 
-    def _listen_errors(self, agent: Agent) -> None:
-        for line in agent.process.errors():
-            text = line.decode(errors="replace").strip()
-            if text:
-                agent.last_error = text
+    def _beat(self, agent: Agent) -> None:
+        """Have an agent know that its controller is there; it closes everything otherwise."""
+        every = min(BEAT_SECONDS, self._silence / 4)
+        while not agent.ended.wait(every):
+            try:
+                agent.process.write(wire.encode({"op": "beat"}))
+            except (OSError, EOFError):
+                return  # it has ended, and its listener says so
+
+    def _listen(self, agent: Agent) -> None:
+        """Read what an agent says until its end, or until it makes no sense."""
+        try:
+            for line in agent.process.lines():
+                agent.heard = time.monotonic()
+                message = messages.read(line, agent.planned)
+                _count_unasked(agent, message)
+                self._inbox.put(agent, message, len(line) + 1024)
+        except (ProtocolError, OSError) as error:
+            agent.lost = True
+            why = LabError(f"host {agent.name}: protocol: {printable(str(error))}")
+            self._inbox.put(agent, why, 1024)
+        self._inbox.put(agent, None, 1024)
 
     def tell(self, agents: Iterable[Agent], op: str, **fields: Any) -> None:
-        """Send the same command to several agents."""
+        """Send the same command to several agents; a problem is raised when all have been told."""
+        problem: LabError | None = None
         for agent in agents:
-            agent.tell({"op": op, **fields})
+            try:
+                agent.tell({"op": op, **fields})
+            except LabError as error:
+                problem = problem or error
+        if problem:
+            raise problem
 
     def ask(
         self,
@@ -207,7 +338,7 @@ class Session:
                     answers[agent] = message
                 elif agent.role in TRIALS:
                     self._early[agent] = message
-            elif time.monotonic() >= until:
+            if len(answers) < len(agents) and time.monotonic() >= until:
                 late = next(agent for agent in agents if agent not in answers)
                 raise LabError(
                     f"host {late.name}: the {late.role} agent did not answer {event} "
@@ -226,57 +357,82 @@ class Session:
         """The next message that answers a command, or None if none came in time."""
         until = time.monotonic() + seconds
         while True:
-            try:
-                agent, message = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                self._check_silence()
-                return None
+            left = max(0.0, until - time.monotonic())
+            came = self._inbox.get(min(CHECK_SECONDS, left))
+            self._check_silence()
+            if came is None:
+                if time.monotonic() >= until:
+                    return None
+                continue
+            agent, message = came
             if agent not in self.agents:
                 continue  # dismissed: its last words are of no interest
-            agent.heard = time.monotonic()
             if message is None:
+                agent.lost = True
                 raise LabError(agent.obituary())
-            if message["event"] in wire.UNASKED:
-                self.on_unasked(agent, message)
-            elif message["event"] == "error":
+            if isinstance(message, Exception):
+                raise message
+            if message["event"] == "error":
                 raise _as_exception(agent, message)
-            else:
+            if message["event"] not in wire.UNASKED:
                 return agent, message
+            self.on_unasked(agent, message)
             if time.monotonic() >= until:
                 return None
 
     def _check_silence(self) -> None:
+        """Mention agents that are silent, and give up those that have been for too long."""
         now = time.monotonic()
+        if now - self._checked < CHECK_SECONDS:
+            return
+        if now - self._checked > QUIET_SECONDS:  # it was this program that did not listen
+            self._resumed = now
+        self._checked = now
         for agent in self.agents:
-            if now - agent.heard > SILENCE_SECONDS:
+            silent = now - max(agent.heard, self._resumed)
+            if silent > self._silence:
+                agent.lost = True
                 raise LabError(
                     f"host {agent.name}: no word from the {agent.role} agent for "
-                    f"{SILENCE_SECONDS:.0f} s"
+                    f"{self._silence:g} s"
                 )
+            if silent > QUIET_SECONDS and not agent.quiet:
+                self.on_quiet(agent, silent)
+            agent.quiet = silent > QUIET_SECONDS
 
     def dismiss(self, agents: Iterable[Agent]) -> None:
         """Stop some agents while the others go on. Never raises."""
         ended = list(agents)
         self.agents = [agent for agent in self.agents if agent not in ended]
-        with uninterrupted():
+        with INTERRUPTS.cleaning():
             self._stop_all(ended)
 
     def close(self, *, drained: bool = False) -> None:
         """Stop every agent, remove what was pushed, close the connections. Never raises.
+
+        What could not be cleaned up is in ``left`` afterwards.
 
         :param drained: whether no connection is held, so that the order does not matter.
         """
         # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT. What a trial
         # has set as root goes back last, when nothing depends on it any more.
         first, then, last = ("client", "trial"), ("server",), ("root",)
-        with uninterrupted():
+        with INTERRUPTS.cleaning():
+            with self._lock:
+                self._closing = True
             for roles in [(*first, *then, *last)] if drained else [first, then, last]:
                 self._stop_all([agent for agent in self.agents if agent.role in roles])
-        self.agents.clear()
+            self.agents.clear()
+            for link in self._links:
+                with contextlib.suppress(Exception):
+                    link.close()
+            self._links.clear()
+            self._inbox.close()
+        INTERRUPTS.answers(self, None)
 
     def _stop_all(self, agents: Sequence[Agent]) -> None:
         with ThreadPoolExecutor(max(1, len(agents))) as pool:
-            list(pool.map(_stop, agents))
+            self.left += filter(None, pool.map(_stop, agents))
         for agent in agents:
             self._early.pop(agent, None)
             if agent.ear is not None:
@@ -284,50 +440,82 @@ class Session:
             if agent.last_error.startswith(NOT_PUT_BACK):
                 self.not_put_back.append(f"host {agent.name}: {agent.last_error}")
 
+    def _open_ends(self) -> list[str]:
+        """What is not cleaned up yet."""
+        return [agent.what() for agent in self.agents if not agent.gone]
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a second Ctrl-C wait: cleaning up half would leave what this exists to remove."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+
+def _results(futures: Sequence[Future[Result]]) -> list[Result]:
+    """What has come of all; the first problem is raised."""
+    return [future.result() for future in futures]
+
+
+def _listen_errors(agent: Agent) -> None:
+    with contextlib.suppress(OSError):
+        for line in agent.process.errors():
+            text = printable(line.decode(errors="replace").strip())
+            if text:
+                agent.last_error = text[:MOST_ERROR]
+
+
+def _count_unasked(agent: Agent, message: Message) -> None:
+    """See that an agent does not flood. :raises ProtocolError: if it does."""
+    if message["event"] not in wire.UNASKED:
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
+    agent.unasked += 1
+    allowed = UNASKED_AT_ONCE + UNASKED_A_SECOND * (time.monotonic() - agent.started)
+    if agent.unasked > allowed:
+        raise ProtocolError(f"{agent.unasked} events that nobody asked for")
+
+
+def _who() -> str:
+    """User and machine of this controller."""
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{platform.node()}"
 
 
-def _command(role: str, path: str) -> list[str]:
-    plain = ["python3", path]
-    if role not in TRIALS:
-        return plain
-    return [*(["sudo", "-n"] if role == "root" else []), *plain, "trial"]
-
-
-def _stop(agent: Agent) -> None:
-    with contextlib.suppress(LabError):
+def _stop(agent: Agent) -> str | None:
+    """End one agent; returns what is left of it, in words. Never raises."""
+    agent.ended.set()
+    patience = LOST_PATIENCE if agent.lost else STOP_SECONDS
+    with contextlib.suppress(Exception):
         agent.tell({"op": "stop"})
-    with contextlib.suppress(LabError, OSError, EOFError):
-        # The agent's exit ends the lines; `run` waits for that on the host itself.
-        agent.link.run(
-            [
-                "timeout",
-                str(int(STOP_SECONDS)),
-                "sh",
-                "-c",
-                'while [ -e "$1" ]; do sleep 0.05; done',
-                "sh",
-                agent.path,
-            ]
-        )
-    with contextlib.suppress(OSError, EOFError):
-        agent.process.close()
-    with contextlib.suppress(LabError, OSError, EOFError):
-        agent.link.remove(agent.path)
-    with contextlib.suppress(OSError, EOFError):
-        agent.link.close()
+    left: str | None = None
+    try:
+        words = ["python3", "-c", _source("remains"), agent.path, f"{patience:g}"]
+        output = agent.link.run(words, patience + CLEAN_SECONDS)
+        left = _left(agent, json.loads(output))
+    except Exception as error:
+        reason = str(error).removeprefix(f"host {agent.name}: ").splitlines()[:1]
+        left = f"{agent.what()} may be left: {printable(''.join(reason))}"
+    agent.gone = left is None
+    for end in (agent.process, agent.link):
+        with contextlib.suppress(Exception):
+            end.close()
+    return left
+
+
+def _left(agent: Agent, report: Any) -> str | None:
+    """What a report of :mod:`bench.agent.remains` says in words, None if nothing is left.
+
+    :raises ValueError: if it is no such report.
+    """
+    if not isinstance(report, dict) or set(report) != {"processes", "folder"}:
+        raise ValueError("its clean-up was not understood")
+    if report["processes"]:
+        numbers = ", ".join(str(int(pid)) for pid in list(report["processes"])[:8])
+        return f"{agent.what()} is left: process {numbers} cannot be killed"
+    if report["folder"]:
+        return f"{agent.what()}: its directory is left, something else is in it"
+    return None
+
+
+def _source(name: str) -> str:
+    """The source of a module of the agent that is run by itself."""
+    return (resources.files("bench") / "agent" / f"{name}.py").read_text(encoding="utf-8")
 
 
 def _check_python(host: Host, link: Link) -> None:
@@ -343,6 +531,18 @@ def _check_python(host: Host, link: Link) -> None:
         raise InputError(
             f"host {host.name}: python3: got {found.strip()}, expected {wanted} or newer"
         )
+
+
+def _check_free(host: Host, link: Link) -> None:
+    """See that no other run has the host. :raises LabError: naming who has it, since when."""
+    output = link.run(["python3", "-c", _source("hostlock"), OWNER])
+    try:
+        entries = json.loads(output)
+        held = [hostlock.named(entry) for entry in entries]
+    except (ValueError, TypeError, KeyError):
+        raise LabError(f"host {host.name}: cannot be asked whether another run has it") from None
+    if held:
+        raise LabError(f"host {host.name}: {printable(held[0])[:MOST_ERROR]}")
 
 
 def _as_exception(agent: Agent, message: Message) -> Exception:

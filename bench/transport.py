@@ -89,6 +89,9 @@ class Process(Protocol):
 class Link(Protocol):
     """A connection to a host."""
 
+    def give_up_after(self, seconds: float) -> None:
+        """Set after how long without an acknowledgement the host counts as lost."""
+
     def put(self, data: bytes, name: str) -> str:
         """Write a file, mode 0700, into a new private directory; return its path."""
 

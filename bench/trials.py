@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -11,14 +10,11 @@ from typing import Any
 from bench.agent import bundle
 from bench.errors import LabError
 from bench.inventory import Host
-from bench.session import Agent, Connect, Session
+from bench.session import OWNER, Agent, Connect, Session
 from bench.units import printable
 
 STEP_SECONDS = 60.0
 """For one step, where the experiment names no other time."""
-
-OWNER = secrets.token_hex(8)
-"""This controller to the guards of others: only its own may change what it has changed already."""
 
 
 class Trial:
@@ -47,7 +43,7 @@ class Trials:
     """Experiments on several hosts, as a context: on the way out nothing of them stays."""
 
     def __init__(self, connect: Connect) -> None:
-        self._session = Session(connect, bundle.build().data)
+        self._session = Session(connect, bundle.build().data, doing="an experiment")
 
     def __enter__(self) -> Trials:
         return self
@@ -59,10 +55,11 @@ class Trials:
         trace: TracebackType | None,
     ) -> None:
         self._session.close()
-        for line in self._session.not_put_back:
+        lines = [*self._session.not_put_back, *self._session.left]
+        for line in lines:
             print(f"connlab: {printable(line)}", file=sys.stderr)
-        if self._session.not_put_back and error is None:
-            raise LabError("; ".join(self._session.not_put_back))
+        if lines and error is None:
+            raise LabError("; ".join(lines))
 
     def begin(
         self,

@@ -58,6 +58,9 @@ class NamespaceLink:
     def __init__(self, net: Namespaces, host: Host) -> None:
         self._enter, self._name = net.enter(host.name), host.name
 
+    def give_up_after(self, seconds: float) -> None:
+        """Nothing is on the way to a namespace that could be lost."""
+
     def put(self, data: bytes, name: str) -> str:
         """Write a file, mode 0700, into a new private directory; return its path."""
         path = Path(tempfile.mkdtemp(prefix="connlab.")) / name

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bench import progress, scenario, units
 from bench.errors import ConnlabError, InputError
+from bench.interrupts import EXIT_STATUS, INTERRUPTS
 from bench.inventory import Inventory
 from bench.scenario import Scenario
 
@@ -61,9 +62,10 @@ def wanted(name: str, overrides: Mapping[str, Any], hosts: Inventory) -> Scenari
 @contextmanager
 def exit_status(show: Show = Show.auto) -> Iterator[None]:
     """Turn what went wrong into one line and the exit status."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    INTERRUPTS.say = lambda line: _tell(line, EXIT_STATUS, show)
     try:
-        yield
+        with INTERRUPTS.handled():
+            yield
     except ConnlabError as error:
         _fail(str(error), error.exit_status, show)
     except typer.Exit:
@@ -71,10 +73,9 @@ def exit_status(show: Show = Show.auto) -> Iterator[None]:
     except Exception as error:
         print(units.printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
         _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
-    except KeyboardInterrupt:
-        _fail("interrupted; everything that the run opened is closed", 130, show)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except KeyboardInterrupt as error:
+        left = str(error) or "everything that the run opened is closed"
+        _fail(f"interrupted; {left}", EXIT_STATUS, show)
 
 
 def parsed(option: str, text: str, parse: Callable[[str], Value]) -> Value:
@@ -116,13 +117,13 @@ def console(*, stderr: bool = False, width: int | None = None) -> Console:
     return Console(stderr=stderr, width=width, markup=False, emoji=False)
 
 
-def _fail(line: str, status: int, show: Show) -> NoReturn:
+def _tell(line: str, status: int, show: Show) -> None:
     if show is Show.ndjson:
         progress.emit({"event": "error", "exit": status, "message": line})
     else:
         say(line)
+
+
+def _fail(line: str, status: int, show: Show) -> NoReturn:
+    _tell(line, status, show)
     raise typer.Exit(status)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -90,6 +90,8 @@ class FakeSession:
     def gather(
         self, agents: Sequence[Any], event: str, seconds: float, idle: Any = None
     ) -> dict[Any, dict[str, Any]]:
+        if event == "serving":
+            return {one: {"workers": 1} for one in agents}
         if event != "collected":
             return {}
         return {one: collected("6.1", "before", held=0) for one in agents}
@@ -130,6 +132,7 @@ class Bed:
                 "event": "tick",
                 "t": seconds,
                 "held": 0,
+                "opened": 0,
                 "retried": 0,
                 "errors": {},
                 "latency": {},

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_session import FakeLink, links
+from test_session import HELLO, FakeLink, links
 from typer.testing import CliRunner, Result
 
 from bench import count, inventory, transport, wire
@@ -22,7 +22,6 @@ GROUPS = {
     "client1": ("clients",),
     "proxy1": ("proxies",),
 }
-HELLO = {"event": "hello", "version": wire.VERSION, "pid": 1, "python": "3.11.2", "cores": 2}
 
 
 def listed() -> Inventory:

@@ -10,7 +10,7 @@ from bench import keystroke
 from bench.curve import Progress, Recorder
 from bench.results import EchoRound, Latency
 from bench.scenario import Scenario
-from bench.session import SILENCE_SECONDS
+from bench.wire import SILENCE_SECONDS
 
 
 class FakeSession:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import queue
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +16,30 @@ from bench.errors import InputError, LabError
 from bench.inventory import Host
 from bench.session import Session
 
-HELLO = {"event": "hello", "version": wire.VERSION, "pid": 1, "python": "3.11.2", "cores": 2}
+HELLO = {
+    "event": "hello",
+    "version": wire.VERSION,
+    "pid": 1,
+    "python": "3.11.2",
+    "cores": 2,
+    "nofile_hard": 20_000,
+}
+TICK = {
+    "event": "tick",
+    "t": 1.5,
+    "held": 1,
+    "opened": 1,
+    "closed": 0,
+    "lost": 0,
+    "retried": 0,
+    "in_flight": 0,
+    "errors": {},
+    "latency": {},
+    "mem_available_kib": 1,
+    "mem_free_kib": 1,
+    "slab_kib": 1,
+}
+PATH = "/tmp/connlab.abcdefghij/agent.pyz"
 
 
 def host(name: str) -> Host:
@@ -27,6 +53,7 @@ class FakeProcess:
         self.out: queue.Queue[bytes | None] = queue.Queue()
         self.react = react
         self.told: list[str] = []
+        self.beats = 0
         self.say(*react({"op": ""}))
 
     def say(self, *events: Any) -> None:
@@ -37,6 +64,9 @@ class FakeProcess:
 
     def write(self, data: bytes) -> None:
         message = wire.decode(data)
+        if message["op"] == "beat":
+            self.beats += 1
+            return
         self.told.append(message["op"])
         self.say(*self.react(message))
 
@@ -52,27 +82,43 @@ class FakeProcess:
 
 
 class FakeLink:
+    """A host: its Python, who else has it, and what of an agent stays on it."""
+
     def __init__(self, react: Callable[[dict[str, Any]], Sequence[Any]], python: str) -> None:
         self.process = FakeProcess(react)
         self.python = python
         self.files: set[str] = set()
         self.open = True
+        self.held: Any = []
+        self.remains: Any = {"processes": [], "folder": False}
+        self.argv: list[str] = []
+
+    def give_up_after(self, seconds: float) -> None:
+        self.lost_after = seconds
 
     def put(self, data: bytes, name: str) -> str:
-        self.files.add("/tmp/connlab.x/" + name)
-        return "/tmp/connlab.x/" + name
+        self.files.add(PATH)
+        return PATH
 
     def remove(self, path: str) -> None:
         self.files.discard(path)
 
     def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
-        if argv[0] == "python3":
+        assert argv[:2] == ["python3", "-c"]
+        if "sys.version_info" in argv[2]:
             if not self.python:
                 raise LabError("python3: not found")
             return self.python + "\n"
-        return ""
+        if argv[3] == session.OWNER:
+            return self.held if isinstance(self.held, str) else json.dumps(self.held)
+        assert argv[3] == PATH
+        if isinstance(self.remains, Exception):
+            raise self.remains
+        self.files.discard(argv[3])
+        return self.remains if isinstance(self.remains, str) else json.dumps(self.remains)
 
     def start(self, argv: Sequence[str]) -> FakeProcess:
+        self.argv = list(argv)
         return self.process
 
     def close(self) -> None:
@@ -94,7 +140,7 @@ def links(
 def answering(message: dict[str, Any]) -> Sequence[Any]:
     if message["op"] == "":
         return [HELLO]
-    return [{"event": "tick", "held": 1}, {"event": message["op"] + "ed", "op": message["op"]}]
+    return [TICK, {"event": message["op"] + "ed"}]
 
 
 def test_asks_all_and_sorts_ticks_from_answers() -> None:
@@ -119,7 +165,7 @@ def test_asks_all_and_sorts_ticks_from_answers() -> None:
         ({"event": "error", "kind": "refused", "message": "stranger"}, LabError, "stranger"),
         ({"event": "error", "kind": "input", "message": "bad"}, InputError, "bad"),
         (None, LabError, "the server agent ended unexpectedly: Traceback: the last words"),
-        (b"Segmentation fault", LabError, "not a message: b'Segmentation fault'"),
+        (b"Segmentation fault", LabError, "protocol: not a message: 'Segmentation fault'"),
     ],
 )
 def test_what_an_agent_says_becomes_one_line(
@@ -143,14 +189,165 @@ def test_no_answer_in_time() -> None:
         agents.ask(agents.agents, "facts", "facts", 0.05)
 
 
-def test_silence_is_taken_for_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "SILENCE_SECONDS", 0.05)
+def test_silence_is_mentioned_and_then_taken_for_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "QUIET_SECONDS", 0.6)
+    monkeypatch.setattr(session, "CHECK_SECONDS", 0.05)
     _, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
+    quiet: list[str] = []
     with (
-        pytest.raises(LabError, match="host a: no word from the server agent"),
-        Session(connect, b"zip") as agents,
+        pytest.raises(LabError, match=r"^host a: no word from the server agent for 1.2 s$"),
+        Session(connect, b"zip", silence=1.2) as agents,
     ):
+        agents.on_quiet = lambda agent, seconds: quiet.append(agent.name)
         agents.start([(host("a"), "server")])
+        agents.wait(5)
+    assert quiet == ["a"]
+
+
+def test_an_agent_that_speaks_is_not_silent_because_others_speak_more() -> None:
+    made, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
+    with (
+        pytest.raises(LabError, match=r"^host b: no word from the client agent"),
+        Session(connect, b"zip", silence=1.0) as agents,
+    ):
+        agents.start([(host("a"), "server"), (host("b"), "client")])
+        loud = next(link for link in made if link is agents.agents[0].link)
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            loud.process.say(TICK)
+            agents.wait(0.01)
+
+
+def test_the_controller_gives_signs_of_life() -> None:
+    made, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
+    with Session(connect, b"zip", silence=1.0) as agents:
+        agents.start([(host("a"), "server")])
+        made[0].process.say(TICK)
+        agents.wait(0.7)
+        assert made[0].process.beats >= 1
+    ended = made[0].process.beats
+    time.sleep(0.4)
+    assert made[0].process.beats == ended
+    assert json.loads(made[0].argv[3]) == {"silence_seconds": 1.0, "lock": None}
+    assert made[0].lost_after == 1.0
+
+
+def test_a_host_of_another_run_is_refused_before_anything_is_pushed() -> None:
+    made, connect = links(answering)
+    holder = {"who": "ann@desk", "run": "run \x1b[31mmillion", "since": "2026-01-01T00:00:00Z"}
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        link.held = [holder] if to.name == "b" else []
+        return link
+
+    line = r"^host b: a run holds it: ann@desk, run \\x1b\[31mmillion, since 2026-01-01T00:00:00Z$"
+    with (
+        pytest.raises(LabError, match=line),
+        Session(reach, b"zip", doing="run test") as agents,
+    ):
+        agents.start([(host("a"), "server"), (host("b"), "client")])
+    assert not any(link.argv or link.files or link.open for link in made)
+
+
+@pytest.mark.parametrize("answer", ["", "x", "7", "[7]", '[{"who": 1}]'])
+def test_an_answer_about_locks_that_makes_no_sense(answer: str) -> None:
+    made, connect = links(answering)
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        link.held = answer
+        return link
+
+    line = "^host a: cannot be asked whether another run has it$"
+    with pytest.raises(LabError, match=line), Session(reach, b"zip", doing="a run") as agents:
+        agents.start([(host("a"), "server")])
+    assert not made[0].open
+
+
+def test_agents_are_told_whose_they_are() -> None:
+    made, connect = links(answering)
+    with Session(connect, b"zip", doing="run test") as agents:
+        agents.start([(host("a"), "root")])
+    assert made[0].argv[:5] == ["sudo", "-n", "python3", PATH, "trial"]
+    lock = json.loads(made[0].argv[5])["lock"]
+    assert (lock["owner"], lock["run"]) == (session.OWNER, "run test")
+    assert "@" in lock["who"]
+
+
+@pytest.mark.parametrize(
+    ("remains", "line"),
+    [
+        (
+            {"processes": [12, 13], "folder": False},
+            f"host a: the server agent {PATH} is left: process 12, 13 cannot be killed",
+        ),
+        (
+            {"processes": [], "folder": True},
+            f"host a: the server agent {PATH}: its directory is left, something else is in it",
+        ),
+        (
+            LabError("host a: python3: connection lost"),
+            f"host a: the server agent {PATH} may be left: python3: connection lost",
+        ),
+        ("\x1b[2J", f"host a: the server agent {PATH} may be left: "),
+        ("{}", f"host a: the server agent {PATH} may be left: its clean-up was not understood"),
+    ],
+)
+def test_what_is_left_is_named_host_by_host(remains: Any, line: str) -> None:
+    made, connect = links(answering)
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        if to.name == "a":
+            link.remains = remains
+        return link
+
+    with pytest.raises(LabError, match=f"^{re.escape(line)}"), Session(reach, b"zip") as agents:
+        agents.start([(host("a"), "server"), (host("b"), "client"), (host("c"), "client")])
+    assert all(link.process.told == ["stop"] and not link.open for link in made)
+
+
+def test_one_agent_that_cannot_be_told_leaves_no_other_untold() -> None:
+    made, connect = links(answering)
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        if to.name == "a":
+            link.process.write = broken  # type: ignore[method-assign]
+        return link
+
+    def broken(data: bytes) -> None:
+        raise OSError("gone")
+
+    with (
+        pytest.raises(LabError, match=r"^host a: the server agent ended unexpectedly"),
+        Session(reach, b"zip") as agents,
+    ):
+        agents.start([(host("a"), "server"), (host("b"), "client")])
+        agents.tell(agents.agents, "halt")
+    others = [link for link in made if link.process.told]
+    assert [link.process.told for link in others] == [["halt", "stop"]]
+    assert all(not link.open for link in made)
+
+
+def test_a_flood_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "UNASKED_AT_ONCE", 100)
+    made, connect = links(answering)
+    line = "^host a: protocol: 1[0-9]{2} events that nobody asked for$"
+    with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
+        agents.start([(host("a"), "server")])
+        made[0].process.say(*[TICK] * 1000)
+        agents.wait(5)
+
+
+def test_numbers_beyond_the_plan_end_the_run() -> None:
+    made, connect = links(answering)
+    line = "^host a: protocol: tick: held: got 201, expected at most the 200 planned$"
+    with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
+        agents.start([(host("a"), "client")])
+        agents.agents[0].planned = 200
+        made[0].process.say({**TICK, "held": 201})
         agents.wait(5)
 
 

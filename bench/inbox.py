@@ -1,0 +1,60 @@
+"""Messages of many agents on their way to the one thread that reads them, bounded for each agent.
+
+An agent that says more than is read waits: its reader stops, and SSH's window fills. So what a
+flood costs is bounded memory here, and time there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Generic, TypeVar
+
+Sender = TypeVar("Sender")
+Item = TypeVar("Item")
+
+MOST_BYTES = 64 << 20
+"""Of one sender that may wait: several times the largest message."""
+
+
+class Inbox(Generic[Sender, Item]):
+    """A queue with a bound for each sender."""
+
+    def __init__(self, most: int = MOST_BYTES) -> None:
+        self._most = most
+        self._items: deque[tuple[Sender, Item, int]] = deque()
+        self._waiting: dict[Sender, int] = {}
+        self._change = threading.Condition()
+        self._closed = False
+
+    def put(self, sender: Sender, item: Item, size: int) -> None:
+        """Add an item of so many bytes; waits while the sender's bound is exceeded."""
+        with self._change:
+            while self._waiting.get(sender, 0) > self._most and not self._closed:
+                self._change.wait()
+            if self._closed:
+                return
+            self._waiting[sender] = self._waiting.get(sender, 0) + size
+            self._items.append((sender, item, size))
+            self._change.notify_all()
+
+    def get(self, seconds: float) -> tuple[Sender, Item] | None:
+        """The oldest item and whose it is; None if none came in time."""
+        until = time.monotonic() + seconds
+        with self._change:
+            while not self._items:
+                left = until - time.monotonic()
+                if left <= 0 or not self._change.wait(left):
+                    return None
+            sender, item, size = self._items.popleft()
+            self._waiting[sender] -= size
+            self._change.notify_all()
+            return sender, item
+
+    def close(self) -> None:
+        """Take nothing more; senders that wait go on."""
+        with self._change:
+            self._closed = True
+            self._items.clear()
+            self._change.notify_all()

@@ -1,0 +1,421 @@
+"""What an agent may say: every line from a host is checked here before anything looks at it.
+
+A host may be broken, or lie. What gets past :func:`read` is one message of a known kind with all
+of its fields and no others, numbers that are finite, not negative and within what was planned,
+names from closed lists, and text that can be written and shown. Everything else is a
+:class:`ProtocolError`, which ends the run: an agent that talks nonsense is as good as dead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from bench import wire
+from bench.errors import refusal
+from bench.units import printable
+
+MOST_DEPTH = 16
+"""Of objects and lists within each other: the deepest, a role's record among facts, has 6."""
+
+MOST_COUNT = 1 << 53
+"""No counter of a run comes near: ten thousand million connections a second for a week."""
+
+MOST_SECONDS = 1e7
+"""Four months."""
+
+MOST_SOURCE = 8 << 20
+"""Characters of one text of evidence; the largest seen, slabinfo, has 30,000."""
+
+MOST_RECORD = 1 << 20
+"""Characters of a role's record as JSON."""
+
+
+class ProtocolError(ValueError):
+    """A line that no agent of this version writes; the text says what is wrong with it."""
+
+
+def _planned(value: int, info: ValidationInfo) -> int:
+    most = (info.context or {}).get("planned")
+    if most is not None and value > most:
+        raise ValueError(f"got {value}, expected at most the {most} planned")
+    return value
+
+
+def _latency(histogram: dict[str, int]) -> dict[str, int]:
+    for bucket in histogram:
+        if not re.fullmatch(r"0|[1-9][0-9]{0,3}", bucket) or int(bucket) >= wire.BUCKETS:
+            raise ValueError(f"got bucket {bucket[:20]!r}, expected 0 to {wire.BUCKETS - 1}")
+    return histogram
+
+
+def _errors(counts: dict[str, int]) -> dict[str, int]:
+    for name in counts:
+        if not re.fullmatch(r"E[A-Z0-9]{1,20}", name):
+            raise ValueError(f"got {name[:40]!r}, expected an errno's name")
+    return counts
+
+
+def _sources(texts: dict[str, str]) -> dict[str, str]:
+    for name in texts:
+        if name not in (*wire.SOURCES, "ss"):
+            raise ValueError(f"got {name[:60]!r}, expected one of {', '.join(wire.SOURCES)}")
+    return texts
+
+
+def _storable(text: str) -> str:
+    """Text without what UTF-8 has no bytes for: JSON can name one half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
+Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Planned = Annotated[Count, AfterValidator(_planned)]
+"""A number of connections: at most those of the agent's part of the plan."""
+Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=4096), AfterValidator(printable)]
+Word = Annotated[str, Field(max_length=256), AfterValidator(printable)]
+Evidence = Annotated[str, Field(max_length=MOST_SOURCE), AfterValidator(_storable)]
+Errors = Annotated[dict[str, Count], Field(max_length=256), AfterValidator(_errors)]
+Latency = Annotated[dict[str, Count], AfterValidator(_latency)]
+
+
+class Event(BaseModel):
+    """Base of all events."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    event: str
+
+
+class Hello(Event):
+    """:class:`bench.wire.Hello`."""
+
+    version: int
+    pid: Annotated[int, Field(ge=1, le=1 << 22)]
+    """PID_MAX_LIMIT of include/linux/threads.h."""
+    python: Word
+    cores: Annotated[int, Field(ge=1, le=1 << 16)]
+    nofile_hard: Annotated[int, Field(ge=-1, le=MOST_COUNT)]
+    """-1 is RLIM_INFINITY."""
+
+
+class Alive(Event):
+    """A sign of life."""
+
+
+class Error(Event):
+    """A command that failed, or the agent itself."""
+
+    kind: Literal["input", "fault", "refused"]
+    message: Text
+
+
+class Setting(BaseModel):
+    """One value in a role's record, as far as a run's evidence keeps it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    found: str | int | None = None
+    set: str | int | None = None
+    where: Literal["host", "underlay"] = "host"
+
+
+class Record(BaseModel):
+    """A role's own record, as far as a run's evidence keeps it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    settings: dict[Word, Setting] = {}
+    reported: dict[Word, Word] = {}
+
+
+def _records(roles: dict[str, Any]) -> dict[str, Any]:
+    """Roles' records; one that is damaged is no fault of the agent's, and said to be so."""
+    kept: dict[str, Any] = {}
+    for name, record in roles.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
+            raise ValueError(f"got {name[:60]!r}, expected the name of a role")
+        if isinstance(record, Mapping) and set(record) == {"unreadable"}:
+            kept[name] = {"unreadable": printable(str(record["unreadable"])[:256])}
+            continue
+        try:
+            kept[name] = Record.model_validate(record).model_dump()
+        except ValidationError as error:
+            kept[name] = {"unreadable": printable(refusal(error)[:256])}
+    return kept
+
+
+class Facts(Event):
+    """:class:`bench.wire.Facts`."""
+
+    hostname: Word
+    kernel: Word
+    python: Word
+    cpu: Annotated[int, Field(ge=1, le=1 << 16)]
+    mem_total_kib: Count
+    nofile_soft: Annotated[int, Field(ge=-1, le=MOST_COUNT)]
+    nofile_hard: Annotated[int, Field(ge=-1, le=MOST_COUNT)]
+    own_tasks: Count
+    tracking: bool
+    cap_sys_resource: bool
+    sysctl: Annotated[dict[Word, Text], Field(max_length=1024)]
+    addresses: Annotated[list[Word], Field(max_length=200_000)]
+    ehash_entries: Count
+    roles: Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_records)]
+
+
+class Serving(Event):
+    """A server that listens."""
+
+    workers: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class Prepared(Serving):
+    """A client that has had its targets proven."""
+
+
+class Opened(Event):
+    """A server that lets connections in."""
+
+
+class Halted(Event):
+    """A ramp that is being ended."""
+
+
+class Stopped(Event):
+    """The last word."""
+
+
+class Tick(Event):
+    """:class:`bench.wire.Tick`."""
+
+    t: Seconds
+    held: Planned
+    opened: Count
+    closed: Count
+    lost: Planned
+    retried: Count
+    in_flight: Planned
+    errors: Errors
+    latency: Latency
+    mem_available_kib: Count
+    mem_free_kib: Count
+    slab_kib: Count
+
+
+class Floor(Event):
+    """Memory below its floor."""
+
+    mem_free_kib: Count
+    floor_kib: Count
+
+
+class Ramped(Event):
+    """:class:`bench.wire.Ramped`."""
+
+    reason: Literal["complete", "memory", "halted", "lost"]
+    tried: Planned
+    held: Planned
+    lost: Planned
+    errors: Errors
+    latency: Latency
+    seconds: Seconds
+
+
+class Answering(Event):
+    """A server that answers, or has stopped answering."""
+
+    on: bool
+    echoes: Count
+    wrong: Count
+
+
+class Echoed(Event):
+    """Echoes: of ``asked`` connections none can answer twice."""
+
+    asked: Planned
+    answered: Planned
+    wrong: Planned
+    dropped: Planned
+
+    @model_validator(mode="after")
+    def _within(self) -> Echoed:
+        if self.answered + self.wrong > self.asked or self.dropped > self.asked:
+            raise ValueError(
+                f"answered, wrong, dropped: got {self.answered}, {self.wrong}, {self.dropped}, "
+                f"expected at most the {self.asked} asked"
+            )
+        return self
+
+
+class Rounded(Event):
+    """:class:`bench.wire.Rounded`."""
+
+    asked: Planned
+    answered: Planned
+    wrong: Planned
+    silent: Planned
+    seconds: Seconds
+    latency: Latency
+    cpu_seconds: Seconds
+
+    @model_validator(mode="after")
+    def _within(self) -> Rounded:
+        if self.answered + self.wrong + self.silent > self.asked:
+            raise ValueError(
+                f"answered, wrong, silent: got {self.answered}, {self.wrong}, {self.silent}, "
+                f"expected at most the {self.asked} asked"
+            )
+        if sum(self.latency.values()) > self.answered:
+            raise ValueError(f"latency: expected at most the {self.answered} answered")
+        return self
+
+
+class Collected(Event):
+    """:class:`bench.wire.Collected`."""
+
+    phase: Literal["before", "peak", "hold_end", "after"]
+    texts: Annotated[dict[str, Evidence], AfterValidator(_sources)]
+    missing: Annotated[dict[str, Word], AfterValidator(_sources)]
+    held: Planned
+    held_each: Annotated[list[Count], Field(max_length=1 << 16)]
+    established: Count | None
+    workers: Annotated[int, Field(ge=0, le=1 << 16)]
+    pss_kib: Count
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Collected:
+        if sum(self.held_each) != self.held:
+            raise ValueError(f"held_each: adds up to {sum(self.held_each)}, expected {self.held}")
+        return self
+
+
+class Counted(Event):
+    """:class:`bench.wire.Counted`."""
+
+    counts: Annotated[dict[Word, Count], Field(max_length=1 << 20)]
+    total: Count
+    seconds: Seconds
+
+
+class Verified(Event):
+    """A look at every held socket."""
+
+    alive: Planned
+    dead: Planned
+
+    @model_validator(mode="after")
+    def _within(self, info: ValidationInfo) -> Verified:
+        _planned(self.alive + self.dead, info)
+        return self
+
+
+class Drained(Event):
+    """Connections that are closed."""
+
+    closed: Count
+    seconds: Seconds
+
+
+class Status(Event):
+    """Where an agent stands."""
+
+    held: Planned
+    errors: Errors
+    cpu_seconds: Seconds
+
+
+class Told(Event):
+    """A trial's own figures: each trial has others, so only their shape is checked."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        Hello,
+        Alive,
+        Error,
+        Facts,
+        Serving,
+        Prepared,
+        Opened,
+        Halted,
+        Stopped,
+        Tick,
+        Floor,
+        Ramped,
+        Answering,
+        Echoed,
+        Rounded,
+        Collected,
+        Counted,
+        Verified,
+        Drained,
+        Status,
+        Told,
+    )
+}
+
+
+def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
+    """Return the message in one line of an agent.
+
+    :param planned: connections of the agent's part of the plan, once there is one
+    :raises ProtocolError: for anything that an agent does not write
+    """
+    if len(line) > wire.LINE_BYTES:
+        raise ProtocolError(f"a line of {len(line)} bytes, expected at most {wire.LINE_BYTES}")
+    try:
+        found = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"not a message: {_shown(line)}") from None
+    if not isinstance(found, dict):
+        raise ProtocolError(f"not a message: {_shown(line)}")
+    _check_shape(found)
+    kind = EVENTS.get(found["event"]) if isinstance(found.get("event"), str) else None
+    if kind is None:
+        raise ProtocolError(f"event: got {_shown(found.get('event'))}, expected a known one")
+    try:
+        return kind.model_validate(found, context={"planned": planned}).model_dump()
+    except ValidationError as error:
+        raise ProtocolError(f"{found['event']}: {printable(refusal(error))[:300]}") from None
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _check_shape(value: Any) -> None:
+    """See that nothing is nested too deeply and every number is finite; not recursive itself."""
+    waiting = [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > MOST_DEPTH:
+            raise ProtocolError(f"nested more than {MOST_DEPTH} deep")
+        if isinstance(item, dict):
+            waiting += [(one, depth + 1) for one in item.values()]
+        elif isinstance(item, list):
+            waiting += [(one, depth + 1) for one in item]
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ProtocolError("a number that is not finite")
+
+
+def _shown(value: Any) -> str:
+    """Something from a host, for one line."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return repr(printable(text[:120]))

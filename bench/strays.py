@@ -1,0 +1,51 @@
+"""Connections that clients hold and no server has accepted: some of them lead elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+
+PAUSE_SECONDS = 1.0
+"""Between a look at the clients and the servers' figures that it is compared with: ticks come every
+second, and one that was on its way while the clients were looked at is older than that look."""
+
+
+class Strays:
+    """Compares what clients hold with what servers have accepted by then.
+
+    An established connection that is not accepted yet waits in a listener's queue, or the client
+    alone believes in it because the queue was full when its last segment came. So the clients are
+    ahead by the queues and by what is under way at the most (listen(2); net/ipv4/tcp_ipv4.c
+    ``tcp_v4_syn_recv_sock``). What servers have accepted counts even where it has been closed
+    since.
+
+    :param allowed: places in all queues, and connections under way, together
+    """
+
+    def __init__(self, allowed: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._allowed = allowed
+        self._clock = clock
+        self._held: dict[Hashable, int] = {}
+        self._accepted: dict[Hashable, tuple[float, int]] = {}
+        self._looked: tuple[float, int] | None = None
+
+    def tick(self, agent: Hashable, role: str, message: Mapping[str, int]) -> None:
+        """Take in one tick."""
+        if role == "client":
+            self._held[agent] = message["held"]
+        else:
+            self._accepted[agent] = self._clock(), message["opened"]
+
+    def found(self) -> int:
+        """How many more the clients hold than is possible; 0 as far as is known."""
+        now = self._clock()
+        if self._looked is None:
+            self._looked = now, sum(self._held.values())
+            return 0
+        looked, held = self._looked
+        heard = [at for at, _ in self._accepted.values()]
+        if not heard or min(heard) < looked + PAUSE_SECONDS:
+            return 0
+        self._looked = now, sum(self._held.values())
+        ahead = held - sum(count for _, count in self._accepted.values())
+        return ahead if ahead > self._allowed else 0
