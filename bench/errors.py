@@ -42,6 +42,8 @@ def refusal(error: ValidationError) -> str:
     # A union's error goes on with the name of the alternative that was tried.
     place = first["loc"]
     field = ".".join(str(part) for part in place if part == place[0] or isinstance(part, int))
+    if first["type"] == "missing":
+        return f"{field}: missing"
     if own is None:
         wordy = r"^(Input should be|\w+ should have) | after validation, not \d+$"
         own = f"got {first['input']!r}, expected {re.sub(wordy, '', first['msg'])}"

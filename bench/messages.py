@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -76,18 +77,18 @@ def _sources(texts: dict[str, str]) -> dict[str, str]:
     return texts
 
 
-def _storable(text: str) -> str:
+def _storable(text: Any) -> Any:
     """Text without what UTF-8 has no bytes for: JSON can name one half of a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 Planned = Annotated[Count, AfterValidator(_planned)]
 """A number of connections: at most those of the agent's part of the plan."""
 Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=4096), AfterValidator(printable)]
-Word = Annotated[str, Field(max_length=256), AfterValidator(printable)]
-Evidence = Annotated[str, Field(max_length=MOST_SOURCE), AfterValidator(_storable)]
+Text = Annotated[str, Field(max_length=4096), BeforeValidator(_storable), AfterValidator(printable)]
+Word = Annotated[str, Field(max_length=256), BeforeValidator(_storable), AfterValidator(printable)]
+Evidence = Annotated[str, Field(max_length=MOST_SOURCE), BeforeValidator(_storable)]
 Errors = Annotated[dict[str, Count], Field(max_length=256), AfterValidator(_errors)]
 Latency = Annotated[dict[str, Count], AfterValidator(_latency)]
 

@@ -1,0 +1,371 @@
+"""Every target proves itself before it is opened: what leads elsewhere gets one connection."""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from agents import CLIENT, CLIENT6, CONTROL, PORT, SERVER, SERVER6, block, until
+
+from bench import wire
+from bench.agent import control
+
+STRANGER = """
+import socket, sys, time
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1024)
+print("listening", flush=True)
+listener.settimeout(0.2)
+taken = []
+until = time.monotonic() + float(sys.argv[3])
+while time.monotonic() < until:
+    try:
+        taken.append(listener.accept()[0])
+    except TimeoutError:
+        pass
+print(len(taken), flush=True)
+"""
+RELAY = """
+import socket, sys, threading
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1024)
+print("listening", flush=True)
+def pump(a, b):
+    try:
+        while data := a.recv(4096):
+            b.sendall(data)
+        b.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+while True:
+    one = listener.accept()[0]
+    two = socket.create_connection((sys.argv[3], int(sys.argv[4])))
+    for ends in ((one, two), (two, one)):
+        threading.Thread(target=pump, args=ends, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def program(lab):
+    """Starts a program on a host; it is ended with the test."""
+    started = []
+
+    def start(host, code, *words):
+        argv = [*lab.net.enter(host), sys.executable, "-c", code, *map(str, words)]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "listening\n"
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def nft(lab):
+    """Adds rules on a host, in a table that goes with the test."""
+    tables = []
+
+    def add(host, chain, *rules):
+        lab.net.run(host, "nft", "add", "table", "ip", "proof")
+        tables.append(host)
+        lab.net.run(host, "nft", f"add chain ip proof c {{ {chain} }}")
+        for rule in rules:
+            lab.net.run(host, "nft", *f"add rule ip proof c {rule}".split())
+
+    yield add
+    for host in tables:
+        lab.net.run(host, "nft", "delete", "table", "ip", "proof")
+
+
+def refused(lab, **changed):
+    client = lab.agent("client")
+    client.send("prepare", spec=lab.client_spec(**changed))
+    error = client.hear("error")
+    assert error["kind"] == "refused"
+    return error["message"]
+
+
+NAT_OUT = "type nat hook output priority -100;"
+
+
+def test_a_data_port_that_is_redirected_to_a_stranger_is_refused(lab, program, nft):
+    stranger = program("server", STRANGER, SERVER, PORT + 7, 3)
+    lab.serve(endpoints=[[SERVER, PORT], [SERVER, PORT + 1]])
+    nft("client", NAT_OUT, f"tcp dport {PORT + 1} dnat to :{PORT + 7}")
+    said = refused(lab, blocks=[block(101), block(100, target_port=PORT + 1)])
+    assert said.startswith(f"{SERVER} port {PORT + 1} is not a server agent of this run")
+    assert said.endswith(f"(from {CLIENT})")
+    assert stranger.communicate()[0] == "1\n"
+
+
+def test_a_data_port_that_leads_to_another_of_the_same_server_is_refused(lab, nft):
+    lab.serve(endpoints=[[SERVER, PORT], [SERVER, PORT + 1]])
+    nft("client", NAT_OUT, f"tcp dport {PORT + 1} dnat to :{PORT}")
+    said = refused(lab, blocks=[block(101), block(100, target_port=PORT + 1)])
+    assert said == f"{SERVER} port {PORT + 1} leads to {SERVER} port {PORT} (from {CLIENT})"
+
+
+def test_a_relay_in_front_of_a_data_port_is_refused(lab, program, nft):
+    program("server", RELAY, SERVER, PORT + 7, SERVER, PORT + 1)
+    lab.serve(endpoints=[[SERVER, PORT], [SERVER, PORT + 1]])
+    nft("client", NAT_OUT, f"tcp dport {PORT} dnat to :{PORT + 7}")
+    said = refused(lab)
+    assert said == f"{SERVER} port {PORT} leads to {SERVER} port {PORT + 1} (from {CLIENT})"
+
+
+def test_a_front_may_lead_to_any_of_the_servers_ports(lab, program):
+    front = [SERVER, PORT + 7]
+    program("server", RELAY, *front, SERVER, PORT)
+    server = lab.serve(fronts=[front])
+    client = lab.prepare(blocks=[block(40, target_port=PORT + 7)])
+    assert client.ask("ramp", "ramped")["held"] == 40
+    assert until(lambda: server.ask("status", "status")["held"] == 40)
+
+
+def test_an_address_of_ours_that_a_stranger_has_as_well_is_refused(lab):
+    """The stranger's answers go to nobody: what is sent from the address gets no answer."""
+    lab.serve()
+    lab.net.run("server", "ip", "route", "add", "blackhole", "198.18.1.2/32")
+    began = time.monotonic()
+    blocks = [block(50), block(51, source="198.18.1.2")]
+    said = refused(lab, blocks=blocks)
+    assert said == (
+        f"{SERVER} port {PORT} is not a server agent of this run: no answer within 5 s "
+        "(from 198.18.1.2)"
+    )
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("listener", ["shared", "reuseport"])
+def test_targets_of_both_ip_versions_prove_themselves_and_then_serve(lab, listener):
+    server = lab.serve(
+        endpoints=[[SERVER, PORT], [SERVER, PORT + 1], [SERVER6, PORT]], listener=listener
+    )
+    blocks = [
+        block(101),
+        block(57, target_port=PORT + 1, first_port=20_000),
+        block(33, source=CLIENT6, target=SERVER6),
+    ]
+    first = lab.prepare(blocks=blocks, opens=False)
+    second = lab.prepare(blocks=[block(29, source="198.18.1.2")])
+    assert server.ask("status", "status")["held"] == 0
+    held = sum(client.ask("ramp", "ramped")["held"] for client in (first, second))
+    assert held == 101 + 57 + 33 + 29
+    assert until(lambda: server.ask("status", "status")["held"] == held)
+    assert until(lambda: server.ticks[-1]["opened"] == held)  # proofs are no connections
+    assert lab.count("client", "time-wait") == 0
+    assert lab.count("server", "time-wait", CONTROL) == 0
+
+
+def test_a_closed_door_keeps_connections_out(lab):
+    server = lab.serve()
+    words = [*lab.net.enter("client"), sys.executable, "-c"]
+    code = f"import socket; s = socket.create_connection(('{SERVER}', {PORT})); print(s.recv(9))"
+    done = subprocess.run([*words, code], capture_output=True, text=True, timeout=20, check=False)
+    assert "ConnectionResetError" in done.stderr or done.stdout == "b''\n"
+    assert server.ask("status", "status")["held"] == 0
+
+
+def test_open_is_for_servers_alone(lab):
+    lab.serve()
+    client = lab.prepare()
+    client.send("open")
+    error = client.hear("error")
+    assert (error["kind"], error["message"]) == ("input", "open: this agent is a client")
+
+
+# Strangers on the control port.
+
+DRIP = """
+import socket, sys, time
+held = []
+for _ in range(int(sys.argv[3])):
+    held.append(socket.create_connection((sys.argv[1], int(sys.argv[2]))))
+print("listening", flush=True)
+while True:
+    time.sleep(0.2)
+    for one in held:
+        try:
+            if sys.argv[4] == "drip":
+                one.send(b"x")
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("how", ["drip", "silent"])
+def test_peers_that_drip_or_say_nothing_keep_nobody_out(lab, program, how):
+    lab.serve()
+    for port in (CONTROL, PORT):
+        program("client", DRIP, SERVER, port, 600, how)
+    began = time.monotonic()
+    client = lab.prepare(blocks=[block(100)])
+    assert time.monotonic() - began < 5
+    assert client.ask("ramp", "ramped")["held"] == 100
+
+
+def test_a_peer_that_says_nothing_is_let_go_in_time(lab, program):
+    lab.serve()
+    program("client", DRIP, SERVER, CONTROL, 3, "silent")
+    assert lab.count("server", "established", CONTROL) == 3
+    assert until(lambda: lab.count("server", "established", CONTROL) == 0, 10)
+
+
+LATE = """
+import socket, sys, threading, time
+DELAY = float(sys.argv[5]) / 2
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1024)
+print("listening", flush=True)
+def pump(a, b):
+    try:
+        while data := a.recv(4096):
+            time.sleep(DELAY)
+            b.sendall(data)
+        time.sleep(DELAY)
+        b.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+def serve(one):
+    time.sleep(DELAY * 2)
+    two = socket.create_connection((sys.argv[3], int(sys.argv[4])))
+    threading.Thread(target=pump, args=(one, two), daemon=True).start()
+    pump(two, one)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+
+
+def test_many_clients_far_away_pass_the_door_together(lab, program):
+    """64 handshakes by way of a relay that takes 300 ms for a round trip."""
+    lab.serve(fronts=[[SERVER, PORT + 7]])
+    program("server", LATE, SERVER, CONTROL + 7, SERVER, CONTROL, 0.3)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from bench.agent import control\n"
+        "pairs = [(f'198.18.1.1', (sys.argv[2], int(sys.argv[3])))]\n"
+        "import concurrent.futures as f, time\n"
+        "began = time.monotonic()\n"
+        "with f.ThreadPoolExecutor(64) as pool:\n"
+        "    asked = [pool.submit(control.introductions, pairs, sys.argv[4]) for _ in range(64)]\n"
+        "    print(sum(len(one.result()) for one in asked), time.monotonic() - began)\n"
+    )
+    words = [*lab.net.enter("client"), sys.executable, "-c", code, os.getcwd(), SERVER]
+    done = subprocess.run(
+        [*words, str(CONTROL + 7), lab.nonce], capture_output=True, text=True, check=True
+    )
+    passed, seconds = done.stdout.split()
+    assert passed == "64"
+    assert float(seconds) < 5
+
+
+# Forgers: servers and clients that know the protocol, and not the nonce, or lie with it.
+
+
+def proof(nonce, role, data):
+    return hmac.new(bytes.fromhex(nonce), role.encode() + data, hashlib.sha256).digest()
+
+
+def forger(lie):
+    """A server on loopback that lies in one way; returns its listener."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as peer:
+                    lie(peer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+NONCE = "5a" * 16
+
+
+def honest(peer, *, key=NONCE, role="server", text=None, tagged=None, size=None, here=None):
+    challenge = peer.recv(wire.CHALLENGE_BYTES)
+    mine = os.urandom(wire.CHALLENGE_BYTES)
+    peer.sendall(proof(key, role, challenge) + mine)
+    if not peer.recv(wire.PROOF_BYTES):
+        return
+    address, port = peer.getsockname()
+    described = {"here": here or [address, port], "endpoints": [[address, port]], "fronts": []}
+    data = json.dumps(described).encode() if text is None else text
+    tag = proof(key, "endpoints", (tagged if tagged is not None else data) + challenge)
+    peer.sendall(struct.pack(">I", len(data) if size is None else size) + data + tag)
+    peer.recv(1)
+
+
+def reflected(peer):
+    """Sends back the client's own challenge as its own, and waits for the proof of it."""
+    challenge = peer.recv(wire.CHALLENGE_BYTES)
+    peer.sendall(os.urandom(wire.PROOF_BYTES) + challenge)
+    peer.recv(64)
+
+
+LIES = {
+    "wrong proof": lambda peer: honest(peer, key="00" * 16),
+    "wrong role": lambda peer: honest(peer, role="client"),
+    "reflected": reflected,
+    "changed endpoints": lambda peer: honest(peer, tagged=b"{}"),
+    "oversized": lambda peer: honest(peer, size=1 << 31),
+    "no json": lambda peer: honest(peer, text=b"\xff{"),
+    "not an object": lambda peer: honest(peer, text=b"[]"),
+    "deep": lambda peer: honest(peer, text=b"[" * 100_000),
+    "no ports": lambda peer: honest(
+        peer, text=b'{"here": ["127.0.0.1", "x"], "endpoints": [], "fronts": []}'
+    ),
+    "closed": lambda peer: None,
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_server_that_lies_is_refused(lie):
+    with forger(LIES[lie]) as listener:
+        where = listener.getsockname()
+        with pytest.raises(control.Refused, match="is not a server agent of this run"):
+            control.introduce(where, NONCE, "127.0.0.1")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_honest_server_passes():
+    with forger(honest) as listener:
+        where = listener.getsockname()
+        assert control.introduce(where, NONCE, "127.0.0.1") == {where}
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("lie", ["wrong proof", "wrong role", "reflected"])
+def test_a_client_that_lies_learns_nothing(lie):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        door = control.Doorkeeper(listener, NONCE, [("127.0.0.1", 5000)])
+        door.start()
+        try:
+            with socket.create_connection(listener.getsockname()) as peer:
+                peer.settimeout(5)
+                mine = os.urandom(wire.CHALLENGE_BYTES)
+                peer.sendall(mine)
+                answer = peer.recv(wire.PROOF_BYTES + wire.CHALLENGE_BYTES, socket.MSG_WAITALL)
+                theirs = answer[wire.PROOF_BYTES :]
+                assert answer[: wire.PROOF_BYTES] == proof(NONCE, "server", mine)
+                lies = {
+                    "wrong proof": proof("00" * 16, "client", theirs),
+                    "wrong role": proof(NONCE, "server", theirs),
+                    "reflected": answer[: wire.PROOF_BYTES],
+                }
+                peer.sendall(lies[lie])
+                with contextlib.suppress(ConnectionResetError):
+                    assert peer.recv(1) == b""
+        finally:
+            door.close()
+        assert not door.is_alive()
