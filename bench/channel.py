@@ -217,8 +217,6 @@ class SshProcess:
                 if deadline.passed:
                     raise TimeoutError(f"reads nothing for {WRITE_SECONDS:g} s") from error
                 raise OSError(str(error) or "connection lost") from error
-            if self._channel.closed:
-                raise BrokenPipeError("its channel is closed")
 
     def lines(self) -> Iterator[bytes]:
         """Lines of its standard output until it ends. :raises LineTooLong: beyond the bound."""
