@@ -2,6 +2,10 @@
 
 It runs the commands that it is asked for with ``sh``, with its own directory in place of ``/tmp``
 wherever a path begins with ``/tmp/connlab.``. It has no SFTP.
+
+The tests run as root, and what they test is a guard before ``rm -rf``: if it is broken, the command
+comes here. So nothing is run as root, and no command that removes something is run at all unless
+each path that it names is one in the server's own directory.
 """
 
 from __future__ import annotations
@@ -11,9 +15,13 @@ import enum
 import io
 import logging
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +42,9 @@ from bench.inventory import Host
 LIMIT_SECONDS = 8.0
 """After which it hangs up on everybody, so that a client without a deadline fails a test and does
 not hang it."""
+
+NOBODY = 65534
+"""The user of whom nothing on this machine is."""
 
 WINDOW_BYTES = 1 << 15
 """The smallest that paramiko grants: it is soon full where nobody reads."""
@@ -92,12 +103,17 @@ class Sshd:
         address: str = "127.0.0.1",
         window: int = WINDOW_BYTES,
     ) -> None:
-        """Make keys and files in ``root``.
+        """Make keys and files in ``root``. Needs root, to run commands as nobody.
 
         :param applies: whether a command is one of those that the fault concerns.
         :param window: bytes of standard input that a command takes ahead of what it reads.
         """
-        self.root = root
+        self.root = Path(tempfile.mkdtemp(prefix="sshd."))
+        """Where commands find what they call ``/tmp/connlab.*``; theirs, and gone at the end."""
+        os.chown(self.root, NOBODY, NOBODY)
+        self.files = root
+        self.refused: list[str] = []
+        """Commands that were not run, since they could harm this machine."""
         self.fault = fault
         self.applies = applies
         self.address = address
@@ -149,10 +165,11 @@ class Sshd:
             assert child.stdin
             with contextlib.suppress(OSError):
                 child.stdin.close()
+        shutil.rmtree(self.root)
 
     def host(self, key: paramiko.PKey | None = None, name: str = "server1") -> Host:
         """The server as the inventory gives it, with a known_hosts that has its key or another."""
-        known = self.root / f"known_hosts.{name}"
+        known = self.files / f"known_hosts.{name}"
         known.write_text(self.known_line(key or self.key))
         return Host(
             name=name,
@@ -286,9 +303,19 @@ def _serve(
 def _execute(
     server: Sshd, made: socket.socket, channel: paramiko.Channel, text: str, fault: Fault
 ) -> int:
+    line = text.replace("/tmp/connlab.", f"{server.root}/connlab.")
+    if not harmless(line, server.root):
+        server.refused.append(text)
+        channel.sendall_stderr(b"not run\n")
+        return 126
     pipe = subprocess.PIPE
     child = subprocess.Popen(
-        ["sh", "-c", text.replace("/tmp/connlab.", f"{server.root}/connlab.")],
+        ["sh", "-c", line],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        cwd=server.root,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
@@ -301,6 +328,17 @@ def _execute(
     server.spawn(_copy, child.stderr, channel.sendall_stderr)
     _copy(child.stdout, channel.sendall)
     return child.wait()
+
+
+def harmless(line: str, root: Path) -> bool:
+    """Whether a command removes nothing but directories that are the server's own."""
+    words = shlex.split(line)
+    if "rm" not in words:
+        return True
+    paths = [word for word in words[words.index("rm") + 1 :] if not word.startswith(("-", "2>"))]
+    return bool(paths) and all(
+        re.fullmatch(rf"{re.escape(str(root))}/connlab\.[A-Za-z0-9]+/?", path) for path in paths
+    )
 
 
 def _feed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from sshd import Fault, Sshd, new_key, nothing_left
+from sshd import NOBODY, Fault, Sshd, new_key, nothing_left
 
 from bench import channel, transport
 from bench.errors import LabError
@@ -316,8 +317,8 @@ def test_a_push_that_is_cut_off_cleans_up_by_itself(tmp_path: Path) -> None:
 
 def test_a_push_to_a_place_where_it_cannot_be_says_so(tmp_path: Path) -> None:
     with Sshd(tmp_path) as server, linked(server) as link:
-        server.root = Path("/dev/null")
-        with failing(r"^host server1: /tmp/connlab.*/agent.pyz: mkdir: .*Not a directory$"):
+        server.root.chmod(0o500)
+        with failing(r"^host server1: /tmp/connlab.*/agent.pyz: mkdir: .*Permission denied$"):
             link.put(DATA, "agent.pyz")
 
 
@@ -338,24 +339,30 @@ def test_a_push_does_not_follow_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport.secrets, "choice", lambda letters: "a")
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "agent.pyz").write_text("keep")
     with Sshd(tmp_path) as server, linked(server) as link:
-        (server.root / "connlab.aaaaaaaaaa").symlink_to(mine)
+        mine = linked_directory(server)
         with failing("File exists$"):
             link.put(DATA, "agent.pyz")
-    assert (mine / "agent.pyz").read_text() == "keep"
+        assert (mine / "agent.pyz").read_text() == "keep"
+
+
+def linked_directory(server: Sshd) -> Path:
+    """A directory of the server's user to which a link leads from the path of a push."""
+    mine = server.root / "mine"
+    mine.mkdir()
+    (mine / "agent.pyz").write_text("keep")
+    for path in (mine, mine / "agent.pyz"):
+        os.chown(path, NOBODY, NOBODY)
+    (server.root / "connlab.aaaaaaaaaa").symlink_to(mine)
+    return mine
 
 
 FOREIGN = [
-    "/etc/passwd",
-    "/tmp",
+    "/nonexistent-connlab/passwd",
     "/tmp/other/agent.pyz",
     "/tmp/connlab./agent.pyz",
     "/tmp/connlab.abc/agent.pyz",
     "/tmp/connlab.aaaaaaaaaa/../other/x",
-    "/tmp/connlab.aaaaaaaaaa/..",
     "/tmp/connlab.aaaaaaaaaa/agent.pyz\n",
     "/tmp/connlab.aaaaaaaaa*/agent.pyz",
     "/tmp/connlab.aaaaaaaaaä/agent.pyz",
@@ -372,17 +379,30 @@ def test_a_foreign_path_is_not_removed(tmp_path: Path) -> None:
             with failing("^host server1: .*: not a path that a push makes; not removed$"):
                 link.remove(path)
         assert server.commands == []
+        assert server.refused == []
 
 
 def test_of_a_directory_that_became_a_link_the_link_goes_alone(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "file").write_text("keep")
     with Sshd(tmp_path) as server, linked(server) as link:
-        (server.root / "connlab.aaaaaaaaaa").symlink_to(mine)
+        mine = linked_directory(server)
         link.remove("/tmp/connlab.aaaaaaaaaa/agent.pyz")
         assert server.left() == []
-    assert (mine / "file").read_text() == "keep"
+        assert (mine / "agent.pyz").read_text() == "keep"
+
+
+def test_the_server_of_these_tests_harms_nothing(tmp_path: Path) -> None:
+    """They run as root: a guard that is broken must not reach the machine."""
+    with Sshd(tmp_path) as server, linked(server) as link:
+        assert link.run(["id", "-u"]) == f"{NOBODY}\n"
+        mine = tmp_path / "mine"
+        mine.write_text("keep")
+        for path in (str(mine), str(tmp_path), f"{server.root}/connlab.a/../mine", "nothing", "."):
+            with pytest.raises(LabError):
+                link.run(["rm", "-rf", "--", path])
+        with pytest.raises(LabError):
+            link.run(["sh", "-c", f"cat /dev/null >{mine}"])
+        assert len(server.refused) == 5
+        assert mine.read_text() == "keep"
 
 
 def test_a_profile_that_prints_does_no_harm(tmp_path: Path) -> None:
