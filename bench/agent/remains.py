@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Iterable, List
+from typing import Iterable, List, Set
 
 PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
 """As in bench/agent/home.py."""
@@ -25,12 +25,27 @@ DYING_SECONDS = 5.0
 """For a killed process to let go of its memory."""
 
 
+def lineage() -> Set[int]:
+    """Numbers of this process and those that it comes from: the path is their argument too."""
+    found = set()
+    pid = os.getpid()
+    while pid > 1 and pid not in found:
+        found.add(pid)
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])  # ppid (proc(5))
+        except OSError:
+            break
+    return found
+
+
 def of(path: str) -> List[int]:
     """Numbers of the processes that were started with this path as an argument."""
     wanted = path.encode()
     found = []
+    ours = lineage()
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
+        if not name.isdigit() or int(name) in ours:
             continue
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
