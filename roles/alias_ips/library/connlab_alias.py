@@ -11,10 +11,13 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_ip import Ip, dropin_path, not_lasting
 from ansible.module_utils.connlab_record import (
+    FORMAT,
+    changed_files,
+    conclude,
     difference,
+    host_lock,
     load_record,
     place_files,
-    remove_record,
     restore_files,
     save_record,
 )
@@ -66,6 +69,12 @@ reported:
   description: What could not be made to last, with the reason.
   returned: state present
   type: dict
+remarks:
+  description: >-
+    What somebody else has changed since, and what became of it; of a revert, what the one before
+    has kept. Also shown as warnings.
+  returned: always
+  type: list
 """
 
 ROLE = "alias_ips"
@@ -116,11 +125,21 @@ def listing(addresses: Iterable[str], routes: Iterable[str]) -> str:
     return "".join(f"{each}\n" for each in [*addresses, *(f"local {r}" for r in routes)])
 
 
+def strays(interface: str, added: Iterable[str], have: dict[str, str]) -> list[str]:
+    """Return one line for each alias that somebody has given other bits since: it is kept."""
+    return [
+        f"{interface}: {have[each]} kept, changed since the tune (set {bits(each)}, found none)"
+        for each in added
+        if have.get(each, bits(each)) != bits(each)
+    ]
+
+
 def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     """Add what is missing, take away what an earlier run added and nobody wants any more."""
     given = module.params
     interface = given["interface"]
     record = load_record(given["record"], ROLE)
+    record["kept"] = []
     have, local = ip.addresses(interface), ip.routes()
     if "added" not in record:
         record.update(added=[], added_routes=[], interface=interface)
@@ -128,24 +147,28 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
             "found": " ".join(sorted(have.values())),
             "where": "host",
         }
-    if record["interface"] != interface:
+    if record.get("interface", interface) != interface:
         raise ValueError(
             f"interface: wanted {interface}, found aliases on {record['interface']}: revert first"
         )
+    added, added_routes = record["added"], record.get("added_routes", [])
     add = [each for each in given["addresses"] if each not in have]
     add_routes = [each for each in given["routes"] if each not in local]
-    drop = [e for e in record["added"] if e not in given["addresses"] and e in have]
-    drop_routes = [e for e in record["added_routes"] if e not in given["routes"] and e in local]
+    unwanted = [each for each in added if each not in given["addresses"]]
+    said = [*strays(interface, unwanted, have)]
+    drop = [each for each in unwanted if have.get(each) == bits(each)]
+    drop_routes = [e for e in added_routes if e not in given["routes"] and e in local]
     files, record["reported"] = {}, {}
     path = dropin_path(interface, f"90-{given['lab_name']}")
     # Those the interface had by itself are in its own configuration and none of the lab's.
-    ours = [e for e in given["addresses"] if e not in have or e in record["added"]]
-    our_routes = [e for e in given["routes"] if e not in local or e in record["added_routes"]]
+    ours = [e for e in given["addresses"] if e not in have or e in added]
+    our_routes = [e for e in given["routes"] if e not in local or e in added_routes]
     if path and (ours or our_routes):
         files[path] = dropin(given["lab_name"], interface, ours, our_routes)
     elif ours or our_routes:
         record["reported"]["persistence"] = not_lasting(interface, "aliases")
     before = listing(have.values(), local)
+    said += changed_files(record, files)
     diffs = place_files(record, files, write=False)
     record.update(added=ours, added_routes=our_routes)
     if not module.check_mode:
@@ -167,42 +190,46 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
         missing += [each for each in given["routes"] if each not in local]
         if missing:
             raise ValueError(f"{interface}: wanted {' '.join(missing)}, found {' '.join(have)}")
-        record["settings"][interface]["set"] = " ".join(
+        setting = record["settings"].setdefault(interface, {"found": None, "where": "host"})
+        setting["set"] = " ".join(
             [*sorted(have.values()), *(f"local {each}" for each in given["routes"])]
         )
+        record["format"] = FORMAT
         save_record(given["record"], record)
     if add or drop or add_routes or drop_routes:
         after = {**{k: v for k, v in have.items() if k not in drop}, **{e: bits(e) for e in add}}
         routes = sorted((set(local) - set(drop_routes)) | set(add_routes))
         diffs.append(difference(interface, before, listing(after.values(), routes)))
-    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
+    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"], "remarks": said}
 
 
 def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     """Remove what was added, restore the files, prove both, and remove the record."""
     given = module.params
     if not Path(given["record"]).exists():
-        return {"changed": False, "diff": []}
+        return {"changed": False, "diff": [], "remarks": []}
     record = load_record(given["record"], ROLE)
     interface = record.get("interface", "")
     links = {link["ifname"] for link in ip.json("link", "show")}
     have = ip.addresses(interface) if interface in links else {}
     local = ip.routes()
-    drop = [each for each in record.get("added", []) if each in have]
+    added = record.get("added", [])
+    kept = [*strays(interface, added, have), *changed_files(record, {})]
+    drop = [each for each in added if have.get(each) == bits(each)]
     drop_routes = [each for each in record.get("added_routes", []) if each in local]
     diffs = restore_files(record, write=not module.check_mode)
     if drop or drop_routes:
-        kept = [value for key, value in have.items() if key not in drop]
-        after = listing(kept, sorted(set(local) - set(drop_routes)))
+        others = [value for key, value in have.items() if key not in drop]
+        after = listing(others, sorted(set(local) - set(drop_routes)))
         diffs.append(difference(interface, listing(have.values(), sorted(local)), after))
     if not module.check_mode:
         ip.batch([*commands(drop, "del", interface), *route_commands(drop_routes, local)])
         left = [e for e in drop if e in ip.addresses(interface)] if drop else []
         left += [each for each in drop_routes if each in ip.routes()]
-        if left:
-            raise ValueError(f"{interface}: wanted without {' '.join(left)}, found with")
-        remove_record(given["record"])
-    return {"changed": True, "diff": diffs}
+        left += [entry["after_header"] for entry in restore_files(record, write=False)]
+        failed = [f"{interface}: wanted without {' '.join(left)}, found with"] if left else []
+        kept = conclude(given["record"], record, kept, failed)
+    return {"changed": True, "diff": diffs, "remarks": kept}
 
 
 def main() -> None:
@@ -221,9 +248,12 @@ def main() -> None:
     )
     action = present if module.params["state"] == "present" else absent
     try:
-        result = action(module, Ip(module))
+        with host_lock(module):
+            result = action(module, Ip(module))
     except (ValueError, OSError) as error:
         module.fail_json(msg=str(error))
+    for line in result["remarks"]:
+        module.warn(line)
     module.exit_json(**result)
 
 

@@ -13,20 +13,26 @@ from ansible.module_utils.connlab_nat_files import route_files, router_files, un
 from ansible.module_utils.connlab_nat_parts import (
     CONNTRACK_MAX,
     Host,
+    kept,
     lead,
     leave,
     parameters,
     put_back,
     refuse,
+    remarks,
     stop,
+    tables,
     translate,
 )
 from ansible.module_utils.connlab_nft import target
 from ansible.module_utils.connlab_record import (
+    FORMAT,
+    changed_files,
+    conclude,
     difference,
+    host_lock,
     load_record,
     place_files,
-    remove_record,
     restore_files,
     save_record,
 )
@@ -97,6 +103,12 @@ reported:
   description: What could not be had, with the reason.
   returned: state present
   type: dict
+remarks:
+  description: >-
+    What somebody else has changed since, and what became of it; of a revert, what the one before
+    has kept. Also shown as warnings.
+  returned: always
+  type: list
 """
 
 ROLE = "nat_router"
@@ -107,7 +119,7 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
     given, write = module.params, not module.check_mode
     record = load_record(given["record"], ROLE)
     refuse(given, record, host)
-    record["reported"] = {}
+    record.update(reported={}, kept=[])
     files: dict[str, str] = {}
     if given["translation"]:
         nft = host.nft()
@@ -118,16 +130,21 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
         if lasting is None:
             record["reported"]["persistence"] = not_lasting(given["interface"], "routes")
     name = unit_name(given["lab_name"]) if given["translation"] else ""
+    said = [*remarks(given, record, host), *changed_files(record, files)]
     # While its file is there: a router that is none any more, or that was a lab's of another name.
     diffs = stop(record, host, write) if record.get("unit", name) != name else []
     placed = place_files(record, files, write=False)
-    if write and placed:
-        record.update(unit=name, translation=record.get("translation") or given["translation"])
+    if write and (placed or given["translation"] != record.get("translation", {})):
+        # Whatever happens from here on, a revert finds all that may have been placed or loaded.
+        known = [*tables(record), given["translation"]]
+        record.update(unit=name, tables=[each for each in known if each])
         save_record(given["record"], record)
         place_files(record, files, write=True)
     diffs += placed
     diffs += translate(given, host, write)
-    diffs += parameters(given, record, write)
+    tuned, changed = parameters(given, record, write)
+    diffs += tuned
+    said += changed
     diffs += lead(given, record, host, write)
     if name and not host.systemctl("is-enabled", "--quiet", name):
         diffs.append(difference(name, "", "enabled\n"))
@@ -140,6 +157,7 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
             "tune_sysctl_extra takes another value"
         )
     record.update(unit=name, translation=given["translation"], routes=given["routes"])
+    record.update(tables=[], gateways={}, format=FORMAT)
     shown = {f"route {to}": via for to, via in given["routes"].items()}
     if given["translation"]:
         to = target(given["translation"])
@@ -150,26 +168,42 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
     }
     if write:
         save_record(given["record"], record)
-    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
+    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"], "remarks": said}
 
 
 def absent(module: AnsibleModule, host: Host) -> dict[str, Any]:
     """Put back what was found, prove it, and remove the record."""
     given, write = module.params, not module.check_mode
     if not Path(given["record"]).exists():
-        return {"changed": False, "diff": []}
+        return {"changed": False, "diff": [], "remarks": []}
     record = load_record(given["record"], ROLE)
-    diffs = [
-        *leave(record, host, write),
-        *stop(record, host, write),
-        *put_back(record, write),
-        *restore_files(record, write),
-    ]
+    lines = [*kept(record, host), *changed_files(record, {})]
+    diffs: list[dict[str, str]] = []
+    failed = []
+
+    def sysctls() -> list[dict[str, str]]:
+        undone, changed = put_back(record, write, given["record"])
+        lines.extend(changed)
+        return undone
+
+    # Each by itself: what fails must not keep the others from being put back.
+    for part in (
+        lambda: leave(record, host, write),
+        lambda: stop(record, host, write),
+        sysctls,
+        lambda: restore_files(record, write),
+    ):
+        try:
+            diffs += part()
+        except (SysctlError, ValueError, OSError) as error:
+            failed.append(str(error))
     if write:
         if record.get("unit"):
             host.systemctl("daemon-reload")
-        remove_record(given["record"])
-    return {"changed": True, "diff": diffs}
+        left = restore_files(record, write=False)
+        failed += [entry["after_header"] + ": not restored" for entry in left]
+        lines = conclude(given["record"], record, lines, failed)
+    return {"changed": True, "diff": diffs, "remarks": lines}
 
 
 def main() -> None:
@@ -195,9 +229,12 @@ def main() -> None:
         given["translation"].update(interface=given["interface"], ports=ports)
     action = present if given["state"] == "present" else absent
     try:
-        result = action(module, Host(module))
+        with host_lock(module):
+            result = action(module, Host(module))
     except (SysctlError, ValueError, OSError) as error:
         module.fail_json(msg=str(error))
+    for line in result["remarks"]:
+        module.warn(line)
     module.exit_json(**result)
 
 

@@ -7,23 +7,28 @@ Only the standard library, Python 3.9 or newer: this runs on the hosts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_ip import Ip
-from ansible.module_utils.connlab_nft import FAMILY, TABLE, Nft, ruleset
-from ansible.module_utils.connlab_record import Record, difference, lines, save_record
+from ansible.module_utils.connlab_nft import FAMILY, TABLE, Nft, Translation, ruleset
+from ansible.module_utils.connlab_record import FORMAT, Record, difference, lines, save_record
 from ansible.module_utils.connlab_sysctl_tree import (
     PROC_SYS,
     SysctlError,
     apply,
+    claim,
     mismatches,
+    ours,
     read_key,
     remember,
     revert,
     runtime_diff,
+    settle,
+    strays,
+    undo,
     write_key,
 )
 
@@ -58,13 +63,67 @@ class Host:
 
 def refuse(given: Mapping[str, Any], record: Record, host: Host) -> None:
     """Refuse what is somebody else's. Errors: ValueError naming it; nothing is touched by then."""
-    if given["translation"] and not record.get("translation") and host.nft().has_table():
+    if given["translation"] and not tables(record) and host.nft().has_table():
         raise ValueError(f"table {FAMILY} {TABLE}: found one that is not the lab's")
     have = host.ip.prefixes() if given["routes"] else {}
     for to, via in given["routes"].items():
         if to in have and to not in record.get("routes", {}):
             way = " ".join(filter(None, have[to]))
             raise ValueError(f"route {to}: wanted {via}, found {way}, which is not the lab's")
+
+
+def tables(record: Record) -> list[Translation]:
+    """Return what the table may do that the role has loaded: more while a change is under way."""
+    known = [record["translation"]] if record.get("translation") else []
+    return known + [each for each in record.get("tables", []) if each not in known]
+
+
+def strange_table(record: Record, host: Host) -> bool:
+    """Return whether the lab's table does something else than what the role had it do."""
+    nft = host.nft()
+    if not tables(record) or record["format"] < FORMAT or not nft.has_table():
+        return False
+    return nft.translation() not in tables(record)
+
+
+def gateways(record: Record, to: str) -> set[str]:
+    """Return the gateways that the role gave a route: more while a change is under way."""
+    return {record.get("routes", {}).get(to), *record.get("gateways", {}).get(to, [])} - {None}
+
+
+def strange_routes(record: Record, host: Host) -> dict[str, str]:
+    """Return how those of the role's routes lead that somebody else has changed since."""
+    known = {**record.get("routes", {}), **record.get("gateways", {})}
+    have = host.ip.prefixes() if known and record["format"] == FORMAT else {}
+    return {
+        to: " ".join(filter(None, have[to]))
+        for to in known
+        if to in have and have[to][0] not in gateways(record, to)
+    }
+
+
+def remarks(given: Mapping[str, Any], record: Record, host: Host) -> list[str]:
+    """Return one line for each of table and routes that was changed since the last run."""
+    said = []
+    if record.get("unit") and strange_table(record, host):
+        what = "loaded anew" if given["translation"] else "kept"
+        said.append(f"table {FAMILY} {TABLE}: changed since the tune: {what}")
+    for to, way in strange_routes(record, host).items():
+        via = given["routes"].get(to)
+        what = f"set to {via}" if via else "kept"
+        said.append(f"route {to}: found {way}, changed since the tune: {what}")
+    return said
+
+
+def kept(record: Record, host: Host) -> list[str]:
+    """Return one line for each of table and routes that a revert keeps."""
+    said = []
+    if record.get("unit") and strange_table(record, host):
+        said.append(f"table {FAMILY} {TABLE}: kept, changed since the tune")
+    for to, way in strange_routes(record, host).items():
+        via = record.get("routes", {}).get(to, "none")
+        said.append(f"route {to}: kept {way}, changed since the tune (set {via}, found none)")
+    return said
 
 
 def translate(given: Mapping[str, Any], host: Host, write: bool) -> list[dict[str, str]]:
@@ -83,22 +142,31 @@ def translate(given: Mapping[str, Any], host: Host, write: bool) -> list[dict[st
     return [difference(f"nftables table {TABLE}", "", text)]
 
 
-def parameters(given: Mapping[str, Any], record: Record, write: bool) -> list[dict[str, str]]:
-    """Set the kernel parameters and read them back; return the differences."""
+def parameters(
+    given: Mapping[str, Any], record: Record, write: bool
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Set the kernel parameters and read them back.
+
+    Returns the differences, and a line for each that somebody else has changed since.
+    """
     wanted: dict[str, str] = given["sysctls"]
     now = {key: read_key(key, ROOT) for key in wanted}
     stale = {key: value for key, value in wanted.items() if now[key] != value}
     # What an earlier run set and this one does not ask for goes back.
-    kept = {*wanted, *carried(ROOT)}
-    since = {key: at for key, at in record["since"].items() if key not in kept}
-    given_up = revert({**record, "since": since}, {}, write, ROOT)[0]
+    needed = {*wanted, *carried(ROOT)}
+    since = {key: at for key, at in record["since"].items() if key not in needed}
+    given_up = {**record, "since": since}
+    keep = strays(given_up, {}, ROOT)
+    undone = revert(given_up, {}, write, ROOT, keep)[0]
     for key in since if write else ():
         del record["since"][key]
+    found = {key: value for key, value in now.items() if value is not None}
+    known = {key: value for key, value in wanted.items() if key in found}
+    if stale:
+        along = {key: read_key(key, ROOT) or "" for key in carried(ROOT) if FORWARD in stale}
+        remember(record, {**found, **along}, "host")
+    said = [*keep.values(), *claim(record, _recorded(known, record), found)]
     if stale and write:
-        found = {key: value for key, value in now.items() if value is not None}
-        if FORWARD in stale:
-            found.update({key: read_key(key, ROOT) or "" for key in carried(ROOT)})
-        remember(record, found, "host")
         save_record(given["record"], record)
 
         def load() -> str:
@@ -108,28 +176,38 @@ def parameters(given: Mapping[str, Any], record: Record, write: bool) -> list[di
             return ""
 
         apply(wanted, load, ROOT, along=carried(ROOT))
-    for key in record["since"]:
-        record["settings"][key]["set"] = wanted.get(key) or read_key(key, ROOT) or ""
-    if not stale and not given_up:
-        return []
-    before = {**{key: now[key] for key in stale}, **{k: pair[0] for k, pair in given_up.items()}}
-    after = {**stale, **{key: pair[1] for key, pair in given_up.items()}}
-    return [runtime_diff(before, after)]
+    for key in carried(ROOT):
+        if key in record["since"] and (FORWARD in stale or ours(record, key) is None):
+            record["settings"][key]["set"] = read_key(key, ROOT) or ""
+    settle(record)
+    if not stale and not undone:
+        return [], said
+    old = {**{key: now[key] for key in stale}, **{k: pair[0] for k, pair in undone.items()}}
+    new = {**stale, **{key: pair[1] for key, pair in undone.items()}}
+    return [runtime_diff(old, new)], said
+
+
+def _recorded(values: Mapping[str, str], record: Record) -> dict[str, str]:
+    """Return the values of keys that a record has: one that was right from the start is not."""
+    return {key: value for key, value in values.items() if key in record["since"]}
 
 
 def lead(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> list[dict[str, str]]:
     """Add the routes that are missing and read them back; return the differences."""
-    wanted, ours, device = given["routes"], record.get("routes", {}), given["interface"]
-    if not wanted and not ours:
+    wanted, known, device = given["routes"], record.get("routes", {}), given["interface"]
+    if not wanted and not known:
         return []
     have = host.ip.prefixes()
-    drop = [to for to in ours if to not in wanted and to in have]
+    strange = strange_routes(record, host)
+    drop = [to for to in known if to not in wanted and to in have and to not in strange]
     add = {to: via for to, via in wanted.items() if have.get(to) != (via, device)}
     if not drop and not add:
         return []
     if write:
         # Whatever happens from here on, a revert finds all that may have been added.
-        save_record(given["record"], {**record, "routes": {**ours, **wanted}})
+        pending = {to: sorted(gateways(record, to)) for to in {**known, **wanted}}
+        record["gateways"] = pending
+        save_record(given["record"], {**record, "routes": {**known, **wanted}})
         host.ip.batch(
             [
                 *(f"route del {to}" for to in drop),
@@ -140,43 +218,85 @@ def lead(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> l
         for to, via in wanted.items():
             if have.get(to) != (via, device):
                 raise ValueError(f"route {to}: wanted {via} {device}, found {have.get(to)}")
-    return [difference("routes", lines(ours), lines(wanted))]
+    return [difference("routes", lines(known), lines(wanted))]
 
 
-def put_back(record: Record, write: bool) -> list[dict[str, str]]:
-    """Restore the kernel parameters that were found."""
+def expect_along(record: Record, keep: Collection[str]) -> bool:
+    """Note what the kernel is going to make of the keys that change with ip_forward.
+
+    Or an interrupted revert would take it for somebody else's. Returns whether there are any.
+    """
+    if FORWARD not in record["since"] or FORWARD in keep:
+        return False
+    found = record["settings"][FORWARD]["found"]
+    if read_key(FORWARD, ROOT) in (None, found):
+        return False
+    for key in carried(ROOT):
+        if key in record["since"] and key not in keep:
+            value = found if key.endswith(".forwarding") else {"0": "1"}.get(found, "0")
+            entry = record["settings"][key]
+            entry["earlier"] = sorted({*entry.get("earlier", []), value})
+    return True
+
+
+def put_back(record: Record, write: bool, path: str) -> tuple[list[dict[str, str]], list[str]]:
+    """Restore the kernel parameters that were found.
+
+    path: the record's file, which notes what changes on the way.
+    Returns the differences, and a line for each that somebody else has changed since.
+    Errors: SysctlError naming what did not take its old value; the others have theirs by then.
+    """
     changed: dict[str, tuple[str, str]] = {}
+    keep = strays(record, {}, ROOT)
+    values = {key: read_key(key, ROOT) for key in keep}
+    wrong = []
+    if write and expect_along(record, keep):
+        save_record(path, record)
     # Writing ip_forward changes the others: they come after it.
     for keys in ([FORWARD], [key for key in record["since"] if key != FORWARD]):
         since = {key: record["since"][key] for key in keys if key in record["since"]}
-        changed.update(revert({**record, "since": since}, {}, write, ROOT)[0])
-    wrong = mismatches({key: found for key, (_, found) in changed.items()}, ROOT)
-    if wrong and write:
-        raise SysctlError("; ".join(wrong))
+        try:
+            changed.update(revert({**record, "since": since}, {}, write, ROOT, keep)[0])
+        except SysctlError as error:
+            wrong.append(str(error))
+    if write:
+        wrong += undo(values, ROOT)
+        wrong += mismatches({key: found for key, (_, found) in changed.items()}, ROOT)
+        if wrong:
+            raise SysctlError("; ".join(wrong))
     before, after = ({key: pair[end] for key, pair in changed.items()} for end in (0, 1))
-    return [runtime_diff(before, after)] if changed else []
+    return [runtime_diff(before, after)] if changed else [], list(keep.values())
 
 
 def stop(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
-    """Remove the table and its service, which a record names."""
+    """Remove the table and its service, which a record names.
+
+    A table that somebody else has changed since stays: then the service is not stopped either,
+    which would delete it.
+    """
     if not record.get("unit"):
         return []
     nft = host.nft()
+    strange = strange_table(record, host)
     if write:
-        host.systemctl("disable", "--quiet", "--now", record["unit"])
-    if not nft.has_table():
+        now = [] if strange else ["--now"]
+        host.systemctl("disable", "--quiet", *now, record["unit"])
+    if strange or not nft.has_table():
         return []
     if write:
         nft.delete()
         if nft.has_table():
             raise ValueError(f"table {FAMILY} {TABLE}: wanted none, found it")
-    return [difference(f"nftables table {TABLE}", ruleset(record["translation"]), "")]
+    text = ruleset(record["translation"]) if record.get("translation") else ""
+    return [difference(f"nftables table {TABLE}", text, "")]
 
 
 def leave(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
-    """Remove the routes."""
+    """Remove the routes, but for those that somebody else has changed since."""
     routed = record.get("routes", {})
-    drop = [to for to in host.ip.prefixes() if to in routed] if routed else []
+    strange = strange_routes(record, host)
+    have = host.ip.prefixes() if routed else {}
+    drop = [to for to in have if to in routed and to not in strange]
     if drop and write:
         host.ip.batch(f"route del {to}" for to in drop)
         if left := [to for to in drop if to in host.ip.prefixes()]:

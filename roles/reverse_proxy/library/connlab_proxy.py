@@ -21,11 +21,14 @@ from ansible.module_utils.connlab_proxy_processes import (
     wrong,
 )
 from ansible.module_utils.connlab_record import (
+    FORMAT,
     Record,
+    changed_files,
+    conclude,
     difference,
+    host_lock,
     load_record,
     place_files,
-    remove_record,
     restore_files,
     save_record,
 )
@@ -106,9 +109,16 @@ missing:
   description: Addresses that are none of this host's.
   returned: state probe
   type: list
+remarks:
+  description: >-
+    What somebody else has changed since, and what became of it; of a revert, what the one before
+    has kept. Also shown as warnings.
+  returned: state present or absent
+  type: list
 """
 
 ROLE = "reverse_proxy"
+RUNTIME = Path("/run")
 
 
 def stop(run: Run, unit: str, numbers: list[int]) -> None:
@@ -127,7 +137,7 @@ def states(unit: str, running: dict[int, bool]) -> str:
 def read_back(module: AnsibleModule, run: Run) -> None:
     """Wait until every process listens and answers. Errors: ProxyError with what does not."""
     given = module.params
-    runtime = Path("/run") / given["runtime"]
+    runtime = RUNTIME / given["runtime"]
     endpoints = set(given["endpoints"])
     prove(
         lambda: wrong(run, given["unit"], given["processes"], endpoints, given["maxconn"], runtime)
@@ -163,6 +173,7 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
     """Bring files and processes to what is wanted, prove it, and write the record."""
     given = module.params
     record = load_record(given["record"], ROLE)
+    record["kept"] = []
     if os.access(HAPROXY, os.X_OK):
         check_config(run, given["text"])
     elif not module.check_mode:
@@ -170,6 +181,7 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
     before = instances(run, given["unit"])
     wanted = dict.fromkeys(range(1, given["processes"] + 1), True)
     files = {given["config"]: given["text"], **given["units"]}
+    said = changed_files(record, files)
     diffs = place_files(record, files, write=False)
     # An earlier change ended between its files and its processes: they still have the old ones.
     pending = bool(record.get("pending"))
@@ -190,35 +202,39 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
         save_record(given["record"], record)
         if diffs:
             start(module, run, record, before, pending)
-            record["pending"] = False
-            save_record(given["record"], record)
         else:
             read_back(module, run)
-    return {"changed": bool(diffs), "diff": diffs, "reported": given["reported"]}
+        record.update(pending=False, format=FORMAT)
+        save_record(given["record"], record)
+    return {"changed": bool(diffs), "diff": diffs, "reported": given["reported"], "remarks": said}
 
 
 def absent(module: AnsibleModule, run: Run) -> dict[str, Any]:
     """Stop the processes, restore the files, prove both, and remove the record."""
     path = module.params["record"]
     if not Path(path).exists():
-        return {"changed": False, "diff": []}
+        return {"changed": False, "diff": [], "remarks": []}
     record = load_record(path, ROLE)
-    unit, write = record["unit"], not module.check_mode
-    before = instances(run, unit)
-    if write:
+    # Without a name nothing was started: what is left is the word of the revert before.
+    unit, write = record.get("unit"), not module.check_mode
+    before = instances(run, unit) if unit else {}
+    kept = changed_files(record, {})
+    if write and unit:
         stop(run, unit, list(before))
     diffs = restore_files(record, write)
-    if before:
+    if unit and before:
         diffs.append(difference("processes", states(unit, before), ""))
     if write:
-        checked(run, "systemctl", "daemon-reload")
-        shutil.rmtree(Path("/run") / record["runtime"], ignore_errors=True)
-        left = names(unit, instances(run, unit))
-        left += [entry["after_header"] for entry in restore_files(record, write=False)]
-        if left:
-            raise ProxyError(f"{left[0]}: wanted gone, found there")
-        remove_record(path)
-    return {"changed": True, "diff": diffs}
+        failed = []
+        if unit:
+            checked(run, "systemctl", "daemon-reload")
+            shutil.rmtree(RUNTIME / record.get("runtime", unit), ignore_errors=True)
+            left = names(unit, instances(run, unit))
+            failed += [f"{name}: wanted gone, found there" for name in left]
+        again = restore_files(record, write=False)
+        failed += [f"{entry['after_header']}: wanted gone, found there" for entry in again]
+        kept = conclude(path, record, kept, failed)
+    return {"changed": True, "diff": diffs, "remarks": kept}
 
 
 def main() -> None:
@@ -258,9 +274,12 @@ def main() -> None:
             result: dict[str, Any] = {"changed": False, **look(run, module.params["addresses"])}
         else:
             action = present if module.params["state"] == "present" else absent
-            result = action(module, run)
+            with host_lock(module):
+                result = action(module, run)
     except (ProxyError, ValueError, OSError) as error:
         module.fail_json(msg=str(error))
+    for line in result.get("remarks", []):
+        module.warn(line)
     module.exit_json(**result)
 
 

@@ -19,10 +19,13 @@ from ansible.module_utils.connlab_policy_routes import (
     rules_there,
 )
 from ansible.module_utils.connlab_record import (
+    FORMAT,
+    changed_files,
+    conclude,
     difference,
+    host_lock,
     load_record,
     place_files,
-    remove_record,
     restore_files,
     save_record,
 )
@@ -78,6 +81,12 @@ reported:
   description: What could not be made to last, with the reason.
   returned: state present
   type: dict
+remarks:
+  description: >-
+    What somebody else has changed since, and what became of it; of a revert, what the one before
+    has kept. Also shown as warnings.
+  returned: always
+  type: list
 """
 
 ROLE = "reverse_proxy_routes"
@@ -101,10 +110,11 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     """Add what is missing, take away what an earlier run added and nobody wants any more."""
     given = module.params
     record = load_record(given["record"], ROLE)
+    record["kept"] = []
     rules = [rule_words(rule) for rule in given["rules"]]
     routes = [route_words(route) for route in given["routes"]]
     if not rules and "keys" not in record:
-        return {"changed": False, "diff": [], "reported": {}}
+        return {"changed": False, "diff": [], "reported": {}, "remarks": []}
     wanted_keys = sorted({(rule["priority"], rule["table"]) for rule in given["rules"]})
     keys = sorted({*wanted_keys, *map(tuple, record.get("keys", []))})
     ours = [*record.get("rules", []), *record.get("routes", [])]
@@ -133,6 +143,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
         files[path] = dropin(given["lab_name"], given["rules"], given["routes"])
     elif routes:
         record["reported"]["persistence"] = not_lasting(interface, "rules")
+    said = changed_files(record, files)
     diffs = place_files(record, files, write=False)
     record.update(rules=rules, routes=routes, keys=list(map(list, wanted_keys)))
     if not module.check_mode:
@@ -150,26 +161,32 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
             missing = [each for each in [*rules, *routes] if each not in have]
             if missing:
                 raise ValueError(f"wanted {missing[0]}, found {'; '.join(have) or 'nothing'}")
+        record["format"] = FORMAT
         save_record(given["record"], record)
     if add or drop:
         diffs.append(diff((have_rules, have_routes), (rules, routes)))
-    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"]}
+    return {"changed": bool(diffs), "diff": diffs, "reported": record["reported"], "remarks": said}
 
 
 def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     """Remove what was added, restore the files, prove both, and remove the record."""
     path = module.params["record"]
     if not Path(path).exists():
-        return {"changed": False, "diff": []}
+        return {"changed": False, "diff": [], "remarks": []}
     record = load_record(path, ROLE)
+    keys, ours = record.get("keys", []), {*record.get("rules", []), *record.get("routes", [])}
 
     def left() -> tuple[list[str], list[str]]:
-        rules, routes = find(ip, record.get("keys", []))
-        return (
-            [each for each in rules if each in record["rules"]],
-            [each for each in routes if each in record["routes"]],
-        )
+        rules, routes = find(ip, keys)
+        return [each for each in rules if each in ours], [each for each in routes if each in ours]
 
+    kept = [
+        f"{kind} {each}: kept, changed since the tune"
+        for kind, found in zip(("rule", "route"), find(ip, keys))  # noqa: B905
+        for each in found
+        if each not in ours
+    ]
+    kept += changed_files(record, {})
     rules, routes = left()
     diffs = restore_files(record, write=not module.check_mode)
     if rules or routes:
@@ -177,10 +194,10 @@ def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     if not module.check_mode:
         ip.batch([*(f"rule del {e}" for e in rules), *(f"route del {e}" for e in routes)])
         stay = listing(*left()).splitlines()
-        if stay:
-            raise ValueError(f"{stay[0]}: wanted gone, found there")
-        remove_record(path)
-    return {"changed": True, "diff": diffs}
+        stay += [entry["after_header"] for entry in restore_files(record, write=False)]
+        failed = [f"{each}: wanted gone, found there" for each in stay]
+        kept = conclude(path, record, kept, failed)
+    return {"changed": True, "diff": diffs, "remarks": kept}
 
 
 def main() -> None:
@@ -198,9 +215,12 @@ def main() -> None:
     )
     action = present if module.params["state"] == "present" else absent
     try:
-        result = action(module, Ip(module))
+        with host_lock(module):
+            result = action(module, Ip(module))
     except (ValueError, OSError) as error:
         module.fail_json(msg=str(error))
+    for line in result["remarks"]:
+        module.warn(line)
     module.exit_json(**result)
 
 

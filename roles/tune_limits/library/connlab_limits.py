@@ -10,9 +10,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_record import (
+    FORMAT,
+    changed_files,
+    conclude,
+    host_lock,
     load_record,
     place_files,
-    remove_record,
     restore_files,
     save_record,
 )
@@ -70,6 +73,12 @@ soft:
   description: The soft nofile limit of this session.
   returned: state probe
   type: int
+remarks:
+  description: >-
+    What somebody else has changed since, and what became of it; of a revert, what the one before
+    has kept. Also shown as warnings.
+  returned: state present or absent
+  type: list
 """
 
 ROLE = "tune_limits"
@@ -138,6 +147,8 @@ def present(module: AnsibleModule) -> dict[str, Any]:
             "a hard limit above it locks every login out"
         )
     record = load_record(given["record"], ROLE)
+    record["kept"] = []
+    said = changed_files(record, given["files"])
     diffs = place_files(record, given["files"], write=False)
     for kind, found in given["found"].items():
         entry = record["settings"].setdefault(
@@ -149,7 +160,9 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         save_record(given["record"], record)
         place_files(record, given["files"], write=True)
         reload_systemd(module, diffs)
-    return {"changed": bool(diffs), "diff": diffs}
+        record["format"] = FORMAT
+        save_record(given["record"], record)
+    return {"changed": bool(diffs), "diff": diffs, "remarks": said}
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
@@ -157,16 +170,16 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     given = module.params
     write = not module.check_mode
     if not Path(given["record"]).exists():
-        return {"changed": False, "diff": []}
+        return {"changed": False, "diff": [], "remarks": []}
     record = load_record(given["record"], ROLE)
+    kept = changed_files(record, {})
     diffs = restore_files(record, write)
     if write:
         reload_systemd(module, diffs)
         left = restore_files(record, write=False)
-        if left:
-            raise ValueError("; ".join(entry["after_header"] + ": not restored" for entry in left))
-        remove_record(given["record"])
-    return {"changed": True, "diff": diffs}
+        failed = [entry["after_header"] + ": not restored" for entry in left]
+        kept = conclude(given["record"], record, kept, failed)
+    return {"changed": True, "diff": diffs, "remarks": kept}
 
 
 def main() -> None:
@@ -196,9 +209,12 @@ def main() -> None:
         if module.params["state"] == "probe":
             result: dict[str, Any] = {"changed": False, **look()}
         else:
-            result = present(module) if module.params["state"] == "present" else absent(module)
+            with host_lock(module):
+                result = present(module) if module.params["state"] == "present" else absent(module)
     except (ValueError, OSError) as error:
         module.fail_json(msg=str(error))
+    for line in result.get("remarks", []):
+        module.warn(line)
     module.exit_json(**result)
 
 

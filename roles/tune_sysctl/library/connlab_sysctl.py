@@ -3,36 +3,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.connlab_record import (
+    FORMAT,
+    Record,
     boot_id,
-    empty_record,
+    changed_files,
+    conclude,
+    host_lock,
     load_record,
-    locked,
     place_files,
     read_text,
-    remove_record,
     restore_files,
     save_record,
     write_text,
 )
 from ansible.module_utils.connlab_sysctl_tree import (
+    PROC_SYS,
     SysctlError,
+    above,
     apply,
+    claim,
     load_peers,
     mismatches,
     probe,
     read_key,
     remember,
+    restack,
     revert,
     runtime_diff,
     save_peers,
+    settle,
+    strays,
 )
 
 DOCUMENTATION = r"""
@@ -105,9 +113,18 @@ settings:
   description: Each key as found before the first change and as set now.
   returned: state present
   type: dict
+remarks:
+  description: >-
+    What somebody else has changed since, and what became of it; of a revert, what the one before
+    has kept. Also shown as warnings.
+  returned: state present or absent
+  type: list
 """
 
 ROLE = "tune_sysctl"
+ROOT = PROC_SYS
+NR_OPEN = "fs.nr_open"
+LIMITS = Path("/etc/security/limits.conf")
 
 
 def look(module: AnsibleModule) -> dict[str, Any]:
@@ -131,45 +148,69 @@ def run_sysctl(module: AnsibleModule, path: str, content: str) -> str:
         return str(module.run_command([sysctl, "-p", stream.name])[2])
 
 
+def ended(record: Record) -> bool:
+    """Return whether the values that a record names have ended with an earlier boot.
+
+    They have unless there is a file that brought them back: one that the role was about to place
+    when it was interrupted, or has removed again, is as it was found.
+    """
+    if record.get("boot_id", boot_id()) == boot_id():
+        return False
+    if record["format"] < FORMAT:
+        return not record["files"]
+    return all(read_text(path) == found for path, found in record["files"].items())
+
+
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Bring the kernel and the file to their values, prove it, and write the record."""
     given = module.params
     path, kept = given["path"], given["record"]
     record = load_record(kept, ROLE)
-    if not path and record.get("boot_id", boot_id()) != boot_id():
-        # What was set without a file ended with that boot; so did what it had found.
-        record = empty_record(ROLE)
+    peers = load_peers(given["peers"], kept, ROLE)
+    record["kept"] = []
+    if ended(record):
+        # What was set ended with that boot; so did what it had found.
+        record.update(settings={}, since={})
     record["boot_id"] = boot_id()
     wanted = {entry["key"]: entry["value"] for entry in given["settings"]}
-    now = {key: read_key(key) or "" for key in wanted}
+    now = {key: read_key(key, ROOT) or "" for key in wanted}
     stale = {key: value for key, value in wanted.items() if now[key] != value}
     files = {path: given["content"]} if path else {}
-    remember(record, now, given["where"])
+    heirs = restack(record, stale, peers)
+    remember(record, now, given["where"], peers)
+    said = [*claim(record, wanted, now, peers), *changed_files(record, files)]
     diffs = place_files(record, files, write=False)
     if stale:
         diffs.append(runtime_diff({key: now[key] for key in stale}, stale))
     if diffs and not module.check_mode:
         before = {name: read_text(name) for name in (kept, path) if name}
         # The values found are safe on disk before the first of them is changed.
+        save_peers(peers, sorted(heirs))
         save_record(kept, record)
         try:
             place_files(record, files, write=True)
-            apply(wanted, lambda: run_sysctl(module, path, given["content"]))
+            apply(wanted, lambda: run_sysctl(module, path, given["content"]), ROOT)
         except (SysctlError, OSError):
-            for name, text in before.items():
-                write_text(name, text)
+            if path:
+                write_text(path, before[path])
+            # What could not be undone is left to a revert.
+            if not heirs and not mismatches({key: now[key] for key in stale}, ROOT):
+                write_text(kept, before[kept])
             raise
-    seen = {key: e["set"] for key, e in given["observed"].items() if read_key(key) is not None}
-    wrong = [] if module.check_mode else mismatches(seen)
+    seen = {key: e["set"] for key, e in given["observed"].items()}
+    seen = {key: value for key, value in seen.items() if read_key(key, ROOT) is not None}
+    wrong = [] if module.check_mode else mismatches(seen, ROOT)
     if wrong:
         raise SysctlError("; ".join(wrong) + " (the machine underneath has the wanted value)")
+    settle(record)
     for entry in given["settings"]:
-        record["settings"][entry["key"]].update(set=entry["value"], wanted=entry["wanted"])
+        record["settings"][entry["key"]]["wanted"] = entry["wanted"]
     record["settings"] = {
-        **{key: entry for key, entry in record["settings"].items() if key in record["since"]},
         **given["observed"],
+        **{key: entry for key, entry in record["settings"].items() if key in record["since"]},
     }
     record["reported"] = given["reported"]
+    record["format"] = FORMAT
     if not module.check_mode:
         save_record(kept, record)
     return {
@@ -177,20 +218,62 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         "diff": diffs,
         "settings": record["settings"],
         "reported": record["reported"],
+        "remarks": said,
     }
+
+
+def nofile_above(limit: int) -> str | None:
+    """Return which nofile limit of a login would be above `limit`, with its file, or None.
+
+    setrlimit(2) refuses a hard limit above fs.nr_open even to root, and pam_limits(8) ends the
+    session then.
+    """
+    for path in [LIMITS, *sorted(LIMITS.with_name("limits.d").glob("*.conf"))]:
+        for line in (read_text(path) or "").splitlines():
+            words = line.partition("#")[0].split()
+            if len(words) != 4 or words[1] not in ("hard", "-") or words[2] != "nofile":
+                continue
+            if words[3].isdigit() and int(words[3]) > limit:
+                return f"{path} grants nofile {words[3]}"
+    return None
+
+
+def locks_out(record: Record, peers: Mapping[str, Record]) -> str | None:
+    """Return why fs.nr_open may not go back to what was found, None where it may."""
+    if NR_OPEN not in record["since"] or above(record, NR_OPEN, peers) is not None:
+        return None
+    found, now = record["settings"][NR_OPEN]["found"], read_key(NR_OPEN, ROOT) or ""
+    if not found.isdigit() or not now.isdigit() or int(found) >= int(now):
+        return None
+    granted = nofile_above(int(found))
+    if granted is None:
+        return None
+    return f"{NR_OPEN}: wanted {found}, found {now}: {granted}, and would lock every login out"
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
     """Restore the values and the file found, prove it, and remove the record."""
     given = module.params
     write = not module.check_mode
+    if not Path(given["record"]).exists():
+        return {"changed": False, "diff": [], "remarks": []}
     record = load_record(given["record"], ROLE)
     changed: dict[str, tuple[str, str]] = {}
-    if record["files"] or record.get("boot_id", boot_id()) == boot_id():
+    kept, failed = changed_files(record, {}), []
+    if not ended(record):
         peers = load_peers(given["peers"], given["record"], ROLE)
-        changed, heirs = revert(record, peers, write)
-        if write:
-            save_peers(peers, heirs)
+        keep = strays(record, peers, ROOT)
+        kept += keep.values()
+        why = locks_out(record, peers)
+        if why and NR_OPEN not in keep:
+            failed.append(why)
+            keep[NR_OPEN] = why
+        try:
+            changed, heirs = revert(record, peers, write, ROOT, keep)
+            if write:
+                save_peers(peers, heirs)
+        except SysctlError as error:
+            failed.append(str(error))
     diffs = restore_files(record, write)
     if changed:
         diffs.append(
@@ -200,8 +283,8 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
             )
         )
     if write:
-        remove_record(given["record"])
-    return {"changed": True, "diff": diffs}
+        kept = conclude(given["record"], record, kept, failed)
+    return {"changed": True, "diff": diffs, "remarks": kept}
 
 
 def main() -> None:
@@ -228,16 +311,16 @@ def main() -> None:
     )
     if module.params["state"] == "probe":
         module.exit_json(changed=False, **look(module))
-    if module.params["state"] == "absent" and not Path(module.params["record"]).exists():
-        module.exit_json(changed=False, diff=[])
-    action = present if module.params["state"] == "present" else absent
-    # Labs that share a kernel share the directory above their own records, and its lock.
-    directory = module.params["peers"].partition("*")[0] or Path(module.params["record"]).parent
+    given = module.params
+    action = present if given["state"] == "present" else absent
     try:
-        with contextlib.nullcontext() if module.check_mode else locked(directory):
+        # Labs that share a kernel share the directory above their own records, and its lock.
+        with host_lock(module, given["peers"].partition("*")[0]):
             result = action(module)
     except (SysctlError, ValueError, OSError) as error:
         module.fail_json(msg=str(error))
+    for line in result["remarks"]:
+        module.warn(line)
     module.exit_json(**result)
 
 

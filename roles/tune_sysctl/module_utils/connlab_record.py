@@ -3,13 +3,23 @@
 One JSON file per role, readable by everybody, so that a revert can put things back and a
 benchmark can record the values it ran under:
 
-    {"role": "...", "boot_id": "...",
+    {"role": "...", "format": 2, "boot_id": "...",
      "settings": {"<key>": {"found": "<text>", "set": "<text>", "wanted": "<text>",
-                            "where": "host|underlay"}},
+                            "where": "host|underlay", "earlier": ["<text>", ...]}},
      "reported": {"<key>": "<why it could not be set>"},
-     "since": {"<key>": <nanoseconds of CLOCK_REALTIME>},
+     "since": {"<key>": <order of the change among all records of this kernel>},
      "files": {"<path>": "<text found>" or null where there was no file},
-     "directories": ["<path>", ...]}            those that the role made, innermost first
+     "placed": {"<path>": ["<sha256 of a text that the role gave it>", ...]},
+     "directories": ["<path>", ...],            those that the role made, innermost first
+     "kept": ["<line>", ...]}                   what the last revert left as others had changed it
+
+A revert compares three things: what was found, what the role set, and what is there now. What is
+neither found nor set has been changed by somebody else since: it is kept and named. `earlier` and
+all but the last sum of `placed` are there while a change is under way, and let a revert or another
+run go on after an interruption at any point.
+
+Records of format 1 (without that field) know no sums, and have the value found for `set` until a
+change is complete. What they do not know is put back as it was before there was a format 2.
 
 Only the standard library, Python 3.9 or newer: this runs on the hosts.
 """
@@ -18,20 +28,52 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
+import hashlib
+import ipaddress
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+Check = Callable[[str, Any], None]
+
+FORMAT = 2
+LARGEST = 4 * 2**20
+"""Bytes of a record, at most. The texts of the files found are all of it that may grow."""
+DEEPEST = 8
+"""Levels of lists and objects in a record, at most; a role's own need five."""
+
+STATE = Path("/var/lib/connlab")
+"""Where roles keep their records unless they are told otherwise; its lock is the host's."""
+LOCK_SECONDS = 60.0
+"""What a role changes under the lock takes a few seconds, the start of many proxies 20."""
+LOCK_PAUSE = 0.1
+"""Seconds between two tries."""
+DRAFT = ".connlab-"
+"""Start of the name of a file that is not whole yet: with a dot in front, services pass it by."""
+BY_HAND = "move it away by hand"
+
+
+class Changed(ValueError):
+    """Somebody else has changed since what the role set; the text names each and says it is kept.
+
+    Everything else is as it was found by then.
+    """
 
 
 def read_text(path: str | Path) -> str | None:
-    """Return a file's text, or None where there is no such file."""
+    """Return a file's text, or None where there is no such file.
+
+    Line ends stay as they are, and bytes that are not UTF-8 come back as `write_text` gets them.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
 
@@ -39,6 +81,7 @@ def read_text(path: str | Path) -> str | None:
 def write_text(path: str | Path, text: str | None, mode: int = 0o644) -> None:
     """Replace a file by `text` in one step, or remove it where `text` is None.
 
+    mode: of a new file; one that is replaced keeps its own mode and owner.
     Errors: OSError where the directory cannot be made or written.
     """
     target = Path(path)
@@ -46,13 +89,17 @@ def write_text(path: str | Path, text: str | None, mode: int = 0o644) -> None:
         target.unlink(missing_ok=True)
         return
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # A name that starts with a dot and has no suffix: sysctl.d, limits.d and networkd pass it by.
-    handle, temporary = tempfile.mkstemp(prefix=".connlab-", dir=target.parent)
+    temporary = target.with_name(f"{DRAFT}{target.name}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as stream:
+            stream.write(text.encode("utf-8", "surrogateescape"))
             stream.flush()
             os.fsync(stream.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(target)
+            mode = stat.S_IMODE(found.st_mode)
+            os.chown(temporary, found.st_uid, found.st_gid)
         os.chmod(temporary, mode)
         os.replace(temporary, target)
     except BaseException:
@@ -61,39 +108,76 @@ def write_text(path: str | Path, text: str | None, mode: int = 0o644) -> None:
         raise
 
 
+def drafts(path: str | Path) -> list[Path]:
+    """Return what a role that was killed while it wrote a file has left beside it."""
+    target = Path(path)
+    return list(target.parent.glob(f"{DRAFT}{glob.escape(target.name)}*"))
+
+
 def empty_record(role: str) -> Record:
     """Return the record of a role that has not changed anything yet."""
     return {
         "role": role,
+        "format": FORMAT,
         "settings": {},
         "reported": {},
         "since": {},
         "files": {},
+        "placed": {},
         "directories": [],
+        "kept": [],
     }
 
 
 def load_record(path: str | Path, role: str) -> Record:
     """Return the record at `path`, an empty one where there is none.
 
-    Errors: ValueError, naming the file, where it is not a record of this role: to go on would
-    lose the only copy of the values found.
+    Errors: ValueError with one line that names file, field and what was expected where it is not
+    a record of this role: to go on would lose the only copy of the values found.
     """
-    text = read_text(path)
-    if text is None:
-        return empty_record(role)
     try:
+        text = _read_record(Path(path))
+        if text is None:
+            return empty_record(role)
         loaded = json.loads(text)
+        check_record(loaded, role)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep, expected a role's record: {BY_HAND}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}): {BY_HAND}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}): move it away by hand") from error
-    if not isinstance(loaded, dict) or loaded.get("role") != role:
-        raise ValueError(f"{path}: not a record of the role {role}: move it away by hand")
-    return {**empty_record(role), **loaded}
+        raise ValueError(f"{path}: {error}: {BY_HAND}") from error
+    return {**empty_record(role), "format": 1, **loaded}
+
+
+def _read_record(path: Path) -> str | None:
+    """Return a record's text. Errors: ValueError where it is too long, no file, or not UTF-8."""
+    try:
+        # Opened without waiting: a pipe in its place would otherwise hang the role.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("not a plain file, expected a record")
+        raw = stream.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            size = os.fstat(handle).st_size
+            raise ValueError(f"{size} bytes, expected a record of at most {LARGEST}")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}, expected JSON") from error
 
 
 def save_record(path: str | Path, record: Mapping[str, Any]) -> bool:
-    """Write a record where it differs from what the file says; return whether it did."""
+    """Write a record where it differs from what the file says; return whether it did.
+
+    Errors: ValueError where it is larger than `load_record` would read again.
+    """
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    if len(text) > LARGEST:
+        raise ValueError(f"{path}: would be {len(text)} bytes, expected at most {LARGEST}")
     if read_text(path) == text:
         return False
     write_text(path, text)
@@ -103,28 +187,119 @@ def save_record(path: str | Path, record: Mapping[str, Any]) -> bool:
 def remove_record(path: str | Path) -> None:
     """Remove a record, and the directories above it that nothing is left in."""
     target = Path(path)
-    target.unlink(missing_ok=True)
+    for each in [*drafts(target), target]:
+        each.unlink(missing_ok=True)
     for parent in list(target.parents)[:2]:
         # /var/lib itself is never empty; a parent that others still use stays.
         with contextlib.suppress(OSError):
             parent.rmdir()
 
 
+def conclude(
+    path: str | Path, record: Record, kept: Iterable[str], failed: Iterable[str] = ()
+) -> list[str]:
+    """End a revert: remove the record, unless something is not as it was found.
+
+    kept: lines on what somebody else has changed since. The record then only keeps these lines:
+    the next revert repeats them and has nothing else to do, the next run of the role starts anew.
+    failed: lines on what could not be put back. The record stays whole, for another try.
+    Returns the lines of the revert before this one. Errors: Changed or ValueError with the lines.
+    """
+    kept, failed = list(kept), list(failed)
+    if failed:
+        raise ValueError("; ".join([*failed, *kept]))
+    if kept:
+        save_record(path, {**empty_record(record["role"]), "kept": kept})
+        raise Changed("; ".join(kept))
+    remove_record(path)
+    return list(record["kept"])
+
+
+def lock_directory(record: str | Path) -> Path:
+    """Return the directory whose lock a role holds while it changes the host.
+
+    One for all roles and all records below /var/lib/connlab.
+    """
+    parent = Path(record).parent
+    return STATE if STATE in (parent, *parent.parents) else parent
+
+
 @contextlib.contextmanager
-def locked(directory: str | Path) -> Iterator[None]:
-    """Hold the directory's lock: two labs may tune the machine underneath at the same moment."""
-    Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def locked(directory: str | Path, limit: float | None = None) -> Iterator[None]:
+    """Hold the directory's lock from the first look at a host to the last change.
+
+    limit: seconds to wait for it, LOCK_SECONDS where it is None.
+    Errors: ValueError where another tune or revert holds it for longer.
+    """
+    path = Path(directory)
+    limit = LOCK_SECONDS if limit is None else limit
+    deadline = time.monotonic() + limit
+    while True:
+        handle = _try_lock(path)
+        if handle is not None:
+            break
+        if time.monotonic() >= deadline:
+            raise ValueError(
+                f"{path}: locked for {limit:.0f} s by another tune or revert on this host, "
+                "expected it to end: try again"
+            )
+        time.sleep(LOCK_PAUSE)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        # Only where nothing is in it. Whoever waits for its lock sees that it has gone.
+        with contextlib.suppress(OSError):
+            path.rmdir()
         os.close(handle)
+
+
+@contextlib.contextmanager
+def host_lock(module: Any, directory: str = "") -> Iterator[None]:
+    """Hold the lock of a role's host while an Ansible module works on it.
+
+    directory: whose lock, where it is not that of the record's. Nothing is locked in check mode,
+    nor for a revert where the role has never been.
+    """
+    record = module.params["record"]
+    idle = module.params["state"] == "absent" and not Path(record).exists()
+    if module.check_mode or (idle and not drafts(record)):
+        yield
+        return
+    with locked(directory or lock_directory(record)):
+        if idle and not Path(record).exists():
+            remove_record(record)
+        yield
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the directory's lock, None where somebody else does."""
+    handle = -1
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass  # its holder may also have removed the directory just now
+    if handle >= 0:
+        os.close(handle)
+    return None
 
 
 def boot_id() -> str:
     """Return the identity of this boot (random(4), /proc/sys/kernel/random/boot_id)."""
     return (read_text("/proc/sys/kernel/random/boot_id") or "").strip()
+
+
+def next_order(records: Iterable[Mapping[str, Any]]) -> int:
+    """Return an order above that of every change in the records, to be used under their lock.
+
+    CLOCK_BOOTTIME only moves forward; above what the records say, since a boot sets it to zero and
+    records of format 1 have nanoseconds of the wall clock.
+    """
+    largest = max((order for record in records for order in record["since"].values()), default=0)
+    return max(largest + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 def difference(header: str, before: str, after: str) -> dict[str, str]:
@@ -152,37 +327,108 @@ def file_diff(path: str, before: str | None, after: str | None) -> dict[str, str
     }
 
 
+def digest(text: str) -> str:
+    """Return the SHA-256 of a file's text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def foreign(record: Mapping[str, Any], path: str, now: str | None) -> bool:
+    """Return whether a file's text is neither the one found nor one that the role gave it."""
+    placed = record["placed"].get(path)
+    if placed is None or now == record["files"].get(path):
+        return False
+    return now is None or digest(now) not in placed
+
+
+def aside(path: str, text: str) -> str:
+    """Return where a changed text is kept beside a file.
+
+    The suffix is none that sysctl.d, limits.d, systemd, networkd or an nftables include reads.
+    """
+    number = 1
+    while True:
+        name = f"{path}.changed" + (f"-{number}" if number > 1 else "")
+        if read_text(name) in (None, text):
+            return name
+        number += 1
+
+
+def changed_files(record: Mapping[str, Any], wanted: Mapping[str, str | None]) -> list[str]:
+    """Return one line per file that somebody has changed since, before `place_files` runs.
+
+    wanted: what this run gives the files, nothing for a revert; the others are kept.
+    """
+    found = []
+    for path in record["files"]:
+        now = read_text(path)
+        if not foreign(record, path, now) or (path in wanted and wanted[path] == now):
+            continue
+        if path not in wanted:
+            what = "removed" if now is None else "changed"
+            found.append(f"{path}: kept, {what} since the tune")
+        elif now is not None:
+            name = aside(path, now)
+            found.append(f"{path}: changed since the tune: written anew, its text is in {name}")
+    return found
+
+
 def place_files(
     record: Record, wanted: Mapping[str, str | None], write: bool
 ) -> list[dict[str, str]]:
     """Bring files to their wanted text; remember each one's first text in `record["files"]`.
 
-    A file that an earlier run placed and this one no longer wants goes back to what was found.
-    Returns the differences; writes nothing unless `write`.
+    A file that an earlier run placed and this one no longer wants goes back to what was found,
+    unless somebody has changed it since. A changed text that is replaced is kept beside the file.
+    Returns the differences; writes nothing unless `write`. The record has to be saved between a
+    call that does not write and the one that does.
     """
     diffs = []
     for path, text in {**record["files"], **wanted}.items():
         before = read_text(path)
-        if before == text:
+        if path in record["files"] and path not in record["placed"] and before is not None:
+            record["placed"][path] = [digest(before)]  # of a record without sums
+        if path not in wanted and foreign(record, path, before):
             continue
-        record["files"].setdefault(path, before)
-        for parent in Path(path).parents:
-            if parent.exists():
-                break
-            if str(parent) not in record["directories"]:
-                record["directories"].append(str(parent))
-        diffs.append(file_diff(path, before, text))
-        if write:
+        if before != text:
+            record["files"].setdefault(path, before)
+            for parent in Path(path).parents:
+                if parent.exists():
+                    break
+                if str(parent) not in record["directories"]:
+                    record["directories"].append(str(parent))
+            diffs.append(file_diff(path, before, text))
+        if path in wanted and path in record["files"] and text is not None:
+            _mark(record, path, text)
+        if before != text and write:
+            if before is not None and foreign(record, path, before):
+                write_text(aside(path, before), before, stat.S_IMODE(os.stat(path).st_mode))
             write_text(path, text)
+        if write and path in wanted and path in record["files"] and text is not None:
+            record["placed"][path] = [digest(text)]
+        elif write and path not in wanted:
+            del record["files"][path]
+            record["placed"].pop(path, None)
     return diffs
 
 
+def _mark(record: Record, path: str, text: str) -> None:
+    """Add the sum of a text that a file is about to get."""
+    placed = record["placed"].setdefault(path, [])
+    if digest(text) not in placed:
+        placed.append(digest(text))
+
+
 def restore_files(record: Mapping[str, Any], write: bool) -> list[dict[str, str]]:
-    """Give every file of a record the text that was found, and return the differences."""
+    """Give every file of a record the text that was found, and return the differences.
+
+    One that somebody has changed since is left out: `changed_files` names it.
+    """
     diffs = []
     for path, text in record["files"].items():
+        for draft in drafts(path) if write else []:
+            draft.unlink(missing_ok=True)
         before = read_text(path)
-        if before == text:
+        if before == text or foreign(record, path, before):
             continue
         diffs.append(file_diff(path, before, text))
         if write:
@@ -192,3 +438,215 @@ def restore_files(record: Mapping[str, Any], write: bool) -> list[dict[str, str]
         with contextlib.suppress(OSError):
             Path(directory).rmdir()
     return diffs
+
+
+def check_record(loaded: Any, role: str) -> None:
+    """Check that JSON has the shape of a role's record; fields that are not known pass.
+
+    Errors: ValueError with the field, what it has, and what was expected.
+    """
+    if not isinstance(loaded, dict):
+        raise ValueError(f"got {_shown(loaded)}, expected the record of the role {role}")
+    if loaded.get("role") != role:
+        raise _wrong("role", loaded.get("role"), f"the text {role}")
+    for field, value in loaded.items():
+        if _too_deep(value):
+            raise ValueError(f"{_printable(field)}: nested deeper than {DEEPEST} levels")
+    for field, check in {**_FIELDS, **_ROLE_FIELDS.get(role, {})}.items():
+        if field in loaded:
+            check(field, loaded[field])
+    settings = loaded.get("settings", {})
+    for key in loaded.get("since", {}):
+        field = f"settings.{_printable(key)}"
+        if key not in settings:
+            raise ValueError(f"{field}: missing, expected it, since `since` has it")
+        if not isinstance(settings[key].get("found"), str):
+            raise _wrong(f"{field}.found", settings[key].get("found"), "a text")
+
+
+def _too_deep(value: Any) -> bool:
+    """Return whether a value has more levels than a record, without recursion."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEEPEST):
+        parts = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for part in parts for each in part if isinstance(each, (dict, list))]
+    return bool(level)
+
+
+def _printable(text: str) -> str:
+    """Return the start of a text without what a terminal could take for a command."""
+    return "".join(each if each.isprintable() else "?" for each in text[:80])
+
+
+def _shown(value: Any) -> str:
+    """Return a few words on a value, whatever it is."""
+    if isinstance(value, str):
+        return f"the text {_printable(value)}" if value else "an empty text"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
+        return f"the number {repr(value)[:30]}"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _wrong(field: str, value: Any, expected: str) -> ValueError:
+    """Return the error of a field."""
+    return ValueError(f"{field}: got {_shown(value)}, expected {expected}")
+
+
+def _kind(kinds: type | tuple[type, ...], expected: str) -> Check:
+    """Return a check for values of some types."""
+
+    def check(field: str, value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise _wrong(field, value, expected)
+
+    return check
+
+
+def _like(pattern: str, expected: str) -> Check:
+    """Return a check for texts that a pattern matches as a whole."""
+
+    def check(field: str, value: Any) -> None:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise _wrong(field, value, expected)
+
+    return check
+
+
+def _number(least: int, most: int, expected: str) -> Check:
+    """Return a check for whole numbers."""
+
+    def check(field: str, value: Any) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise _wrong(field, value, expected)
+
+    return check
+
+
+def _list(each: Check, length: int | None = None) -> Check:
+    """Return a check for lists. length: how many there have to be."""
+    expected = "a list" if length is None else f"a list of {length}"
+
+    def check(field: str, value: Any) -> None:
+        if not isinstance(value, list) or length not in (None, len(value)):
+            raise _wrong(field, value, expected)
+        for number, entry in enumerate(value):
+            each(f"{field}[{number}]", entry)
+
+    return check
+
+
+def _map(each: Check, key: Check | None = None) -> Check:
+    """Return a check for objects whose values are alike."""
+
+    def check(field: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _wrong(field, value, "an object")
+        for name, entry in value.items():
+            if key is not None:
+                key(field, name)
+            each(f"{field}.{_printable(name)}", entry)
+
+    return check
+
+
+def _object(fields: Mapping[str, Check], needed: Iterable[str] = ()) -> Check:
+    """Return a check for objects with fields of their own."""
+    needed = tuple(needed)
+
+    def check(field: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _wrong(field, value, "an object")
+        for name in needed:
+            if name not in value:
+                raise ValueError(f"{field}.{name}: missing, expected it")
+        for name, each in fields.items():
+            if name in value:
+                each(f"{field}.{name}", value[name])
+
+    return check
+
+
+def _either(check: Check, empty: Any) -> Check:
+    """Return a check that lets one value more pass."""
+
+    def checked(field: str, value: Any) -> None:
+        if value != empty:
+            check(field, value)
+
+    return checked
+
+
+def _address(prefix: bool) -> Check:
+    """Return a check for IP addresses, or for networks."""
+
+    def check(field: str, value: Any) -> None:
+        try:
+            if not isinstance(value, str):
+                raise ValueError(value)
+            if prefix:
+                ipaddress.ip_network(value, strict=False)
+            else:
+                ipaddress.ip_address(value)
+        except ValueError:
+            expected = "an IP network" if prefix else "an IP address"
+            raise _wrong(field, value, expected) from None
+
+    return check
+
+
+_TEXT = _kind(str, "a text")
+_TEXT_OR_NULL = _kind((str, type(None)), "a text or null")
+# What becomes part of a command for ip(8): one line of words.
+_WORDS = _like(r"[!-~]+( [!-~]+)*", "words on one line")
+_NAME = _like(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*", "a name without slashes")
+_PATH = _like(r"(/(?!\.\.?(/|\Z))[^/\0]+)+", "an absolute path")
+_SUM = _like(r"[0-9a-f]{64}", "a SHA-256")
+
+_FIELDS: dict[str, Check] = {
+    "format": _number(1, FORMAT, f"a number from 1 to {FORMAT}"),
+    "boot_id": _TEXT,
+    "settings": _map(
+        _object(
+            {
+                **{"found": _TEXT_OR_NULL, "set": _TEXT_OR_NULL, "wanted": _TEXT_OR_NULL},
+                **{"where": _TEXT, "earlier": _list(_TEXT)},
+            }
+        )
+    ),
+    "reported": _map(_TEXT),
+    "since": _map(_number(0, 2**63, "a whole number above 0")),
+    "files": _map(_TEXT_OR_NULL, _PATH),
+    "placed": _map(_list(_SUM), _PATH),
+    "directories": _list(_PATH),
+    "kept": _list(_TEXT),
+}
+
+_TRANSLATION = _object(
+    {
+        **{"interface": _NAME, "destinations": _list(_address(True))},
+        **{"addresses": _list(_address(False))},
+        **{"ports": _list(_number(0, 65_535, "a port"), 2)},
+    },
+    ("interface", "destinations", "addresses", "ports"),
+)
+
+_ROLE_FIELDS: dict[str, dict[str, Check]] = {
+    "alias_ips": {
+        **{"interface": _NAME, "added": _list(_address(False))},
+        **{"added_routes": _list(_address(True))},
+    },
+    "nat_router": {
+        **{"unit": _either(_NAME, ""), "translation": _either(_TRANSLATION, {})},
+        **{"tables": _list(_TRANSLATION), "routes": _map(_WORDS, _WORDS)},
+        **{"gateways": _map(_list(_WORDS), _WORDS)},
+    },
+    "reverse_proxy": {
+        **{"unit": _NAME, "runtime": _NAME, "pending": _kind(bool, "true or false")},
+    },
+    "reverse_proxy_routes": {
+        **{"rules": _list(_WORDS), "routes": _list(_WORDS)},
+        "keys": _list(_list(_number(0, 2**32 - 1, "a number"), 2)),
+    },
+}

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.connlab_record import (
+    FORMAT,
     Record,
     boot_id,
     difference,
     lines,
     load_record,
+    next_order,
     save_record,
 )
 
@@ -82,12 +83,97 @@ def runtime_diff(before: Mapping[str, str], after: Mapping[str, str]) -> dict[st
     return difference("kernel parameters", lines(before), lines(after))
 
 
-def remember(record: Record, found: Mapping[str, str], where: str) -> None:
-    """Add keys that a record doesn't have yet, with the values found now."""
+def remember(
+    record: Record,
+    found: Mapping[str, str],
+    where: str,
+    peers: Mapping[str, Record] | None = None,
+) -> None:
+    """Add keys that a record doesn't have yet, with the values found now.
+
+    peers: records of other labs on this kernel, whose changes came before.
+    """
+    order = next_order([record, *(peers or {}).values()])
     for key, value in found.items():
         if key not in record["since"]:
-            record["since"][key] = time.time_ns()
-            record["settings"][key] = {"found": value, "set": value, "where": where}
+            record["since"][key] = order
+            record["settings"][key] = {"found": value, "where": where}
+
+
+def ours(record: Mapping[str, Any], key: str) -> set[str] | None:
+    """Return the values that a record's role gave a key, None where the record doesn't know.
+
+    More than one while a change is under way, or was interrupted.
+    """
+    entry = record["settings"][key]
+    if entry.get("set") is None:
+        return None
+    # Format 1 had the value found in `set` from before the change until it was proven.
+    if record["format"] < FORMAT and entry["set"] == entry["found"]:
+        return None
+    return {entry["set"], *entry.get("earlier", [])}
+
+
+def changed_since(record: Mapping[str, Any], key: str, now: str | None) -> bool:
+    """Return whether a key has a value that neither was found nor comes from this role."""
+    known = ours(record, key)
+    found = record["settings"][key]["found"]
+    return known is not None and now is not None and now != found and now not in known
+
+
+def restack(record: Record, keys: Iterable[str], peers: Mapping[str, Record]) -> set[str]:
+    """Take a lab to the top of the labs that changed keys, before it changes them once more.
+
+    The lab directly above it gets to restore what this one found, and this one, as any that comes
+    last, what it finds now. Returns the paths of the peers to be saved before this record.
+    """
+    heirs = set()
+    for key in keys:
+        heir = hand_over(record, key, peers) if key in record["since"] else None
+        if heir is not None:
+            heirs.add(heir)
+            del record["since"][key], record["settings"][key]
+    return heirs
+
+
+def claim(
+    record: Record,
+    wanted: Mapping[str, str],
+    now: Mapping[str, str],
+    peers: Mapping[str, Record] | None = None,
+) -> list[str]:
+    """Note in a record what is going to be set, before it is; say what others have changed.
+
+    Until `settle` both the old and the new value count as the role's. A value that somebody else
+    has changed since to what is wanted now stays theirs, as one that a lab above has set.
+    """
+    said = []
+    for key, value in wanted.items():
+        if above(record, key, peers or {}) is not None:
+            continue
+        entry = record["settings"][key]
+        known = ours(record, key)
+        if known is None:
+            known = {value} if entry.get("set") is None else {entry["set"], now[key]}
+        elif changed_since(record, key, now[key]):
+            what = f"set to {value}" if now[key] != value else "kept"
+            said.append(
+                f"{key}: found {now[key]}, changed since the tune "
+                f"(set {entry['set']}, found {entry['found']}): {what}"
+            )
+            if now[key] == value:
+                continue
+        earlier = sorted(known - {value})
+        entry["set"] = value
+        if earlier:
+            entry["earlier"] = earlier
+    return said
+
+
+def settle(record: Record) -> None:
+    """Forget the values from before a change that has been proven."""
+    for entry in record["settings"].values():
+        entry.pop("earlier", None)
 
 
 def undo(before: Mapping[str, str | None], root: Path) -> list[str]:
@@ -129,34 +215,61 @@ def apply(
     raise SysctlError(f"{'; '.join(wrong)}{said}; {outcome}")
 
 
-def hand_over(record: Record, key: str, peers: Mapping[str, Record]) -> str | None:
-    """Pass a key's found value on to the next lab that changed it after this one.
-
-    Labs that share a kernel stack their changes. Whoever leaves from the middle of the stack must
-    not touch the value that the labs above rely on: the one directly above gets to restore what
-    this one found. Returns that peer's path, or None where this lab is on top and restores.
-    """
+def above(record: Record, key: str, peers: Mapping[str, Record]) -> str | None:
+    """Return the path of the lab that changed a key next after this one, None on top."""
     later = [
         (peer["since"][key], path)
         for path, peer in peers.items()
         if peer["since"].get(key, 0) > record["since"][key]
     ]
-    if not later:
-        return None
-    path = min(later)[1]
-    peers[path]["settings"][key]["found"] = record["settings"][key]["found"]
+    return min(later)[1] if later else None
+
+
+def hand_over(record: Record, key: str, peers: Mapping[str, Record]) -> str | None:
+    """Pass a key's found value on to the next lab that changed it after this one.
+
+    Labs that share a kernel stack their changes. Whoever leaves from the middle of the stack must
+    not touch the value that the labs above rely on: the one directly above gets to restore what
+    this one found. Where that one found neither this lab's value nor what this lab had found,
+    somebody else had changed it in between, and that is what it is to restore.
+    Returns that peer's path, or None where this lab is on top and restores.
+    """
+    path = above(record, key, peers)
+    if path is not None and not changed_since(record, key, peers[path]["settings"][key]["found"]):
+        peers[path]["settings"][key]["found"] = record["settings"][key]["found"]
     return path
 
 
+def strays(record: Record, peers: Mapping[str, Record], root: Path = PROC_SYS) -> dict[str, str]:
+    """Return one line for each key that somebody else has changed since: a revert keeps it."""
+    said = {}
+    for key in record["since"]:
+        path = above(record, key, peers)
+        now = read_key(key, root) if path is None else peers[path]["settings"][key]["found"]
+        if changed_since(record, key, now):
+            entry = record["settings"][key]
+            said[key] = (
+                f"{key}: kept {now}, changed since the tune "
+                f"(set {entry['set']}, found {entry['found']})"
+            )
+    return said
+
+
 def revert(
-    record: Record, peers: Mapping[str, Record], write: bool, root: Path = PROC_SYS
+    record: Record,
+    peers: Mapping[str, Record],
+    write: bool,
+    root: Path = PROC_SYS,
+    keep: Collection[str] | None = None,
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
     """Put back what was found, and prove it by reading it again.
 
+    keep: keys to leave as they are; where it is None, those that `strays` names.
     Returns ({key: (value before, value after)}, [paths of peers that got a found value]).
     Errors: SysctlError where a key did not take its old value. A key that is gone by now (its
     module was unloaded) has nothing left to put back.
     """
+    keep = strays(record, peers, root) if keep is None else keep
     changed: dict[str, tuple[str, str]] = {}
     heirs = []
     refused = []
@@ -167,7 +280,7 @@ def revert(
             heirs.append(heir)
             continue
         now = read_key(key, root)
-        if now is None or now == found:
+        if now is None or now == found or key in keep:
             continue
         changed[key] = (now, found)
         if write:
@@ -185,14 +298,18 @@ def revert(
 def load_peers(pattern: str, own: str, role: str) -> dict[str, Record]:
     """Return the records of the other labs on this kernel, by path. pattern: a glob, or "".
 
-    Those of an earlier boot don't count: what they set is gone.
+    Those of an earlier boot don't count unless they have a file: what they set is gone.
     """
     if not pattern:
         return {}
     base, _, tail = pattern.partition("*")
     paths = sorted(Path(base).glob("*" + tail)) if Path(base).is_dir() else []
     peers = {str(path): load_record(path, role) for path in paths if str(path) != own}
-    return {path: peer for path, peer in peers.items() if peer.get("boot_id") == boot_id()}
+    return {
+        path: peer
+        for path, peer in peers.items()
+        if peer["files"] or peer.get("boot_id") == boot_id()
+    }
 
 
 def save_peers(peers: Mapping[str, Record], paths: Iterable[str]) -> None:
