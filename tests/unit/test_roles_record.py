@@ -121,6 +121,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "list": (lambda path: path.write_text("[]"), "got a list, expected the record of the role"),
     "number": (lambda path: path.write_text("7"), "got the number 7, expected the record of"),
     "digits": (lambda path: path.write_text("9" * 5000), "Exceeds the limit"),
+    "directory": (Path.mkdir, "not a plain file, expected a record"),
     "pipe": (os.mkfifo, "not a plain file, expected a record"),
     "role": (lambda path: path.write_text('{"role": "x"}'), "role: got the text x, expected the"),
     "shape": (

@@ -157,9 +157,10 @@ def _read_record(path: Path) -> str | None:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a plain file, expected a record")
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("not a plain file, expected a record")
         raw = stream.read(LARGEST + 1)
         if len(raw) > LARGEST:
             size = os.fstat(handle).st_size
