@@ -1,0 +1,92 @@
+"""Playbooks that change hosts: refused under a run on any of them, whoever does not answer."""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+NAME = "connlab-run.0123456789abcdef.lock"
+ABOUT = {"who": "ann@desk\x1b[31m", "run": "R", "since": "2026-11-29T19:15:00Z"}
+Play = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """Run a playbook on three hosts, one of which does not answer, after the check."""
+    for name in ("free", "locked"):
+        (tmp_path / name).mkdir()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    (tmp_path / "hosts.yml").write_text(
+        "servers:\n  hosts:\n"
+        f"    a: {{ansible_connection: local, idle_directories: [{tmp_path}/free]}}\n"
+        f"    b: {{ansible_connection: local, idle_directories: [{tmp_path}/locked]}}\n"
+        f"    c: {{ansible_host: 127.0.0.1, ansible_port: {port}}}\n"
+        f"  vars: {{ansible_python_interpreter: {sys.executable}, lab_substrate: remote}}\n"
+        "underlay:\n  hosts: {localhost: {ansible_connection: local}}\n"
+    )
+    (tmp_path / "change.yml").write_text(
+        f"- import_playbook: {TOP}/playbooks/idle.yml\n"
+        "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
+        f"    - copy: {{content: x, dest: {tmp_path}/changed}}\n"
+    )
+
+    plain = ("-e", "ansible_become=false")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ansible-playbook", "-i", "hosts.yml", "change.yml", *plain, *words],
+            cwd=tmp_path,
+            env={**os.environ, "ANSIBLE_CONFIG": str(TOP / "ansible.cfg"), "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def held(tmp_path: Path, play: Play) -> Iterator[None]:
+    path = tmp_path / "locked" / NAME
+    path.write_text(json.dumps(ABOUT))
+    number = os.open(path, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_SH)
+    yield
+    os.close(number)
+
+
+def test_a_run_on_one_host_keeps_all_from_being_changed(
+    play: Play, held: None, tmp_path: Path
+) -> None:
+    done = play()
+    said = " ".join(done.stdout.split() + done.stderr.split())
+    assert done.returncode != 0
+    assert "host b: a run holds it: ann@desk?[31m, R, since 2026-11-29T19:15:00Z: wait" in said
+    assert not (tmp_path / "changed").exists()
+
+
+def test_a_run_is_passed_over_by_force_and_named(play: Play, held: None, tmp_path: Path) -> None:
+    done = play("-e", "lab_force=true")
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "host b: a run holds it: ann@desk?[31m, R, since 2026-11-29T19:15:00Z: goes on" in said
+    assert (tmp_path / "changed").exists()
+
+
+def test_a_host_that_does_not_answer_holds_nobody_up(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "locked" / NAME).write_text(json.dumps(ABOUT))  # its run has ended
+    done = play()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "UNREACHABLE" in done.stdout + done.stderr
+    assert (tmp_path / "changed").exists()
+    assert not (tmp_path / "locked" / NAME).exists()
