@@ -1,10 +1,12 @@
 """Roles that are killed at any of their writes: a revert and another run heal what is left."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from role_beds import BEDS, MOST_WRITES, Bed, Fuse, install
+from role_beds import BEDS, MOST_WRITES, Bed, Fuse, SysctlBed, install, record_module
 
 Make = Callable[[], Bed]
 
@@ -106,3 +108,39 @@ def test_a_tune_heals_a_revert_killed_at_any_write(make: Make) -> None:
         assert bed.state() == whole.state()
         bed.revert()
         assert bed.state() == found
+
+
+@pytest.mark.parametrize("act", ["revert", "tune"])
+def test_a_process_that_is_killed_between_record_and_values_is_healed(
+    tmp_path: Path, fuse: Fuse, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """With a signal, so that its lock goes with it and nothing is tidied up."""
+    bed = SysctlBed(tmp_path / "host", fuse)
+    found = bed.state()
+    child = os.fork()
+    if not child:
+        try:
+            with record_module.locked(bed.record.parent, 0):
+                # In place of the rename that would end the second write, that of the file.
+                names: list[object] = []
+                replace = os.replace
+
+                def kill_second(source: object, target: object) -> None:
+                    names.append(target)
+                    if len(names) == 2:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    replace(source, target)  # type: ignore[arg-type]
+
+                monkeypatch.setattr(os, "replace", kill_second)
+                bed.tune()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert bed.record.exists()
+    assert (tmp_path / "host" / "etc" / ".connlab-90-x.conf").exists()
+    with record_module.locked(bed.record.parent, 0):
+        if act == "tune":
+            assert bed.tune()["remarks"] == []
+            assert bed.get("net.core.somaxconn") == "10000"
+        bed.revert()
+    assert bed.state() == found
