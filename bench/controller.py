@@ -199,6 +199,10 @@ def _image(state: Path | None) -> dict[str, Any]:
     """The manifest of the image that the lab's hosts run from, if the lab built one."""
     if state is None or not (state / "lab.json").is_file():
         return {}
-    image = Path(json.loads((state / "lab.json").read_text(encoding="utf-8"))["image"])
-    found: dict[str, Any] = json.loads((image / "manifest.json").read_text(encoding="utf-8"))
+    path = state / "lab.json"
+    try:
+        path = Path(json.loads(path.read_text(encoding="utf-8"))["image"]) / "manifest.json"
+        found: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return {"unreadable": f"{path}: {type(error).__name__}: {error}"}
     return found

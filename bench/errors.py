@@ -33,6 +33,15 @@ class LabError(ConnlabError):
     exit_status = 3
 
 
+def brief(value: object) -> str:
+    """A value as it was given, its end left out where it is long."""
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # nested by the thousand; an int of 4,300 digits
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."
+
+
 def refusal(error: ValidationError) -> str:
     """The first thing that a model refuses: field, value, what was expected."""
     first = error.errors(include_url=False)[0]
@@ -46,5 +55,5 @@ def refusal(error: ValidationError) -> str:
         return f"{field}: missing"
     if own is None:
         wordy = r"^(Input should be|\w+ should have) | after validation, not \d+$"
-        own = f"got {first['input']!r}, expected {re.sub(wordy, '', first['msg'])}"
+        own = f"got {brief(first['input'])}, expected {re.sub(wordy, '', first['msg'])}"
     return f"{field}: {own}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import fence, names
-from bench.errors import InputError
+from bench.errors import InputError, brief
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -126,7 +126,7 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
         for name in _members(source, listing, group):
             if not names.safe(name):
                 raise InputError(
-                    f"inventory {source}: host {_brief(name)}: expected a name of {names.EXPECTED}"
+                    f"inventory {source}: host {brief(name)}: expected a name of {names.EXPECTED}"
                     " (its address can be in ansible_host)"
                 )
             groups.setdefault(name, []).append(group)
@@ -155,6 +155,11 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
     substrate = str(first.get("lab_substrate", "remote"))
     kind = ".vm" if substrate == "vm" else ""
     lab_dir, lab_name = str(first.get("lab_dir", "{{")), str(first.get("lab_name", "{{"))
+    if "{{" not in lab_name and not names.safe(lab_name):
+        raise InputError(
+            f"inventory {source}: lab_name: got {brief(lab_name)}, expected a name of "
+            f"{names.EXPECTED}"
+        )
     return Inventory(
         source=source,
         substrate=substrate,
@@ -185,7 +190,7 @@ def _plain(value: Any) -> Any:
 
 def _mapping(source: str, what: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"inventory {source}: {what}: got {_brief(value)}, expected a mapping")
+        raise InputError(f"inventory {source}: {what}: got {brief(value)}, expected a mapping")
     return value
 
 
@@ -200,7 +205,7 @@ def _members(source: str, listing: Mapping[str, Any], group: str) -> list[str]:
             listed = entry.get(key, [])
             if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
                 raise InputError(
-                    f"inventory {source}: group {name}: {key}: got {_brief(listed)}, "
+                    f"inventory {source}: group {name}: {key}: got {brief(listed)}, "
                     "expected a list of names"
                 )
         found |= dict.fromkeys(entry.get("hosts", []))
@@ -218,7 +223,7 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
         if value is None:
             return None
         if isinstance(value, Mapping | list) or not str(value).isprintable():
-            raise InputError(f"{where}: {key}: got {_brief(value)}, expected text in one line")
+            raise InputError(f"{where}: {key}: got {brief(value)}, expected text in one line")
         if "{{" in str(value):
             raise InputError(f"{where}: {key}: got the template {value!r}, expected a literal")
         return str(value)
@@ -226,7 +231,7 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
     def number(key: str, default: int, low: int, high: int) -> int:
         value = text(key) or str(default)
         if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise InputError(f"{where}: {key}: got {_brief(value)}, expected {low} to {high}")
+            raise InputError(f"{where}: {key}: got {brief(value)}, expected {low} to {high}")
         return int(value)
 
     allowed = Allowed(
@@ -284,19 +289,13 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
     )
 
 
-def _brief(value: object) -> str:
-    """A value as it was given, its end left out where it is long."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
 def _reached(where: str, address: str) -> str:
     """Where SSH reaches the host: an IP address, or a name that can be looked up."""
     try:
         address.encode("idna")  # as socket.getaddrinfo() does
     except UnicodeError:
         raise InputError(
-            f"{where}: ansible_host: got {_brief(address)}, expected an address or a host name"
+            f"{where}: ansible_host: got {brief(address)}, expected an address or a host name"
         ) from None
     return address
 

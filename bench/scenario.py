@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import InputError, refusal
+from bench.errors import InputError, brief, refusal
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -175,7 +175,7 @@ def parse_value(value: object) -> object:
     """
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError):  # the latter for a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets in masses
         return value
 
 
@@ -191,9 +191,9 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set: got {text!r}, expected KEY=VALUE")
         try:
             parsed[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # the latter for a date that is none
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # as in parse_value
             raise InputError(
-                f"--set {key.strip()}: got {value!r}, expected a YAML value"
+                f"--set {key.strip()}: got {brief(value)}, expected a YAML value"
             ) from error
     return parsed
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from bench.cli import claims, count, model, plan, runs
-from bench.cli.common import say
+from bench.cli.common import output_failed, say, unwritten
 from bench.errors import InputError
 
 
@@ -42,6 +42,10 @@ class Commands(TyperGroup):
             if message := error.format_message().replace("Value error, ", ""):
                 say(message)
             status = InputError.exit_status
+        except OSError as error:
+            if not output_failed(error):
+                raise
+            status = unwritten(error)
         sys.exit(status)
 
 

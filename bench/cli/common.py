@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -24,6 +26,9 @@ from bench.scenario import Scenario
 RESULTS = Path("results")
 
 Value = TypeVar("Value")
+
+_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)
+"""Of write(2), on a file or a pipe."""
 
 
 class Show(StrEnum):
@@ -59,7 +64,7 @@ def wanted(name: str, overrides: Mapping[str, Any], hosts: Inventory) -> Scenari
     return scenario.load(name, {**fields, **overrides}, scenario.parse_value(hosts.connections))
 
 
-@contextmanager
+@contextlib.contextmanager
 def exit_status(show: Show = Show.auto) -> Iterator[None]:
     """Turn what went wrong into one line and the exit status."""
     INTERRUPTS.say = lambda line: _tell(line, EXIT_STATUS, show)
@@ -70,9 +75,12 @@ def exit_status(show: Show = Show.auto) -> Iterator[None]:
         _fail(str(error), error.exit_status, show)
     except typer.Exit:
         raise
+    except OSError as error:
+        if not output_failed(error):
+            _internal(error, show)
+        raise typer.Exit(unwritten(error)) from error
     except Exception as error:
-        print(units.printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
-        _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
+        _internal(error, show)
     except KeyboardInterrupt as error:
         left = str(error) or "everything that the run opened is closed"
         _fail(f"interrupted; {left}", EXIT_STATUS, show)
@@ -112,12 +120,21 @@ def say(line: str) -> None:
     print(f"connlab: {units.printable(line)}", file=sys.stderr)
 
 
+class Screen(Console):
+    """A console whose end is told as that of any other output."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more. :raises BrokenPipeError: as write(2) does"""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A console that shows text as it is: a bracket or a colon in it is no markup."""
-    return Console(stderr=stderr, width=width, markup=False, emoji=False)
+    return Screen(stderr=stderr, width=width, markup=False, emoji=False)
 
 
 def _tell(line: str, status: int, show: Show) -> None:
+    line = units.printable(line)
     if show is Show.ndjson:
         progress.emit({"event": "error", "exit": status, "message": line})
     else:
@@ -127,3 +144,23 @@ def _tell(line: str, status: int, show: Show) -> None:
 def _fail(line: str, status: int, show: Show) -> NoReturn:
     _tell(line, status, show)
     raise typer.Exit(status)
+
+
+def _internal(error: Exception, show: Show) -> NoReturn:
+    print(units.printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
+    _fail(f"internal error: {type(error).__name__}: {error}", 3, show)
+
+
+def output_failed(error: OSError) -> bool:
+    """Whether it is standard output that failed: what is written elsewhere has a name, and errors
+    of its own."""
+    return error.filename is None and error.errno in _OUTPUT_ERRNOS
+
+
+def unwritten(error: OSError) -> int:
+    """Say that standard output failed, if anybody is there to read it; the exit status."""
+    with contextlib.suppress(OSError, ValueError):  # what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:
+        say(f"standard output: cannot be written: {error.strerror}")
+    return 3

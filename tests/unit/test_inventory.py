@@ -295,3 +295,9 @@ def test_addresses_come_past_no_prefix_by_a_link_or_as_another_family() -> None:
         with pytest.raises(InputError) as caught:
             inventory.from_listing("x", listing(client1=fields))
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "a/b", ".x"])
+def test_a_lab_has_a_name_that_can_be_a_directorys(name: str) -> None:
+    with pytest.raises(InputError, match=r"^inventory x: lab_name: got '.*', expected a name of 1"):
+        inventory.from_listing("x", listing(server1={"lab_name": name}))

@@ -32,17 +32,19 @@ def everything(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/cron.d/x", "../x", "authorized_keys", "ss_s/../../x", "", "meminfo\0", ".meminfo"],
+    ["{}/x", "../x", "authorized_keys", "ss_s/../../x", "", "meminfo\0", ".meminfo"],
 )
 def test_texts_have_names_of_the_closed_list_alone(store: Store, name: str) -> None:
+    name = name.format(store.root.parent)
     run_id, folder = store.create("million", NOW)
     with pytest.raises(LabError, match=r"^host h: evidence .*: expected one of ss_s, sockstat, "):
         store.write_raw(run_id, "h", "peak", {"meminfo": "x", name: "x"})
     assert everything(folder) == set()
 
 
-@pytest.mark.parametrize("name", ["../../x", "/x", "", "..", ".ssh", "-h", "a/b", "a b"])
+@pytest.mark.parametrize("name", ["../../x", "{}/x", "", "..", ".ssh", "-h", "a/b", "a b"])
 def test_host_phase_and_scenario_are_names(store: Store, name: str) -> None:
+    name = name.format(store.root.parent)
     run_id, folder = store.create("million", NOW)
     with pytest.raises(LabError, match=r"^evidence of .*: expected a name: 1 to 253 of the char"):
         store.write_raw(run_id, name, "peak", {"meminfo": "x"})
@@ -80,8 +82,9 @@ def test_texts_stay_as_printed(store: Store) -> None:
     assert found == texts
 
 
-@pytest.mark.parametrize("run_id", ["../../x", "/etc", ".", "..", "", "a/b", "-x", "x\n"])
+@pytest.mark.parametrize("run_id", ["../../x", "{}", ".", "..", "", "a/b", "-x", "x\n"])
 def test_run_ids_that_a_user_gives_are_names(store: Store, run_id: str) -> None:
+    run_id = run_id.format(store.root.parent)
     store.root.mkdir()
     with pytest.raises(InputError, match=r"^run: got .*, expected a run in "):
         store.load(run_id)
