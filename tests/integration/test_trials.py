@@ -13,6 +13,7 @@ from agents import running, until
 from beds import Bed
 
 from bench import trials as controller
+from bench.agent.trials import journal
 from bench.errors import LabError
 from bench.trials import Trials
 
@@ -184,13 +185,141 @@ def test_guards_of_one_controller_do_not_refuse_one_another(bed: Bed, tmp_path: 
     assert not locks(bed)
 
 
-def test_a_guard_that_was_killed_is_in_nobodys_way(bed: Bed) -> None:
+FILE = "/etc/security/limits.d/zz-connlab-test.conf"
+LINE = "nobody hard nofile 64\n"
+
+
+def kill_guard(bed: Bed, **args) -> None:
+    """Have a guard change the client, and kill it: it puts nothing back."""
     with Trials(bed.connect) as made:
-        guard(made, bed, sysctl={KEY: "7"})
+        guard(made, bed, **args)
         os.kill(bed.agent_pid("client"), signal.SIGKILL)
         assert until(lambda: not running(bed.agent_pid("client")))
         shutil.rmtree(Path(bed.links["client"].paths[0]).parent)  # it could not do that itself
+
+
+@pytest.fixture
+def no_file():
+    Path(FILE).unlink(missing_ok=True)
+    yield
+    Path(FILE).unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("no_file")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sysctl": {KEY: "7"}},
+        {"sysctl": {KEY: "7", "net.ipv4.tcp_tw_reuse": "0"}},
+        {"tables": {"inet connlab_test": "chain c { }"}},
+        {"files": {FILE: LINE}},
+        {"sysctl": {KEY: "7"}, "tables": {"ip connlab_test": ""}, "files": {FILE: LINE}},
+    ],
+    ids="-".join,
+)
+def test_the_next_guard_puts_back_what_one_that_was_killed_has_left(change, bed: Bed) -> None:
+    before = state(bed)
+    kill_guard(bed, **change)
+    assert state(bed) != before
     with Trials(bed.connect) as made:
-        assert guard(made, bed, sysctl={KEY: "9"}).first["found"] == {KEY: "7"}
-    assert found(bed) == "7"
-    assert not locks(bed)
+        first = guard(made, bed, sysctl={KEY: "9"}).first["found"]
+        assert first == {KEY: before[0]}
+        assert state(bed) == ("9", *before[1:])
+    assert state(bed) == before
+    assert not locks(bed) and not journals()
+
+
+def state(bed: Bed) -> tuple[str, ...]:
+    """What the guards of these tests change."""
+    reuse = bed.net.run("client", "sysctl", "-n", "net.ipv4.tcp_tw_reuse").strip()
+    tables = bed.net.run("client", "nft", "list", "tables")
+    return found(bed), reuse, tables, str(Path(FILE).exists())
+
+
+def journals() -> list[Path]:
+    return list(Path(journal.FOLDER).glob("*"))
+
+
+def test_a_guard_that_is_refused_half_way_leaves_no_journal(trials: Trials, bed: Bed) -> None:
+    with pytest.raises(LabError, match=r"sysctl: got kernel\.panic"):
+        guard(trials, bed, sysctl={KEY: "7", "kernel.panic": "1"})
+    assert not journals()
+
+
+def test_guards_within_one_another_that_were_killed_go_back_in_order(
+    bed: Bed, tmp_path: Path
+) -> None:
+    before = found(bed)
+    with Trials(bed.connect) as outer, Trials(bed.connect) as inner:
+        host = bed.inventory().hosts["client"]
+        pids = []
+        for made, value in ((outer, "7"), (inner, "9")):
+            made.guard(host, sysctl={KEY: value})
+            pids.append(bed.agent_pid("client"))
+            shutil.rmtree(Path(bed.links["client"].paths[0]).parent)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert until(lambda: not any(map(running, pids)))
+    assert found(bed) == "9"
+    with Trials(bed.connect) as made:
+        assert guard(made, bed, sysctl={KEY: "11"}).first["found"] == {KEY: before}
+    assert found(bed) == before
+    assert not locks(bed) and not journals()
+
+
+def test_a_guard_puts_back_its_own_value_where_one_within_it_was_killed(bed: Bed) -> None:
+    before = found(bed)
+    host = bed.inventory().hosts["client"]
+    with Trials(bed.connect) as outer:
+        outer.guard(host, sysctl={KEY: "7"})
+        with Trials(bed.connect) as inner:
+            inner.guard(host, sysctl={KEY: "9"})
+            os.kill(bed.agent_pid("client"), signal.SIGKILL)
+            assert until(lambda: not running(bed.agent_pid("client")))
+            shutil.rmtree(Path(bed.links["client"].paths[0]).parent)
+        assert found(bed) == "9"
+    assert found(bed) == before
+    assert not journals()
+
+
+def test_what_an_administrator_has_changed_meanwhile_is_kept_and_named(bed: Bed) -> None:
+    line = rf"^host client: not put back: sysctl {KEY}: expected 7, as an exp.* found 33: kept$"
+    with pytest.raises(LabError, match=line), Trials(bed.connect) as made:
+        guard(made, bed, sysctl={KEY: "7"})
+        bed.net.run("client", "sysctl", "-qw", f"{KEY}=33")
+    assert found(bed) == "33"
+    assert not journals()
+
+
+@pytest.mark.usefixtures("no_file")
+def test_healing_keeps_what_an_administrator_has_changed_since(bed: Bed) -> None:
+    kill_guard(
+        bed,
+        sysctl={KEY: "7", "net.ipv4.tcp_tw_reuse": "0"},
+        tables={"inet connlab_test": ""},
+        files={FILE: LINE},
+    )
+    bed.net.run("client", "sysctl", "-qw", f"{KEY}=33")
+    bed.net.run("client", "nft", "delete table inet connlab_test; add table inet connlab_test")
+    Path(FILE).write_text("somebody else's\n")
+    with Trials(bed.connect) as made:
+        guard(made, bed, sysctl={"net.ipv4.tcp_retries2": "9"})
+    assert found(bed) == "33"
+    assert "connlab_test" in bed.net.run("client", "nft", "list", "tables")
+    assert Path(FILE).read_text() == "somebody else's\n"
+    assert state(bed)[1] == "2"  # what nobody else has changed went back
+    assert not journals()
+
+
+def test_another_network_namespace_is_left_alone(bed: Bed) -> None:
+    kill_guard(bed, sysctl={KEY: "7"})
+    bed.net.run("server", "sysctl", "-qw", f"{KEY}=7")
+    with Trials(bed.connect) as made:
+        server = bed.inventory().hosts["server"]
+        made.begin(server, "guard", sysctl={"net.ipv4.tcp_tw_reuse": "0"})
+    assert (found(bed), found(bed, "server")) == ("7", "7")
+    assert len(journals()) == 1
+    with Trials(bed.connect) as made:
+        guard(made, bed)
+    assert found(bed) != "7"
+    assert not journals()

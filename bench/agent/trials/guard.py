@@ -3,80 +3,119 @@
 For what an experiment needs for seconds: the tuning roles are for what is to stay. Runs as root.
 Each step names what to set; the answer says what was found. Whatever ends the process, what was
 changed goes back in reverse order. Until then no other controller's guard may change the same.
+
+What a guard that was killed has left is put back by the next one, before it changes anything
+(:mod:`bench.agent.trials.journal`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import subprocess
 from typing import Any, Callable, Dict, Iterator, List
 
-from bench.agent import about, probe
+from bench.agent import probe
 from bench.agent.stage import SIGNALS, Misuse, Stage
+from bench.agent.trials import journal
+from bench.agent.trials.journal import Change, Journal
 from bench.agent.trials.locks import Locks, namespace
-
-KEYS = re.compile(
-    r"net\.(ipv4|ipv6|core|netfilter)(\.[a-z0-9_-]+)+\Z"
-    r"|fs\.(file-max|nr_open|epoll\.max_user_watches)\Z"
-)
-"""Kernel parameters that may be changed: those that experiments are about, each by one name."""
-
-FOLDER = "/etc/security/limits.d/"
-"""Where files may be made: pam_limits(8) reads them at each login."""
-
-TABLE = re.compile(r"(ip|ip6|inet) connlab_[a-z_]+\Z")
-"""nftables tables that may be made (nft(8)): family and name."""
 
 
 class Settings:
     """What has been changed, and how it goes back.
 
-    Each change raises :class:`bench.agent.stage.Misuse` for what may not be changed, or not now.
+    Each change raises :class:`bench.agent.stage.Misuse` for what may not be changed, or not now,
+    and OSError for what cannot be, also where it cannot be written down first.
     """
 
     def __init__(self, owner: str = "") -> None:
         """``owner``: whose settings may be changed once more (:mod:`bench.agent.trials.locks`)."""
         self._undo: List[Callable[[], None]] = []
         self._locks = Locks(owner)
+        self._journal = Journal(owner)
+
+    def heal(self) -> List[str]:
+        """Put back what guards that were killed have left; returns what others have changed since.
+
+        :raises OSError: if something cannot be put back, or a journal is none of a guard's.
+        """
+        with _whole():
+            outcome = journal.heal()
+        if outcome.failed:
+            raise OSError(f"left by an earlier experiment: {'; '.join(outcome.failed)}")
+        return outcome.kept
 
     def sysctl(self, key: str, value: str) -> str:
         """Set a kernel parameter and read it back; returns the value found before."""
-        if not KEYS.match(key):
+        if not journal.KEYS.match(key):
             raise Misuse(f"sysctl: got {key}, expected a key of net.* or of the limits of fs.*")
-        path = about.sysctl_path(key)
+        if not journal.VALUE.match(value):
+            raise Misuse(f"sysctl {key}: got {value!r}, expected one line of ASCII")
+        path = journal.sysctl_path(key)
         self._take(f"sysctl {key}", namespace() if key.startswith("net.") else "kernel")
         found = probe.text(path).strip()
         with _whole():
-            self._undo.append(lambda: _write(path, found))
+            self._note(Change("sysctl", key, found, value))
             _write(path, value)
-        now = probe.text(path).split()
-        if now != value.split():
-            raise Misuse(f"sysctl {key}: got {' '.join(now)} after a write of {value}")
+            now = " ".join(probe.text(path).split())
+            sticks = now == " ".join(value.split())
+            if not sticks:
+                self._note(Change("sysctl", key, found, now))
+        if not sticks:
+            raise Misuse(f"sysctl {key}: got {now} after a write of {value}")
         return found
 
     def table(self, name: str, body: str) -> None:
         """Make an nftables table; one of that name must not be there."""
-        if not TABLE.match(name):
+        if not journal.TABLE.match(name):
             raise Misuse(f"table: got {name!r}, expected FAMILY connlab_NAME")
-        nft = probe.tool("nft")
         self._take(f"table {name}", namespace())
         with _whole():
-            _run([nft, "-f", "-"], f"create table {name}\ntable {name} {{\n{body}\n}}\n")
-            self._undo.append(lambda: _run([nft, "delete", "table", *name.split()]))
+            change = self._journal.note(Change("table", name))
+            journal.make_table(name, body, self._journal.token)
+            self._undo.append(lambda: self._remove(change))
 
     def file(self, path: str, text: str) -> None:
         """Make a file that is not there yet."""
-        if not path.startswith(FOLDER) or "/" in path[len(FOLDER) :]:
-            raise Misuse(f"file: got {path}, expected one in {FOLDER}")
+        data = text.encode()
+        change = Change("file", path, set=journal.digest(data))
+        if not journal.permitted(change):
+            raise Misuse(f"file: got {path}, expected one in {journal.LIMITS}")
+        if len(data) > journal.SIZE:
+            raise Misuse(f"file {path}: got {len(data)} bytes, expected {journal.SIZE} at most")
         self._take(f"file {path}", "files")
         with _whole():
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            self._undo.append(lambda: os.unlink(path))
-        with open(made, "w", encoding="utf-8") as file:
-            file.write(text)
+            self._journal.note(change)
+            journal.make_file(path, data, self._journal.token)
+            self._undo.append(lambda: self._revert(change))
+
+    def _note(self, change: Change) -> None:
+        """Write a change down, and have it undone in its turn."""
+        self._journal.note(change)
+        self._undo.append(lambda: self._revert(change))
+
+    def _revert(self, change: Change) -> None:
+        """Undo a change. :raises journal.Kept: if it is no more as it was set."""
+        token = self._journal.token
+        try:
+            journal.undo(change, token)
+        except journal.Kept:
+            # A guard within this one may have been killed: what it has set goes first.
+            with contextlib.suppress(OSError):
+                journal.heal()
+            journal.undo(change, token)
+
+    def _remove(self, change: Change) -> None:
+        """Remove a table. :raises journal.Kept: if it is gone, or another's, in nft's words."""
+        token = self._journal.token
+        try:
+            journal.remove_table(change.name, token)
+        except OSError as error:
+            with contextlib.suppress(journal.Kept):
+                if journal.undo(change, token, write=False):
+                    raise
+            raise journal.Kept(str(error)) from None
 
     def _take(self, what: str, scope: str) -> None:
         with _whole():
@@ -84,15 +123,21 @@ class Settings:
 
     def put_back(self) -> List[str]:
         """Undo everything, last first; returns what could not be."""
-        failed = []
+        kept, failed = [], []
         with _whole():
             while self._undo:
                 try:
                     self._undo.pop()()
+                except journal.Kept as reason:
+                    kept.append(str(reason))
                 except (OSError, probe.Unreadable) as error:
                     failed.append(str(error))
+            if failed:  # the next guard, or the revert, tries again
+                self._journal.abandon()
+            else:
+                self._journal.close()
             self._locks.give_back()
-        return failed
+        return failed + kept
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
@@ -103,6 +148,8 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     ``owner`` names the controller to other guards of its own: those may change the same once more.
     """
     settings = Settings(str(args.get("owner", "")))
+    for line in settings.heal():
+        os.write(2, f"{line}\n".encode())
     try:
         step: Dict[str, Any] = args
         while True:
@@ -139,10 +186,3 @@ def _whole() -> Iterator[None]:
 def _write(path: str, value: str) -> None:
     with open(path, "w", encoding="ascii") as file:
         file.write(value + "\n")
-
-
-def _run(argv: List[str], text: str = "") -> None:
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise OSError(0, f"{os.path.basename(argv[0])}: {said[0]}")

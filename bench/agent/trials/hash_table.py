@@ -87,6 +87,7 @@ def _one(entries: int, connections: int, echoes: int) -> Dict[str, Any]:
     pid = 0
     try:
         try:
+            settings.heal()
             settings.sysctl(KEY, str(entries))
         except (OSError, probe.Unreadable) as error:
             raise CannotMake(f"{KEY} cannot be set ({error})") from error
