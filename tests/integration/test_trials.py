@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from bench.agent.trials import journal
 from bench.errors import LabError
 from bench.trials import Trials
 
+ROOT = Path(__file__).parents[2]
 KEY = "net.ipv4.tcp_fin_timeout"
 
 
@@ -226,7 +230,7 @@ def test_the_next_guard_puts_back_what_one_that_was_killed_has_left(change, bed:
         assert first == {KEY: before[0]}
         assert state(bed) == ("9", *before[1:])
     assert state(bed) == before
-    assert not locks(bed) and not journals()
+    assert not locks(bed) and not journals(bed)
 
 
 def state(bed: Bed) -> tuple[str, ...]:
@@ -236,14 +240,17 @@ def state(bed: Bed) -> tuple[str, ...]:
     return found(bed), reuse, tables, str(Path(FILE).exists())
 
 
-def journals() -> list[Path]:
-    return list(Path(journal.FOLDER).glob("*"))
+def journals(bed: Bed, host: str = "client") -> list[Path]:
+    """Journals of guards in a host's network namespace."""
+    command = "from bench.agent.trials.journal import network; print(network())"
+    here = bed.net.run(host, "env", f"PYTHONPATH={ROOT}", sys.executable, "-c", command).strip()
+    return [path for path in Path(journal.FOLDER).glob("*") if f'"{here}"' in path.read_text()]
 
 
 def test_a_guard_that_is_refused_half_way_leaves_no_journal(trials: Trials, bed: Bed) -> None:
     with pytest.raises(LabError, match=r"sysctl: got kernel\.panic"):
         guard(trials, bed, sysctl={KEY: "7", "kernel.panic": "1"})
-    assert not journals()
+    assert not journals(bed)
 
 
 def test_guards_within_one_another_that_were_killed_go_back_in_order(
@@ -264,7 +271,7 @@ def test_guards_within_one_another_that_were_killed_go_back_in_order(
     with Trials(bed.connect) as made:
         assert guard(made, bed, sysctl={KEY: "11"}).first["found"] == {KEY: before}
     assert found(bed) == before
-    assert not locks(bed) and not journals()
+    assert not locks(bed) and not journals(bed)
 
 
 def test_a_guard_puts_back_its_own_value_where_one_within_it_was_killed(bed: Bed) -> None:
@@ -279,7 +286,7 @@ def test_a_guard_puts_back_its_own_value_where_one_within_it_was_killed(bed: Bed
             shutil.rmtree(Path(bed.links["client"].paths[0]).parent)
         assert found(bed) == "9"
     assert found(bed) == before
-    assert not journals()
+    assert not journals(bed)
 
 
 def test_what_an_administrator_has_changed_meanwhile_is_kept_and_named(bed: Bed) -> None:
@@ -288,7 +295,7 @@ def test_what_an_administrator_has_changed_meanwhile_is_kept_and_named(bed: Bed)
         guard(made, bed, sysctl={KEY: "7"})
         bed.net.run("client", "sysctl", "-qw", f"{KEY}=33")
     assert found(bed) == "33"
-    assert not journals()
+    assert not journals(bed)
 
 
 @pytest.mark.usefixtures("no_file")
@@ -308,7 +315,7 @@ def test_healing_keeps_what_an_administrator_has_changed_since(bed: Bed) -> None
     assert "connlab_test" in bed.net.run("client", "nft", "list", "tables")
     assert Path(FILE).read_text() == "somebody else's\n"
     assert state(bed)[1] == "2"  # what nobody else has changed went back
-    assert not journals()
+    assert not journals(bed)
 
 
 def test_another_network_namespace_is_left_alone(bed: Bed) -> None:
@@ -318,8 +325,57 @@ def test_another_network_namespace_is_left_alone(bed: Bed) -> None:
         server = bed.inventory().hosts["server"]
         made.begin(server, "guard", sysctl={"net.ipv4.tcp_tw_reuse": "0"})
     assert (found(bed), found(bed, "server")) == ("7", "7")
-    assert len(journals()) == 1
+    assert len(journals(bed)) == 1
     with Trials(bed.connect) as made:
         guard(made, bed)
     assert found(bed) != "7"
-    assert not journals()
+    assert not journals(bed)
+
+
+@pytest.mark.usefixtures("no_file")
+def test_a_revert_puts_back_what_a_guard_that_was_killed_has_left(bed: Bed) -> None:
+    before = state(bed)
+    kill_guard(bed, sysctl={KEY: "7"}, tables={"inet connlab_test": ""}, files={FILE: LINE})
+    left = state(bed)
+    assert revert(bed, "--check")["changed"]
+    assert state(bed) == left and journals(bed)
+    reverted = revert(bed)
+    assert reverted["healed"] == [
+        f"file {FILE}",
+        "table inet connlab_test",
+        f"sysctl {KEY}",
+    ]
+    assert state(bed) == before and not journals(bed)
+    assert not revert(bed)["changed"]
+
+
+def test_a_revert_names_what_somebody_else_has_changed_since(bed: Bed) -> None:
+    kill_guard(bed, sysctl={KEY: "7"})
+    bed.net.run("client", "sysctl", "-qw", f"{KEY}=33")
+    assert revert(bed)["msg"] == (
+        f"host client: guard: sysctl {KEY}: expected 7, as an experiment set it, found 33: kept"
+    )
+    assert found(bed) == "33" and not journals(bed)
+
+
+def revert(bed: Bed, *words: str) -> dict:
+    """What the module of the role guard says on the client."""
+    command = ["ansible", "all", "-i", "client,", "-c", "local", "-m", "connlab_guard"]
+    command += ["-a", "host=client", "-e", f"ansible_python_interpreter={sys.executable}", *words]
+    role = ROOT / "roles" / "guard"
+    settings = {
+        "ANSIBLE_LIBRARY": str(role / "library"),
+        "ANSIBLE_MODULE_UTILS": str(role / "module_utils"),
+        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.oneline",
+        "LC_ALL": "C.UTF-8",
+    }
+    done = subprocess.run(
+        [*bed.net.enter("client"), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **settings},
+    )
+    return json.loads(done.stdout[done.stdout.index("{") :])

@@ -1,0 +1,51 @@
+#!/usr/bin/python
+"""Ansible module: put back what experiments that were killed have left on a host."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.connlab_journal import heal
+
+DOCUMENTATION = r"""
+module: connlab_guard
+short_description: Put back what experiments that were killed have left
+description:
+  - Undoes the changes in the journals of guards that are gone, the latest first. What others have
+    changed since is kept and named, as a failure.
+  - In check mode it says what it would put back.
+options:
+  host: {type: str, required: true, description: [Name of the host, for messages.]}
+author: [connlab]
+"""
+EXAMPLES = r"""
+- name: Put back what guards that were killed have left
+  connlab_guard:
+    host: "{{ inventory_hostname }}"
+"""
+RETURN = r"""
+healed: {type: list, elements: str, returned: always, description: [What was put back.]}
+"""
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={"host": {"type": "str", "required": True}}, supports_check_mode=True
+    )
+    host = module.params["host"]
+    try:
+        outcome = heal(write=not module.check_mode)
+    except OSError as error:
+        module.fail_json(msg=f"host {host}: guard: {error}")
+    if outcome.kept or outcome.failed:
+        said = "; ".join([*outcome.failed, *outcome.kept])
+        module.fail_json(msg=f"host {host}: guard: {said}", healed=outcome.healed)
+    diff = [
+        {"before_header": each, "after_header": each, "before": "set\n", "after": ""}
+        for each in outcome.healed
+    ]
+    module.exit_json(changed=bool(outcome.healed), healed=outcome.healed, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../../../bench/agent/trials/journal.py
