@@ -75,6 +75,8 @@ def main() -> None:
         module.exit_json(**Image(module.params, module.check_mode).ensure())
     except RecipeError as failure:
         module.fail_json(msg=f"lab_image: {failure}")
+    except OSError as failure:
+        module.fail_json(msg=f"lab_image: {failure.filename}: {failure.strerror}")
 
 
 if __name__ == "__main__":

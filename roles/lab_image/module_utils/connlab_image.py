@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Sequence
@@ -41,6 +42,10 @@ DISK_MIB = 3072
 BUILD_MIB = {False: 500, True: 1000}
 """Disk that a build takes at its peak, without and with a kernel, MiB: found were 393 and 778."""
 
+PRIVATE = 0o700
+"""Mode of what others may not enter: hosts' files have setuid programs, as old as the image, and
+whatever a host's root puts there is run by this machine's kernel."""
+
 BUILD_LIMIT = 1800
 """Seconds for a build, and for another one that is under way: slow mirrors are still mirrors."""
 
@@ -65,9 +70,10 @@ class Image:
         keys_missing = [name for name in self._key_files() if not (self.ssh / name).is_file()]
         if keys_missing and self.check_mode:
             return {"changed": True, "path": "", "hash": "", "removed": []}
+        changed = self._close_off()
         if keys_missing:
             self._make_keys()
-        changed = bool(keys_missing)
+        changed |= bool(keys_missing)
         changed |= self._write_known_hosts(addresses)
         recipe = self._recipe()
         name = recipe_hash(recipe)
@@ -93,9 +99,42 @@ class Image:
             for suffix in ("", ".pub")
         ]
 
+    def _close_off(self) -> bool:
+        """Keep others out of the lab's state, and all but root out of hosts' files.
+
+        The owner of the checkout runs virtual machines from an image's directory, but has no way
+        into the tree beside the disk. What is there already is closed off too. Returns whether
+        something was, or would be, changed.
+        """
+        if not self.check_mode:
+            for directory in (self.lab, self.ssh, self.images):
+                directory.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        wanted = dict.fromkeys((self.lab, self.ssh, self.images), PRIVATE)
+        images = [*self.images.glob("[0-9a-f]*"), *self.images.glob(".build-*")]
+        trees = [image / "rootfs" for image in images]
+        wanted.update(dict.fromkeys([*trees, *self.lab.glob("*/hosts")], PRIVATE))
+        keys = [self.ssh / name for name in self._key_files() if not name.endswith(".pub")]
+        wanted.update(dict.fromkeys(keys, 0o600))
+        return any([self._limit(path, mode) for path, mode in wanted.items()])
+
+    def _limit(self, path: Path, mode: int) -> bool:
+        """Give a path its mode; returns whether it had another. Another user's stays as it is."""
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # it is not there, is a link, or is not ours to look at
+            return False
+        try:
+            about = os.fstat(handle)
+            ours = os.geteuid() in (0, about.st_uid)
+            if not ours or stat.S_IMODE(about.st_mode) == mode:
+                return False
+            if not self.check_mode:
+                os.fchmod(handle, mode)
+            return True
+        finally:
+            os.close(handle)
+
     def _make_keys(self) -> None:
-        self.ssh.mkdir(parents=True, exist_ok=True)
-        self.ssh.chmod(0o700)
         for name, comment in (("id_ed25519", "connlab"), ("ssh_host_ed25519_key", "connlab-host")):
             key, public = self.ssh / name, self.ssh / f"{name}.pub"
             if key.is_file() and public.is_file():
@@ -160,7 +199,6 @@ class Image:
                 "building the image needs root: run sudo make vm-setup once, or as root "
                 "ansible-playbook playbooks/create.yml -e lab_vm_state=prepared"
             )
-        self.images.mkdir(parents=True, exist_ok=True)
         with (self.images / ".lock").open("w") as lock:
             self._wait_for(lock.fileno())
             if (path / "manifest.json").is_file():
@@ -173,13 +211,16 @@ class Image:
             self._check_space()
             started = time.monotonic()
             work = self.images / f".build-{path.name}"
-            work.mkdir(mode=0o755)
+            work.mkdir(mode=PRIVATE)
             try:
                 self._bootstrap(recipe, work, lock.fileno())
                 if self.params["kernel"]:
                     self._pack(work)
                 self._write_manifest(recipe, work, started)
                 (work / "sources.list").unlink()
+                # Not before it is packed: the disk's root has the mode of the tree's.
+                (work / "rootfs").chmod(PRIVATE)
+                work.chmod(0o755)
                 work.rename(path)
             finally:
                 if work.exists():

@@ -15,22 +15,35 @@ from ansible.module_utils.connlab_layout import LabError
 RUN = Path("/run/connlab")
 """What labs note about this machine: owners, and limits as they were found."""
 
+LIMIT = 60.0
+"""Seconds for a command: those of the lab take milliseconds."""
 
-def run(*command: str | Path, check: bool = True, text: str | None = None) -> str:
+
+def run(
+    *command: str | Path, check: bool = True, text: str | None = None, limit: float = LIMIT
+) -> str:
     """Output of a command.
 
     :param text: its standard input.
-    :raises LabError: if it fails and check is set.
+    :param limit: seconds that it may take.
+    :raises LabError: if it fails and check is set, takes too long, or is not there.
     """
-    done = subprocess.run(
-        command,
-        input=text,
-        stdin=None if text is not None else subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            stdin=None if text is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+    except subprocess.TimeoutExpired:
+        words = " ".join(str(word) for word in command)
+        raise LabError(f"{words}: not done within {limit:g} s") from None
+    except FileNotFoundError as missing:
+        raise LabError(f"{missing.filename}: not installed") from None
     if done.returncode and check:
         said = " / ".join(done.stderr.split("\n")).strip(" /") or f"exit {done.returncode}"
         raise LabError(f"{' '.join(str(word) for word in command)}: {said}")
@@ -44,6 +57,22 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
     fresh.write_text(text)
     fresh.chmod(mode)
     fresh.replace(path)
+
+
+def private(path: Path) -> None:
+    """Make a directory that only its owner enters, or make one so.
+
+    Hosts' files have setuid programs, and whatever a host's root puts there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() in (0, path.stat().st_uid):
+        path.chmod(0o700)
+
+
+def is_private(path: Path) -> bool:
+    """Whether only its owner enters a directory."""
+    return path.is_dir() and path.stat().st_mode & 0o7777 == 0o700
 
 
 def read(path: Path) -> str:

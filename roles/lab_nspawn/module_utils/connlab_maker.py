@@ -89,6 +89,7 @@ class Maker:
             base.read(state / "lab.json") == self._lab_json()
             and base.read(state / "etc-hosts") == hosts_file(self.lab)
             and self.site.owner() == self.site.directory
+            and base.is_private(state / "hosts")
         )
 
     def check_prefix(self) -> None:
@@ -160,7 +161,8 @@ class Maker:
         limits.mark_nspawn()
         limits.allow_inotify({cgroup_name(self.lab.name, host.name) for host in self.lab.hosts})
         base.write(self.site.owner_file, f"{self.site.directory}\n")
-        self.site.state.mkdir(parents=True, exist_ok=True)
+        base.private(self.site.directory)
+        base.private(self.site.state / "hosts")
         base.write(self.site.state / "lab.json", self._lab_json())
         # In place: running hosts have this very inode bound to their /etc/hosts.
         (self.site.state / "etc-hosts").write_text(hosts_file(self.lab))

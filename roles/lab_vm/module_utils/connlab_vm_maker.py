@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils import connlab_vm_qemu as qemu
-from ansible.module_utils.connlab_base import read, run, write
+from ansible.module_utils.connlab_base import private, read, run, write
 from ansible.module_utils.connlab_files import last_words
 from ansible.module_utils.connlab_layout import LabError
 from ansible.module_utils.connlab_plan import Plan
@@ -71,6 +71,8 @@ class Maker:
         for name in plan.wipe:
             shutil.rmtree(site.directory(name))
         starting = [vm for vm in self.fleet.vms if vm.name in plan.start]
+        # Whoever reaches a monitor's socket has the machine, and a disk has the hosts' key.
+        private(site.state / "hosts")
         # By its image a run knows which packages it was made with.
         about = {"name": self.fleet.name, "image": str(self.image)}
         write(self.site.state / "lab.json", json.dumps(about) + "\n")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ansible.module_utils import connlab_vm_qemu as qemu
-from ansible.module_utils.connlab_base import read
+from ansible.module_utils.connlab_base import private, read
 from ansible.module_utils.connlab_layout import LabError, check_name
 from ansible.module_utils.connlab_vm_plan import Found
 
@@ -62,7 +62,7 @@ class Site:
 @contextlib.contextmanager
 def locked(directory: Path, name: str, limit: float) -> Iterator[None]:
     """Hold a lab's lock. :raises LabError: if another create or destroy holds it for too long."""
-    directory.mkdir(parents=True, exist_ok=True)
+    private(directory)
     deadline = time.monotonic() + limit
     # On the directory itself, so that no file stays behind; labs of one checkout take turns.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
