@@ -23,14 +23,17 @@ def login(user: str) -> Dict[str, Any]:
 
     Both are None if there was no session; ``said`` is why.
     """
-    done = subprocess.run(
-        [probe.tool("su"), "-s", "/bin/sh", "-c", "cat /proc/self/limits", user],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [probe.tool("su"), "-s", "/bin/sh", "-c", "cat /proc/self/limits", user],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"login of {user}: no end within {PATIENCE:g} s") from None
     found = hard_limits(done.stdout)
     said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     return {

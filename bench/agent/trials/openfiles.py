@@ -9,8 +9,10 @@ import ctypes
 import errno
 import os
 import resource
+import select
 import subprocess
 import sys
+import time
 from typing import Any, Dict, List, Tuple
 
 from bench.agent import probe
@@ -105,12 +107,8 @@ def together(processes: int, most: int) -> List[Tuple[int, str]]:
                     text=True,
                 )
             )
-        told = []
-        for child in children:
-            assert child.stdout
-            number, _, refused = child.stdout.readline().strip().partition(" ")
-            told.append((int(number), refused))
-        return told
+        ends = time.monotonic() + PATIENCE
+        return [_told(child, ends) for child in children]
     finally:
         for child in children:
             if child.stdin:
@@ -122,6 +120,18 @@ def together(processes: int, most: int) -> List[Tuple[int, str]]:
                 child.wait()
             if child.stdout:
                 child.stdout.close()
+
+
+def _told(child: subprocess.Popen[str], ends: float) -> Tuple[int, str]:
+    """What a process has open and why no more. :raises OSError: if it does not tell in time."""
+    assert child.stdout
+    ready, _, _ = select.select([child.stdout], [], [], max(0.0, ends - time.monotonic()))
+    if not ready:
+        raise OSError(f"process {child.pid}: did not tell what it opened within {PATIENCE:g} s")
+    number, _, refused = child.stdout.readline().strip().partition(" ")
+    if not number:
+        raise OSError(f"process {child.pid}: ended before it told what it opened")
+    return int(number), refused
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
