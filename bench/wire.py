@@ -29,6 +29,11 @@ echo       mode: sample|all|fresh (those that the last ramp       echoed {asked,
 round      number: from 1; mode: pipelined|sequential; sample:    rounded (:class:`Rounded`)
            int, 0 = all; window: under way at a time in a worker
            that is pipelined; patience_ms
+churn      rate: connections a second for the agent, seconds;     churned (:class:`Churned`)
+           closes held ones by RST and opens the same four-tuples
+           again; ``halt`` ends it early
+memory     (none)                                                 memory {pss_kib}, as in
+                                                                  :class:`Collected`
 verify     (none); looks at every held socket                     verified {alive, dead}
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
 status     (none)                                                 status {held, errors,
@@ -294,6 +299,20 @@ class Rounded(TypedDict):
     """Of the right answers, from before write(2) until read: buckets' counts."""
     cpu_seconds: float
     """That the agent and its workers spent meanwhile, user and system."""
+
+
+class Churned(TypedDict):
+    """End of a time of churn: what was closed is open again or lost."""
+
+    event: str
+    closed: int
+    opened: int
+    lost: int
+    """Not open again: given up after the last retry, or because of ``halt``."""
+    errors: Dict[str, int]
+    latency: Dict[str, int]
+    """Of the new connections, from connect(2) to established: buckets' counts."""
+    seconds: float
 
 
 class Collected(TypedDict):

@@ -20,7 +20,8 @@ FULL, TRIED = 12, 13
 """``FULL``: 1 while accept(2) says EMFILE. ``TRIED``: connections of its share tried at least once.
 """
 QUOTA, GOAL = 14, 15
-"""Written by the parent: echoes to ask, and how many of its share to have tried."""
+"""Written by the parent: connections to ask or to churn, and how many of its share to have tried.
+"""
 SILENT = 16
 """Connections without an answer in a round."""
 ERRORS = 17
@@ -33,7 +34,8 @@ ROW = ROUND_LATENCY + wire.BUCKETS
 # worker that brings the total of LOST to MOST_LOST.
 HALT, ACTIVE, ANSWER, HOW, RATE, PATIENCE, MOST_LOST, FRESH, DROP, STRETCH, PAUSE = range(11)
 NUMBER, WINDOW, SEQUENTIAL, SILENCES, OVER = range(11, 16)
-COMMON = 16
+CHURN_MS = 16
+COMMON = 17
 
 TAGGED, BYTE = 1, 2
 """Values of ``ANSWER``: echoes with a tag each, or rounds of single bytes; 0 is neither."""
@@ -45,6 +47,7 @@ RST, FIN = 0, 1
 ``STRETCH``: accept beyond the room that is planned for, as far as accept(2) goes. ``PAUSE``: accept
 nothing. ``NUMBER``, ``WINDOW``, ``SEQUENTIAL``: of a round, see :mod:`bench.wire`. ``SILENCES``: of
 a sequential round, counted by the one worker whose turn it is. ``OVER``: rounds end as they are.
+``CHURN_MS``: how long churn lasts.
 """
 
 

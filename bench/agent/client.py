@@ -63,14 +63,18 @@ class Client:
 
     def quotas(self, sample: int) -> None:
         """Spread a sample over the workers by what each holds, exactly."""
-        held = self.board.column(cell.HELD).tolist()
-        total, before = sum(held), 0
-        sample = min(sample, total)
-        for worker, mine in enumerate(held):
-            row = self.board.row(worker)
-            after = before + mine
-            row[cell.QUOTA] = sample * after // total - sample * before // total if total else 0
-            before = after
+        spread(self.board, min(sample, self.board.total(cell.HELD)))
+
+
+def spread(board: cell.Board, amount: int) -> None:
+    """Give each worker its part of ``amount`` as its quota, by what it holds, exactly."""
+    held = board.column(cell.HELD).tolist()
+    total, before = sum(held), 0
+    for worker, mine in enumerate(held):
+        row = board.row(worker)
+        after = before + mine
+        row[cell.QUOTA] = amount * after // total - amount * before // total if total else 0
+        before = after
 
 
 def shares(blocks: List[wire.TupleBlock], count: int) -> List[List[Block]]:

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from bench.agent import about, control, probe, spec, tally, workers
 from bench.agent import board as cell
+from bench.agent.churnorder import ChurnOrder
 from bench.agent.client import Client
 from bench.agent.duty import PATIENCE_MS, Aside, Duty, Misuse, Say, whole
 from bench.agent.echoround import EchoRound
@@ -40,6 +41,8 @@ class Commands(Duty):
             "answer": self._answer,
             "echo": self._echo,
             "round": self._round_of_bytes,
+            "churn": self._churn,
+            "memory": self._memory,
             "verify": self._verify,
             "drain": self._drain,
             "status": self._status,
@@ -249,6 +252,15 @@ class Commands(Duty):
     def _round_of_bytes(self, command: Dict[str, Any]) -> None:
         ordered = EchoRound(self._client("round"), command)
         self._go("round", b"K", 1 if ordered.sequential else _cores(), ordered.answer)
+
+    def _churn(self, command: Dict[str, Any]) -> None:
+        client = self._client("churn")
+        ordered = ChurnOrder(client, command)
+        self._go("churn", b"C", client.count, ordered.answer)
+
+    def _memory(self, _: Dict[str, Any]) -> None:
+        pids = [os.getpid(), *self._must().crew.pids]
+        self._read(lambda: {"event": "memory", "pss_kib": probe.pss_kib(pids)})
 
     def _verify(self, _: Dict[str, Any]) -> None:
         board = self._must().board

@@ -8,8 +8,6 @@ what is still under way is put into poll(2).
 from __future__ import annotations
 
 import _socket
-import errno
-import heapq
 import os
 import socket
 import time
@@ -21,10 +19,11 @@ from typing import Callable, Iterator, List, NamedTuple, Tuple
 from bench import wire
 from bench.agent import board as cell
 from bench.agent import sweep
+from bench.agent.attempts import COMPLETE, KIND, UNDER_WAY, Attempts
+from bench.agent.churn import Churn
 from bench.agent.control import family_of
 from bench.agent.histogram import BUCKET, QUICK
 from bench.agent.holder import Holder
-from bench.agent.pending import Pending
 from bench.agent.sockets import IP_BIND_ADDRESS_NO_PORT
 from bench.agent.workers import DONE, PASS
 
@@ -39,7 +38,6 @@ PUBLISH_EVERY = 0.2
 
 _REUSE = socket.SOL_SOCKET, socket.SO_REUSEADDR
 _NO_PORT = socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT
-_KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _clock = time.perf_counter_ns
 _make = _socket.socket
 _set, _bind = _socket.socket.setsockopt, _socket.socket.bind
@@ -86,7 +84,6 @@ class Connector(Holder):
         super().__init__(
             board.row(worker), board.common, spec["nonce"], blocks[0].base if blocks else 0
         )
-        self._board = board
         self._orders, self._ring = orders, ring
         self._spec, self._blocks = spec, blocks
         self._starts = [0]
@@ -97,8 +94,8 @@ class Connector(Holder):
         self._next = 0  # of this worker's connections, the first not yet tried
         self._goal = 0  # where this ramp ends
         self._at = 0  # its block
-        self._pending = Pending(spec["connect_timeout_ms"] / 1000)
-        self._retries: List[Tuple[float, int, int]] = []
+        self._attempts = Attempts(board, self._row, spec)
+        self._turn = 0  # the place that churn goes on from
         self._pace = sweep.Pace(BATCH)
         kernel = spec["source_ports"] == "kernel"
         self._names = _left_to_kernel if kernel else _planned
@@ -116,6 +113,8 @@ class Connector(Holder):
                 self.round(lambda: self._ring(PASS))
             elif order == b"V":
                 self.verify()
+            elif order == b"C":
+                self._churn_held()
             elif order == b"D":
                 self.drain()
             else:
@@ -134,16 +133,16 @@ class Connector(Holder):
         self._pace = sweep.Pace(BATCH)  # empty: what other workers did not use is not saved up
         while not self._common[cell.HALT]:
             started = self._start()
-            under_way = len(self._pending)
+            under_way = self._attempts.under_way
             if under_way:
                 self._settle(0 if started else self._patience())
-            elif not started and self._retries:
+            elif not started and self._attempts.next_retry:
                 time.sleep(self._patience())
             self._publish()
             if self._next < self._goal:
                 if not started and not under_way:
                     time.sleep(0.001)  # paced, or the window is taken by others
-            elif not self._retries and not len(self._pending):
+            elif not len(self._attempts):
                 return
             elif not passed:
                 passed = True  # only stragglers: let the next worker begin
@@ -154,36 +153,20 @@ class Connector(Holder):
         """Seconds until something is due, at most :data:`NAP`."""
         if self._next < self._goal:
             return 0.001
-        if self._retries:
-            return min(NAP, max(0.001, self._retries[0][0] - time.monotonic()))
+        if self._attempts.next_retry:
+            return min(NAP, max(0.001, self._attempts.next_retry - time.monotonic()))
         return NAP
-
-    def _window(self) -> int:
-        """How many connects this worker may have under way now.
-
-        The agent's window is shared by the workers whose turn it is; what earlier ones still have
-        under way is taken off first.
-        """
-        mine = len(self._pending) + len(self._retries)
-        others = self._board.total(cell.IN_FLIGHT) - self._row[cell.IN_FLIGHT]
-        free = self._spec["max_in_flight"] - others - mine
-        share = -(-self._spec["max_in_flight"] // max(1, self._common[cell.ACTIVE]))
-        return max(0, min(free, share - mine))
 
     def _start(self) -> int:
         """Begin retries that are due and new connections; returns how many."""
         rate = self._spec["connect_rate"] / max(1, self._common[cell.ACTIVE])
-        now = time.monotonic()
-        due: List[Tuple[float, int, int]] = []
-        while self._retries and self._retries[0][0] <= now and len(due) < BATCH:
-            due.append(heapq.heappop(self._retries))
+        due = self._attempts.due(BATCH)
         granted = self._pace.take(len(due), rate)
-        for entry in due[granted:]:
-            heapq.heappush(self._retries, entry)
+        self._attempts.put_back(due[granted:])
         for _, number, tries in due[:granted]:
             self._try_again(number, tries)
         left = self._goal - self._next
-        wanted = min(BATCH - granted, left, self._window()) if left else 0
+        wanted = min(BATCH - granted, left, self._attempts.window()) if left else 0
         if wanted <= 0:
             return granted
         wanted = self._pace.take(wanted, rate)
@@ -207,7 +190,7 @@ class Connector(Holder):
         names = self._names(block, skip, wanted)
         level, option = self._option
         target = repeat(block.target)
-        made = map(_make, repeat(family_of(block.source), wanted), repeat(_KIND), repeat(0))
+        made = map(_make, repeat(family_of(block.source), wanted), repeat(KIND), repeat(0))
         to_set, to_bind, to_connect, to_ask, to_hold = tee(made, 5)
         steps = zip(
             map(_set, to_set, repeat(level), repeat(option), repeat(1)),
@@ -235,7 +218,7 @@ class Connector(Holder):
             began = ended
             number += 1
         if code:
-            self._failed(code, number, 0)
+            self._attempts.failed(code, number, 0)
             number += 1
         started = number - self._next
         self._next = number
@@ -243,81 +226,62 @@ class Connector(Holder):
 
     def _unfinished(self, code: int, fd: int, began: int, number: int) -> None:
         """A first try that was not over at the second look."""
-        if code == errno.EISCONN:
+        if code in COMPLETE:
             self._fds.append(fd)
-        elif code in (errno.EALREADY, errno.EINPROGRESS):
+        elif code in UNDER_WAY:
             family = family_of(self._block(number)[0].source)
-            self._pending.add(_make(family, _KIND, 0, fd), began, number, 0)
+            self._attempts.add(_make(family, KIND, 0, fd), began, number, 0)
         else:
             os.close(fd)
-            self._failed(code, number, 0)
+            self._attempts.failed(code, number, 0)
 
     def _try_again(self, number: int, tries: int) -> None:
         block, place = self._block(number)
-        began = time.perf_counter_ns()
-        made = None
-        try:
-            made = _socket.socket(
-                family_of(block.source), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0
-            )
-            made.setsockopt(*self._option, 1)
-            made.bind(next(self._names(block, place, 1)))
-            code = made.connect_ex(block.target)
-        except OSError as error:
-            code = error.errno or 0
-        if made is not None and code in (0, errno.EINPROGRESS):
-            self._pending.add(made, began, number, tries)
-            return
+        began = _clock()
+        source = next(self._names(block, place, 1))
+        made = self._attempts.open((source, block.target), self._option, began, number, tries)
         if made is not None:
-            made.close()
-        self._failed(code, number, tries)
+            self._complete(made, began)
 
     def _settle(self, patience: float) -> None:
         """See what has become of the connects under way."""
-        for made, began, number, tries in self._pending.moved(patience):
-            code = made.connect_ex(self._block(number)[0].target)
-            if code in (0, errno.EISCONN):
-                self._fds.append(made.detach())
-                spent = (time.perf_counter_ns() - began) // 1000
-                self._latency[wire.bucket_of(spent)] += 1
-            elif code in (errno.EALREADY, errno.EINPROGRESS):
-                self._pending.add(made, began, number, tries)
+        settled = self._attempts.settle(patience, lambda number: self._block(number)[0].target)
+        for code, made, began, number, tries in settled:
+            if code:
+                self._attempts.failed(code, number, tries)
             else:
-                made.close()
-                self._failed(code, number, tries)
-        for made, _, number, tries in self._pending.overdue():
-            made.close()
-            self._failed(errno.ETIMEDOUT, number, tries)
+                self._complete(made, began)
+
+    def _complete(self, made: _socket.socket, began: int) -> None:
+        self._fds.append(made.detach())
+        self._timed(began)
+
+    def _timed(self, began: int) -> None:
+        """Take a connection that is complete now into the latency."""
+        self._latency[wire.bucket_of((_clock() - began) // 1000)] += 1
 
     def _block(self, number: int) -> Tuple[Block, int]:
         """The block of one of this worker's connections, and its place in it."""
         at = bisect_right(self._starts, number) - 1
         return self._blocks[at], number - self._starts[at]
 
-    def _failed(self, code: int, number: int, tries: int) -> None:
-        """Count an error by its errno, and try again later if there are tries left."""
-        self._row[cell.ERRORS + code] += 1
-        if tries >= self._spec["retries"]:
-            self._row[cell.LOST] += 1
-            most = self._common[cell.MOST_LOST]
-            if most and self._board.total(cell.LOST) >= most:
-                self._common[cell.HALT] = 1
-            return
-        self._row[cell.RETRIED] += 1
-        due = time.monotonic() + self._spec["backoff_ms"] / 1000 * (1 << min(tries, 16))
-        heapq.heappush(self._retries, (due, number, tries + 1))
-
     def _abandon(self) -> None:
         """Take what has just been completed, give up the rest."""
         self._settle(0)
-        for made, _, _, _ in self._pending.take_all():
+        for made, _, _, _ in self._attempts.take_all():
             made.close()
-        self._retries.clear()
+
+    # Churn.
+
+    def _churn_held(self) -> None:
+        churn = Churn(self._fds, self._away, self._silent, self._row, self._common, self._attempts)
+        self._turn = churn.run(self._turn, self._timed, self._publish)
+        self._drop_lost()
 
     def _publish(self, final: bool = False) -> None:
         self.count()
+        self._attempts.publish()
         row = self._row
-        row[cell.IN_FLIGHT] = len(self._pending) + len(self._retries)
         row[cell.TRIED] = self._next
         now = time.monotonic()
         if final or now - self._published > PUBLISH_EVERY:

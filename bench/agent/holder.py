@@ -10,6 +10,7 @@ from typing import Callable, Dict, Iterable, List, Sequence, Set, Tuple
 from bench import wire
 from bench.agent import board as cell
 from bench.agent import sweep
+from bench.agent.attempts import FourTuple
 from bench.agent.keystrokes import Keystrokes
 
 WINDOW = 256
@@ -40,10 +41,11 @@ class Holder:
         self._fds = array("i")
         self._mark = 0  # how many of them are older than the last ramp
         self._silent: Set[int] = set()  # that did not answer in a round
+        self._away: Dict[int, FourTuple] = {}  # place to what is being opened again there
 
     def count(self) -> None:
         """Put on the board how many are held."""
-        self._row[cell.HELD] = held = len(self._fds)
+        self._row[cell.HELD] = held = len(self._fds) - len(self._away)
         self._row[cell.OPENED] = held + self._row[cell.CLOSED]
 
     def _closed(self, count: int) -> None:
@@ -64,6 +66,14 @@ class Holder:
         self._mark -= sum(fd in dead for fd in self._fds[: self._mark])
         self._fds = array("i", [fd for fd in self._fds if fd not in dead])
         self._closed(len(dead))
+
+    def _drop_lost(self) -> None:
+        """Give up the places whose connection could not be opened again."""
+        if not self._away:
+            return
+        self._mark -= sum(place < self._mark for place in self._away)
+        self._fds = array("i", [fd for at, fd in enumerate(self._fds) if at not in self._away])
+        self._away.clear()
 
     def echo(self) -> None:
         """Ask on ``QUOTA`` connections spread evenly over this worker's, or over its fresh ones."""
