@@ -19,6 +19,7 @@ from bench import (
     paths,
     planning,
     report,
+    soak,
     specs,
     survey,
 )
@@ -28,6 +29,8 @@ from bench.errors import LabError
 from bench.findings import Floor
 from bench.inventory import Inventory
 from bench.results import (
+    AgentsMemory,
+    Churn,
     EchoRound,
     Established,
     HostRecord,
@@ -78,6 +81,8 @@ class Evidence:
     """Of a run that looks for its limit."""
     liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
     rounds: list[EchoRound] = field(default_factory=list)
+    churn: Churn | None = None
+    agents_memory: AgentsMemory | None = None
     drain_seconds: float | None = None
     left_after: int | None = None
     resets_lost: int | None = None
@@ -307,10 +312,37 @@ class Conduct:
             found.rounds.append(one)
         # What takes as long at the end as it took now falls into the hold as well.
         rest = began + scenario.hold_seconds - time.monotonic() - counting
-        self.session.wait(rest, self.recorder.sample)
+        if scenario.churn_percent or scenario.round_every_seconds:
+            self._soak(rest)
+        else:
+            self.session.wait(rest, self.recorder.sample)
         alive = self.session.ask(self.clients, "verify", "verified", COLLECT_SECONDS)
         found.lost += sum(int(message["dead"]) for message in alive.values())
         self.collect("hold_end")
+        if found.churn:
+            found.churn = found.churn.model_copy(update={"held": self._counts("hold_end")})
+
+    def _soak(self, seconds: float) -> None:
+        found = self.found
+        peak = {agent: found.hosts[agent.name].phases["peak"].held for agent in self.clients}
+        if not sum(peak.values()):
+            return
+        lost = found.lost
+        soaking = soak.Soak(
+            self.session,
+            self.scenario,
+            self.clients,
+            self.servers,
+            self.recorder,
+            lambda: self._short_of_memory,
+        )
+        earlier = list(found.rounds)
+        try:
+            soaking.hold(peak, seconds, len(earlier) + 1)
+        finally:  # what there is of one that was interrupted is kept
+            found.rounds = earlier + soaking.rounds
+            found.churn, found.agents_memory = soaking.churn, soaking.memory
+            found.lost = lost + soaking.lost
 
     def drain(self) -> None:
         """Close everything from the client side and prove that nothing is left."""

@@ -134,6 +134,8 @@ def _assemble(
         workers=_workers(found.hosts),
         liveness=found.liveness,
         rounds=found.rounds,
+        churn=found.churn,
+        agents_memory=found.agents_memory,
         drain_seconds=found.drain_seconds,
         left_after=found.left_after,
         resets_lost=found.resets_lost,

@@ -15,7 +15,17 @@ from markupsafe import Markup
 
 from bench import classic
 from bench.collect.cost import disturbed
-from bench.results import Bound, EchoRound, HostRecord, Predicted, Run, Setting
+from bench.results import (
+    AgentsMemory,
+    Bound,
+    Churn,
+    EchoRound,
+    HostRecord,
+    MemoryPoint,
+    Predicted,
+    Run,
+    Setting,
+)
 from bench.units import count, latency, pair, printable, short, size
 
 COLUMNS = 100
@@ -49,6 +59,8 @@ def render(run: Run) -> str:
         reached=reached(run),
         title=run.config.get("title", run.scenario),
         charts=_charts(run),
+        churned=churned,
+        agents_memory=agents_memory,
         cost=cost(run),
         disturbed=disturbed(run.measured.kernel_bytes_per_connection),
         predicted=predicted(run),
@@ -105,6 +117,10 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
         latest = {one.mode: (at, one) for at, one in enumerate(m.rounds, start=1)}
         for at, one in latest.values():
             lines += _wrap(f"echo round {at} of {len(m.rounds)}: {echo_round(one)}")
+        if m.churn:
+            lines += _wrap(f"churn: {churned(m.churn)}")
+        if m.agents_memory and m.agents_memory.points:
+            lines += _wrap(f"agents' memory: {agents_memory(m.agents_memory)}")
         lines += _wrap(f"cost per connection: {cost(run)['line']}")
         lines += _wrap(f"bound by: {_bound(run)}; {predicted(run)}")
     elif reached(run):
@@ -165,6 +181,39 @@ def echo_round(one: EchoRound) -> str:
         f"{count(one.answered)} of {count(one.asked)} bytes answered{wrong}{silent}, {one.mode}, "
         f"in {one.seconds:,.3f} s{each}, p50 {latency(late.p50)}, p99 {latency(late.p99)}"
     )
+
+
+def churned(done: Churn) -> str:
+    """What churn came to, in one line."""
+    pace = f", {done.closed / done.seconds:,.0f} a second" if done.seconds else ""
+    errors = ", ".join(f"{name} {count(times)}" for name, times in done.errors.items())
+    late = done.latency_us
+    return (
+        f"{count(done.closed)} closed{pace}, {count(done.opened)} opened again, lost "
+        f"{count(done.lost)}{f' ({errors})' if errors else ''}, connect p50 {latency(late.p50)}, "
+        f"p99 {latency(late.p99)}"
+    )
+
+
+def agents_memory(memory: AgentsMemory) -> str:
+    """The agents' memory at the end of the hold and where it went, in one line."""
+
+    def side(name: str, kib: int, slope: float | None) -> str:
+        return f"{name} {kib:,} KiB" + ("" if slope is None else f" ({slope:+,.1f} KiB a minute)")
+
+    last = memory.points[-1]
+    return ", ".join(
+        (
+            side("servers", last.server_kib, memory.server_kib_per_minute),
+            side("clients", last.client_kib, memory.client_kib_per_minute),
+        )
+    )
+
+
+def soaked(done: Churn | None, memory: MemoryPoint) -> str:
+    """Where a long hold stands, in one line."""
+    churn = f"{churned(done)}; " if done else ""
+    return f"{churn}agents' memory: {agents_memory(AgentsMemory(points=[memory]))}"
 
 
 def _bound(run: Run) -> str:

@@ -116,6 +116,40 @@ class EchoRound(Model):
     server_cpu_seconds: float = Field(description="the same of the server agents")
 
 
+class Churn(Model):
+    """Connections that clients closed by RST and opened again while all others were held."""
+
+    closed: int
+    opened: int = Field(description="again, on the same four-tuples; closed - lost")
+    lost: int = Field(description="not open again after the last retry; in measured.lost too")
+    seconds: float = Field(description="that it lasted, without the echo rounds in between")
+    errors: dict[str, int] = Field(
+        default_factory=dict, description="errno name to count, those that a retry overcame too"
+    )
+    latency_us: Latency = Field(
+        default_factory=Latency, description="of the new connections, connect() to established"
+    )
+    held: Established | None = Field(None, description="the three counts at the end of the hold")
+
+
+class MemoryPoint(Model):
+    """PSS of all agents of a side, their workers included."""
+
+    t: float = Field(description="seconds of the hold after its counts and first echoes")
+    server_kib: int
+    client_kib: int
+
+
+class AgentsMemory(Model):
+    """The agents' memory in a hold that was looked at, and where it goes."""
+
+    points: list[MemoryPoint] = Field(default_factory=list)
+    server_kib_per_minute: float | None = Field(
+        None, description="slope of the points by least squares; null with fewer than three"
+    )
+    client_kib_per_minute: float | None = None
+
+
 class Step(Model):
     """One step of a run that looks for its limit."""
 
@@ -147,6 +181,10 @@ class Measured(Model):
     liveness: Liveness
     rounds: list[EchoRound] = Field(
         default_factory=list, description="echo rounds during the hold, in order"
+    )
+    churn: Churn | None = Field(None, description="null where the scenario asks for none")
+    agents_memory: AgentsMemory | None = Field(
+        None, description="null without churn and without rounds throughout the hold"
     )
     drain_seconds: float | None = None
     left_after: int | None = Field(

@@ -14,6 +14,13 @@ from bench.errors import InputError, brief, refusal
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+MOST_RATE = 1_000_000
+"""Connections a second that any scenario may open."""
+
+MOST_ROUNDS = 1_000
+"""Echo rounds of one run."""
+
+
 class Scenario(BaseModel):
     """One experiment. Every run is bounded in count, rate and time."""
 
@@ -41,7 +48,7 @@ class Scenario(BaseModel):
     first_client_port: Port = 1024
     last_client_port: Port = 65535
     connect_rate: float | None = Field(
-        None, gt=0, le=1_000_000, description="connections a second over all clients; none: no cap"
+        None, gt=0, le=MOST_RATE, description="connections a second over all clients; none: no cap"
     )
     max_in_flight: int = Field(
         128, ge=1, le=65_536, description="connects under way at a time, per client host"
@@ -74,7 +81,7 @@ class Scenario(BaseModel):
     rounds: int = Field(
         0,
         ge=0,
-        le=1_000,
+        le=MOST_ROUNDS,
         description="echo rounds in the hold: one byte on every connection, one byte back",
     )
     round_window: int = Field(
@@ -88,6 +95,18 @@ class Scenario(BaseModel):
         ge=0,
         le=100_000_000,
         description="connections of one more round, each asked once the one before has answered",
+    )
+    round_every_seconds: float = Field(
+        0,
+        ge=0,
+        le=3_600,
+        description="one more echo round so often, until the hold ends; 0: none of these",
+    )
+    churn_percent: float = Field(
+        0,
+        ge=0,
+        le=50,
+        description="of the held connections, closed and opened again each second of the hold",
     )
     drain: Literal["rst", "fin"] = "rst"
     drain_rate: int = Field(0, ge=0, le=1_000_000, description="closes a second; 0: no cap")
@@ -150,9 +169,37 @@ class Scenario(BaseModel):
 
     @model_validator(mode="after")
     def _rounds_are_watched(self) -> Scenario:
-        for name in ("rounds", "sequential_sample"):
-            if self.watch == "none" and getattr(self, name):
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 with watch: none")
+        for name in ("rounds", "sequential_sample", "round_every_seconds", "churn_percent"):
+            if self.watch == "none" and (value := getattr(self, name)):
+                raise ValueError(f"{name}: got {value:.10g}, expected 0 with watch: none")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_bounded(self) -> Scenario:
+        every, least = self.round_every_seconds, max(1.0, self.hold_seconds / MOST_ROUNDS)
+        if every and every < least:
+            raise ValueError(
+                f"round_every_seconds: got {every:g}, expected 0 or at least {least:g} with "
+                f"hold_seconds: {self.hold_seconds:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _churn_is_bounded(self) -> Scenario:
+        if not self.churn_percent:
+            return self
+        percent = f"churn_percent: got {self.churn_percent:g}, expected 0"
+        if self.expect != "all":
+            raise ValueError(f"{percent} with expect: {self.expect}")
+        if self.source_ports != "plan":
+            raise ValueError(f"{percent} with source_ports: {self.source_ports}")
+        rate, most = self.connections * self.churn_percent / 100, self.connect_rate or MOST_RATE
+        if rate > most:
+            raise ValueError(
+                f"churn_percent: got {self.churn_percent:g}, expected at most "
+                f"{100 * most / self.connections:g}: {most:,.0f} of {self.connections:,} "
+                "connections a second"
+            )
         return self
 
     def processes(self, server: bool) -> int | None:

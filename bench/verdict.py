@@ -39,13 +39,21 @@ def verdict(
         return "fail", (
             f"{live.answered:,} of {live.asked:,} echoes were answered, {live.wrong:,} wrongly"
         )
+    gone = measured.churn.lost if measured.churn else 0
     for number, one in enumerate(measured.rounds, start=1):
-        wanted = counts.clients if one.mode == "pipelined" else one.asked
+        wanted = counts.clients - gone if one.mode == "pipelined" else one.asked
         if one.wrong or one.answered < max(1, one.asked, wanted):
             return "fail", (
                 f"echo round {number} ({one.mode}): {one.answered:,} of "
                 f"{max(one.asked, wanted):,} bytes were answered, {one.wrong:,} wrongly, "
                 f"{one.silent:,} connections were silent"
+            )
+    if measured.churn and measured.churn.held:
+        left, last = counts.clients - gone, measured.churn.held
+        if not last.clients == last.servers == last.ss == left:
+            return "fail", (
+                f"after the churn the three counts disagree: clients {last.clients:,}, servers "
+                f"{last.servers:,}, ss {last.ss:,}, expected {left:,}"
             )
     if measured.left_after:
         return "fail", f"{measured.left_after:,} sockets were left after the drain"
@@ -53,6 +61,8 @@ def verdict(
     if measured.rounds:
         total = sum(one.answered for one in measured.rounds)
         echoes += f", {total:,} bytes answered in {len(measured.rounds):,} echo rounds"
+    if measured.churn:
+        echoes += f", {measured.churn.opened:,} closed and opened again meanwhile"
     where = ""
     if scenario.expect == "floor":
         where = f" above the memory floor of {scenario.memory_floor_mib:,} MiB"

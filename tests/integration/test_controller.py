@@ -183,3 +183,52 @@ def test_hosts_are_looked_at_and_nothing_is_opened(bed: Bed) -> None:
     assert {"memory", "nofile", "fs.file-max", "pids"} <= predicted.limits.keys()
     assert predicted.notes == []
     assert bed.clean()
+
+
+def test_churn_and_rounds_throughout_the_hold(bed: Bed) -> None:
+    done = bed.run(
+        connections=997, workers=3, hold_seconds=5, churn_percent=25, round_every_seconds=1
+    )
+    assert done.verdict == "pass", done.reason
+    churn, memory = done.measured.churn, done.measured.agents_memory
+    assert churn is not None and memory is not None
+    assert churn.closed == churn.opened > 997
+    assert (churn.lost, done.measured.lost, churn.errors) == (0, 0, {})
+    assert churn.closed == pytest.approx(997 * 0.25 * churn.seconds, rel=0.1)
+    assert churn.held == done.measured.established
+    assert churn.latency_us.max >= churn.latency_us.p50 > 0
+    assert [one.answered for one in done.measured.rounds] == [997] * len(memory.points)
+    assert len(memory.points) >= 3
+    assert all(one.server_kib > 4_000 and one.client_kib > 4_000 for one in memory.points)
+    assert memory.server_kib_per_minute is not None and memory.client_kib_per_minute is not None
+    assert f"{churn.opened:,} closed and opened again meanwhile" in done.reason
+    assert done.hosts["server"].phases["after"].nstat.get("TcpExtTW", 0) == 0
+    assert done.measured.left_after == 0
+    page = (bed.store.root / done.run_id / "report.html").read_text()
+    assert "While they were held" in page
+    assert any("agents' memory: servers" in now.note for now in bed.seen)
+    assert bed.clean()
+
+
+def test_churn_in_a_hold_that_is_over_already(bed: Bed) -> None:
+    done = bed.run(connections=97, hold_seconds=0, churn_percent=50)
+    assert done.verdict == "pass", done.reason
+    assert done.measured.churn is not None and done.measured.churn.closed > 20
+    assert done.measured.rounds == []
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_churn_that_is_interrupted_leaves_nothing(bed: Bed) -> None:
+    def interrupt_later() -> None:
+        bed.await_hold()
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_later)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        bed.run(hold_seconds=30, churn_percent=20, round_every_seconds=2)
+    thread.join()
+    kept = next(bed.store.runs())
+    assert (kept.verdict, kept.reason) == ("aborted", "interrupted")
+    assert kept.measured.churn is not None and kept.measured.churn.closed > 0
+    assert bed.clean()

@@ -92,13 +92,60 @@ def test_what_is_held_at_a_limit_has_to_prove_that_it_lives() -> None:
     assert scenario.load("million", {"liveness": "none"}).liveness == "none"
 
 
-@pytest.mark.parametrize("field", ["rounds", "sequential_sample"])
+@pytest.mark.parametrize(
+    "field", ["rounds", "sequential_sample", "round_every_seconds", "churn_percent"]
+)
 def test_rounds_need_a_server_that_watches(field: str) -> None:
     line = f"^scenario million: {field}: got 2, expected 0 with watch: none$"
     with pytest.raises(InputError, match=line):
         scenario.load("million", {"watch": "none", field: 2})
     assert scenario.load("million", {"watch": "none", field: 0}).watch == "none"
     assert scenario.load("million", {field: 2}).watch == "epoll"
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"expect": "floor"}, "churn_percent: got 1, expected 0 with expect: floor"),
+        ({"expect": "limit"}, "churn_percent: got 1, expected 0 with expect: limit"),
+        ({"source_ports": "kernel"}, "churn_percent: got 1, expected 0 with source_ports: kernel"),
+        (
+            {"connect_rate": 5_000},
+            "churn_percent: got 1, expected at most 0.5: 5,000 of 1,000,000 connections a second",
+        ),
+        (
+            {"connections": 10_000_000, "churn_percent": 12.5},
+            "churn_percent: got 12.5, expected at most 10: 1,000,000 of 10,000,000 connections a "
+            "second",
+        ),
+        ({"churn_percent": 50.1}, "churn_percent: got 50.1, expected less than or equal to 50"),
+        ({"churn_percent": -1}, "churn_percent: got -1, expected greater than or equal to 0"),
+        ({"churn_percent": float("nan")}, "churn_percent: got nan, expected"),
+    ],
+)
+def test_churn_is_bounded(fields: dict[str, object], line: str) -> None:
+    with pytest.raises(InputError, match=f"^scenario million: {line}"):
+        scenario.load("million", {"churn_percent": 1, **fields})
+    assert scenario.load("million", {**fields, "churn_percent": 0}).churn_percent == 0
+
+
+@pytest.mark.parametrize(
+    ("hold", "every", "least"), [(10, 0.5, "1"), (86_400, 60, "86.4"), (3_600, 3.5, "3.6")]
+)
+def test_rounds_throughout_a_hold_are_bounded(hold: int, every: float, least: str) -> None:
+    line = f"round_every_seconds: got {every:g}, expected 0 or at least {least} with hold_seconds"
+    with pytest.raises(InputError, match=f"^scenario million: {line}: {hold}$"):
+        scenario.load("million", {"hold_seconds": hold, "round_every_seconds": every})
+    fields = {"hold_seconds": hold, "round_every_seconds": float(least)}
+    assert scenario.load("million", fields).round_every_seconds == float(least)
+
+
+def test_a_soak_renews_every_connection_several_times() -> None:
+    one = scenario.load("soak")
+    assert (one.connections, one.hold_seconds, one.expect_lost) == (200_000, 900, 0)
+    assert one.churn_percent / 100 * one.hold_seconds >= 5
+    assert one.hold_seconds / one.round_every_seconds >= 10
+    assert one.liveness == "all"
 
 
 def test_a_keystroke_is_typed_on_all_and_on_some_alone() -> None:
@@ -125,6 +172,7 @@ def test_a_scenario_expects_all_connections_unless_it_says_otherwise() -> None:
         "keystroke": "all",
         "million": "all",
         "million-3.9g": "all",
+        "soak": "all",
     }
 
 

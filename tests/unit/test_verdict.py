@@ -7,7 +7,7 @@ from evidence import Found, hosts, measured
 from runs import SCENARIO
 
 from bench.diagnose import diagnose
-from bench.results import EchoRound, Established, Latency, Liveness
+from bench.results import Churn, EchoRound, Established, Latency, Liveness
 from bench.verdict import verdict
 
 
@@ -83,6 +83,49 @@ def test_rounds_are_part_of_the_proof() -> None:
     found, reason = judged(rounds=[echo_round(), echo_round(), few])
     assert found == "pass"
     assert reason.endswith("echoes answered, 2,000,100 bytes answered in 3 echo rounds")
+
+
+def churned(lost: int = 0, **held: int) -> Churn:
+    """Churn after which all counts are a million less what was lost, unless something is said."""
+    left = dict.fromkeys(("clients", "servers", "ss"), 1_000_000 - lost)
+    return Churn(
+        closed=9_000_000,
+        opened=9_000_000 - lost,
+        lost=lost,
+        seconds=900.0,
+        held=Established(**{**left, **held}),
+    )
+
+
+def test_churn_is_part_of_the_proof() -> None:
+    found, reason = judged(churn=churned(), rounds=[echo_round()])
+    assert found == "pass"
+    assert reason.endswith("in 1 echo rounds, 9,000,000 closed and opened again meanwhile")
+    assert judged(churn=churned().model_copy(update={"held": None}))[0] == "pass"
+
+
+@pytest.mark.parametrize(
+    "held", [{"clients": 999_999}, {"servers": 1_000_001}, {"ss": 999_999}, {"lost": 1}]
+)
+def test_counts_that_disagree_after_the_churn(held: dict[str, int]) -> None:
+    lost = held.pop("lost", 0)
+    bad = churned(**held).model_copy(update={"lost": lost})
+    found, reason = judged(churn=bad)
+    assert found == "fail"
+    assert reason.startswith("after the churn the three counts disagree: clients ")
+    assert reason.endswith(f", expected {1_000_000 - lost:,}")
+
+
+def test_what_churn_has_lost_fails_unless_it_was_expected() -> None:
+    found, reason = judged(churn=churned(lost=7), lost=7)
+    assert (found, reason) == ("fail", "7 connections were lost, at most 0 expected")
+    lenient = SCENARIO.model_copy(update={"expect_lost": 7})
+    few = echo_round(asked=999_993, answered=999_993)
+    seen = measured(1_000_000, churn=churned(lost=7), lost=7, rounds=[few])
+    diagnosed = diagnose(lenient, seen, Found(hosts()))
+    assert verdict(lenient, seen, diagnosed, "complete")[0] == "pass"
+    seen.rounds.append(echo_round(asked=999_992, answered=999_992))
+    assert "999,992 of 999,993 bytes" in verdict(lenient, seen, diagnosed, "complete")[1]
 
 
 def test_verdict_without_echoes_or_drain() -> None:
