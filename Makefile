@@ -6,6 +6,7 @@
 # make test    lint, roles on real hosts, unit and integration tests (root)
 # make claims  what people say about limits, each measured, with its verdict (root)
 # make perf    the engine beside plain C, alternating, in the lab that is up (root)
+# make soak    a long hold with churn, many clients, runs in a row, on a lab of its own (root)
 # Variables: CONNECTIONS=50000 CLIENTS=4 SCENARIO=name SET='{"hold_seconds": 5}',
 #            PROFILE=full for claims as large as they are told,
 #            and to run a second lab beside the first: LAB=name PREFIX=169.254.200.0/24,
@@ -31,7 +32,7 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 
 VM_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/vm/group_vars/all.yml))
 
-.PHONY: help setup dev lab claims vm-lab vm-setup down vm-down test lint perf root
+.PHONY: help setup dev lab claims vm-lab vm-setup down vm-down test lint perf soak root
 .DEFAULT_GOAL := help
 
 help:
@@ -109,3 +110,9 @@ test: root $(VENV)/.dev lint
 # Needs a lab that is up and tuned; a million connections several times over.
 perf: root $(VENV)/.runtime
 	@python -m perf
+
+# Builds a lab named soak beside any other and removes it; 25 minutes, and an hour at the most.
+soak: root $(VENV)/.runtime
+	@timeout --foreground --signal=INT --kill-after=600 3600 python -m perf.soak \
+	  $(if $(LAB),--lab $(LAB)) $(if $(PREFIX),--prefix $(PREFIX)) \
+	  $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(SECONDS),--seconds $(SECONDS))

@@ -133,7 +133,7 @@ class Churn(Model):
 
 
 class MemoryPoint(Model):
-    """PSS of all agents of a side, their workers included."""
+    """Memory of all agents of a side with their workers: PSS without pages of files."""
 
     t: float = Field(description="seconds of the hold after its counts and first echoes")
     server_kib: int

@@ -141,7 +141,7 @@ class Soak:
         )
 
         def of(agents: Sequence[Agent]) -> int:
-            return sum(int(told[agent]["pss_kib"]) for agent in agents)
+            return sum(int(told[agent]["own_kib"]) for agent in agents)
 
         point = MemoryPoint(
             t=round(t, 3), server_kib=of(self._servers), client_kib=of(self._clients)

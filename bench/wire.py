@@ -32,8 +32,8 @@ round      number: from 1; mode: pipelined|sequential; sample:    rounded (:clas
 churn      rate: connections a second for the agent, seconds;     churned (:class:`Churned`)
            closes held ones by RST and opens the same four-tuples
            again; ``halt`` ends it early
-memory     (none)                                                 memory {pss_kib}, as in
-                                                                  :class:`Collected`
+memory     (none)                                                 memory {own_kib}: pss_kib of
+                                                                  :class:`Collected` less files
 verify     (none); looks at every held socket                     verified {alive, dead}
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
 status     (none)                                                 status {held, errors,

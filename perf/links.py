@@ -47,7 +47,7 @@ class LocalProcess:
 
 def _lines(stream: IO[bytes] | None) -> Iterator[bytes]:
     assert stream
-    with contextlib.suppress(ValueError):  # closed while it was read
+    with contextlib.suppress(ValueError), stream:  # the first: closed while it was read
         for line in stream:
             yield line.rstrip(b"\n")
 

@@ -260,7 +260,7 @@ class Commands(Duty):
 
     def _memory(self, _: Dict[str, Any]) -> None:
         pids = [os.getpid(), *self._must().crew.pids]
-        self._read(lambda: {"event": "memory", "pss_kib": probe.pss_kib(pids)})
+        self._read(lambda: {"event": "memory", "own_kib": probe.own_kib(pids)})
 
     def _verify(self, _: Dict[str, Any]) -> None:
         board = self._must().board

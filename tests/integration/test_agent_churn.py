@@ -168,7 +168,8 @@ def test_memory_is_told_without_a_collection(lab):
     client = lab.prepare(blocks=[block(11)], workers=3)
     ramp(server, client, 11)
     for agent in (server, client):
-        assert 4_000 < agent.ask("memory", "memory")["pss_kib"] < 200_000
+        own = agent.ask("memory", "memory")["own_kib"]
+        assert 4_000 < own < agent.ask("collect", "collected", phase="peak")["pss_kib"] < 200_000
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_churn_and_rounds_throughout_the_hold(bed: Bed) -> None:
     assert churn.latency_us.max >= churn.latency_us.p50 > 0
     assert [one.answered for one in done.measured.rounds] == [997] * len(memory.points)
     assert len(memory.points) >= 3
-    assert all(one.server_kib > 4_000 and one.client_kib > 4_000 for one in memory.points)
+    assert all(one.server_kib > 2_000 and one.client_kib > 2_000 for one in memory.points)
     assert memory.server_kib_per_minute is not None and memory.client_kib_per_minute is not None
     assert f"{churn.opened:,} closed and opened again meanwhile" in done.reason
     assert done.hosts["server"].phases["after"].nstat.get("TcpExtTW", 0) == 0

@@ -88,7 +88,7 @@ class Session:
                 "latency": {},
                 "cpu_seconds": 0.1,
             },
-            "memory": lambda agent: {"pss_kib": self.kib},
+            "memory": lambda agent: {"own_kib": self.kib},
         }
         if op == "memory":
             self.kib += 10

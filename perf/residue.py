@@ -1,0 +1,122 @@
+"""What a program leaves behind as it goes on: threads, descriptors, processes, directories."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.inventory import Host
+from bench.session import Connect
+from bench.transport import Link
+
+SETTLE_SECONDS = 15.0
+"""For threads and agents of connections that have been closed to end."""
+
+STILL_SECONDS = 1.0
+"""Without a change, until nothing is taken to end any more."""
+
+DIRECTORIES = "connlab.*"
+"""What agents are pushed into, in a host's ``/tmp``."""
+
+
+@dataclass(frozen=True)
+class Residue:
+    """What there is of this process, and of agents on hosts; each sorted."""
+
+    threads: tuple[str, ...]
+    descriptors: tuple[str, ...]
+    """Where each leads."""
+    children: tuple[str, ...]
+    directories: tuple[str, ...]
+    """Those of this machine by path, those of a host as ``host:path``."""
+    agents: tuple[str, ...]
+    """``host:pid``"""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{len(found)} {name}" for name, found in asdict(self).items())
+
+    def gained(self, before: Residue) -> list[str]:
+        """What there is more of than before, a line each."""
+        lines = []
+        for name, now in asdict(self).items():
+            then = getattr(before, name)
+            if len(now) > len(then):
+                more = list(now)
+                for known in then:
+                    if known in more:
+                        more.remove(known)
+                lines.append(f"{name}: {len(then)} before and {len(now)} after: {', '.join(more)}")
+        return lines
+
+
+def look(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
+    """Everything as it is now. :raises LabError: if one of the hosts cannot be reached."""
+    local = tempfile.gettempdir()
+    directories = [str(path) for path in Path(local).glob(DIRECTORIES)]
+    agents: list[str] = []
+    for host in hosts:
+        link = connect(host)
+        try:
+            found, running = _of_agents(link)
+        finally:
+            link.close()
+        directories += [f"{host.name}:{path}" for path in found]
+        agents += [f"{host.name}:{pid}" for pid in running]
+    return Residue(
+        tuple(sorted(thread.name for thread in threading.enumerate())),
+        tuple(sorted(_descriptors())),
+        tuple(sorted(_children())),
+        tuple(sorted(directories)),
+        tuple(sorted(agents)),
+    )
+
+
+def _of_agents(link: Link) -> tuple[list[str], list[str]]:
+    """Directories and processes of agents on a host."""
+    directories = link.run(["sh", "-c", f"ls -d /tmp/{DIRECTORIES} 2>/dev/null || true"])
+    # The brackets keep the pattern from matching the command line that it stands in.
+    processes = link.run(["sh", "-c", "pgrep -f '[c]onnlab[.].*/agent[.]pyz' || true"])
+    return directories.split(), processes.split()
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:  # the one that listed them
+            continue
+        found.append(target.partition(":[")[0])  # sockets and pipes without their numbers
+    return found
+
+
+def _children() -> list[str]:
+    lists = Path("/proc/self/task").glob("*/children")
+    return [pid for path in lists for pid in path.read_text().split()]
+
+
+def settled(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
+    """Everything once it has not changed for :data:`STILL_SECONDS`, or does not come to rest."""
+    there = list(hosts)
+    began = same = time.monotonic()
+    now = look(connect, there)
+    while time.monotonic() - same < STILL_SECONDS and time.monotonic() - began < SETTLE_SECONDS:
+        time.sleep(0.1)
+        before, now = now, look(connect, there)
+        if now != before:
+            same = time.monotonic()
+    return now
+
+
+def left(before: Residue, connect: Connect, hosts: Iterable[Host] = ()) -> list[str]:
+    """What is more than before and does not end within :data:`SETTLE_SECONDS`, a line each."""
+    there = list(hosts)
+    ends = time.monotonic() + SETTLE_SECONDS
+    while (gained := look(connect, there).gained(before)) and time.monotonic() < ends:
+        time.sleep(0.1)
+    return gained

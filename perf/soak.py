@@ -1,0 +1,264 @@
+"""``python -m perf.soak``: what only shows after a while, or with many hosts.
+
+Builds a local lab of its own name (root), and always removes it; with ``--namespaces`` bare
+namespaces, without SSH. On it, one after the other:
+
+1. the scenario ``soak``: nothing may be lost, and the agents' memory has to stay flat;
+2. a run over 64 small client hosts, which may take 30 s longer than one over a single one: 64 SSH
+   connections and agents, each with an address of its own, on the lab's two client machines;
+3. 20 runs in a row within this process, after which there may be no thread, no descriptor, no
+   directory and no agent more than before, here or on a host.
+
+Exit status: 0 if all is as it should be, 1 if not, 2 for bad usage, 3 if the lab failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import controller, progress, report, scenario, transport
+from bench.errors import ConnlabError
+from bench.inventory import Host, Inventory
+from bench.results import AgentsMemory, Run
+from bench.scenario import Scenario
+from bench.session import Connect
+from bench.store import Store
+from perf import links, residue
+from perf.netns import Namespaces
+from perf.ownlab import OwnLab
+
+HOSTS, MORE_SECONDS = 64, 30.0
+RUNS = 20
+
+FLAT_KIB = 64.0
+"""Slope of a side's memory that is still flat, KiB a minute: 90 MiB a day for all its agents. What
+a leak of one number (32 bytes) per connection opened again would make is twice as much: at 2,000 a
+second 3,750 KiB a minute."""
+
+CLIENTS = 2
+LINKS = HOSTS // CLIENTS
+"""SSH connections to one machine at a time. The image's sshd takes 64 that have not logged in yet
+(MaxStartups)."""
+
+Say = Callable[[str], None]
+
+
+def main(words: Sequence[str]) -> int:
+    """Build the lab, do all three, remove the lab; returns the exit status."""
+    wanted = _arguments(words)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _lab(wanted) as (hosts, connect):
+            asked = scenario.load(
+                "soak", {"connections": wanted.connections, "hold_seconds": wanted.seconds}
+            )
+            lines = [
+                *long_hold(hosts, connect, asked, wanted.results, console),
+                *many_hosts(hosts, connect, console.print),
+                *in_a_row(
+                    hosts,
+                    connect,
+                    RUNS,
+                    console.print,
+                    look_at=() if wanted.namespaces else list(hosts.hosts.values()),
+                ),
+            ]
+    except ConnlabError as error:
+        Console(stderr=True, highlight=False, markup=False).print(f"connlab: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    for line in lines:
+        console.print(line)
+    return int(any(line.startswith("FAIL") for line in lines))
+
+
+@contextlib.contextmanager
+def _lab(wanted: argparse.Namespace) -> Iterator[tuple[Inventory, Connect]]:
+    if not wanted.namespaces:
+        settings = {
+            "connections": wanted.connections,
+            "lab_clients": CLIENTS,
+            "lab_client_addresses": LINKS,
+        }
+        with OwnLab(wanted.lab, wanted.prefix, settings) as hosts:
+            yield hosts, transport.connect
+        return
+    with bare(wanted.lab, CLIENTS, LINKS, wanted.connections) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def bare(
+    name: str, clients: int, addresses: int, connections: int
+) -> Iterator[tuple[Inventory, Connect]]:
+    """A server and clients in bare namespaces, with so many addresses each."""
+    sources = {
+        f"client{number}": [f"198.18.{number}.{last}" for last in range(1, addresses + 1)]
+        for number in range(1, clients + 1)
+    }
+    own = {"server1": ["198.18.0.1"], **sources}
+    masked = {host: [f"{address}/15" for address in of_host] for host, of_host in own.items()}
+    buckets = 1 << (2 * connections - 1).bit_length()
+    with Namespaces(name, masked, buckets) as net:
+        hosts = {
+            host: links.host(host, "servers" if host == "server1" else "clients", of_host)
+            for host, of_host in own.items()
+        }
+
+        def connect(host: Host) -> links.NamespaceLink:
+            machine = host.name.partition("-")[0]
+            return links.NamespaceLink(net, dataclasses.replace(host, name=machine))
+
+        yield Inventory("perf", "local", hosts, True, None, None), connect
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m perf.soak", description=__doc__)
+    parser.add_argument(
+        "--namespaces", action="store_true", help="bare namespaces instead of a lab's hosts"
+    )
+    parser.add_argument("--lab", default="soak", help="name of the lab that is built")
+    parser.add_argument("--prefix", default="169.254.203.0/24", help="its /24 for management")
+    parser.add_argument("--connections", type=int, default=200_000)
+    parser.add_argument("--seconds", type=int, default=900, help="of the long hold")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    found = parser.parse_args(words)
+    if not 1_000 <= found.connections <= 10_000_000 or not 1 <= found.seconds <= 86_400:
+        parser.error("1,000 to 10,000,000 connections, 1 to 86,400 seconds")
+    return found
+
+
+def _verdict(well: bool, text: str) -> str:
+    return f"{'PASS' if well else 'FAIL'}: {text}"
+
+
+def long_hold(
+    hosts: Inventory, connect: Connect, asked: Scenario, results: Path, console: Console
+) -> list[str]:
+    """The scenario ``soak``; returns what came of it, a verdict and its line each."""
+    with progress.view("plain", console) as update:
+        done = controller.run(asked, hosts, Store(results), connect, update)
+    return [
+        *_held(done, results),
+        *(flat(done.measured.agents_memory) if done.measured.agents_memory else []),
+    ]
+
+
+def _held(done: Run, results: Path) -> list[str]:
+    summary = report.summary(done, results / done.run_id)
+    slab = [point.slab_kib for point in done.curve]
+    return [
+        _verdict(done.verdict == "pass", f"soak: {done.reason}"),
+        *(f"  {line}" for line in summary[1:]),
+        f"  slab at the end of the ramp {max(slab[: len(slab) // 2], default=0):,} KiB, at most "
+        f"{max(slab, default=0):,} KiB",
+    ]
+
+
+def flat(memory: AgentsMemory) -> list[str]:
+    """Whether the agents' memory stays as it is: a line for each side."""
+    lines = []
+    for side, slope, kib in (
+        ("server", memory.server_kib_per_minute, [one.server_kib for one in memory.points]),
+        ("client", memory.client_kib_per_minute, [one.client_kib for one in memory.points]),
+    ):
+        if slope is None:
+            lines.append(_verdict(False, f"{side} agents' memory: too short a hold for a slope"))
+            continue
+        lines.append(
+            _verdict(
+                slope <= FLAT_KIB,
+                f"{side} agents' memory {kib[0]:,} KiB at first, {kib[-1]:,} KiB at last: "
+                f"{slope:+,.1f} KiB a minute, flat up to {FLAT_KIB:+,.1f}",
+            )
+        )
+    return lines
+
+
+def many(hosts: Inventory, count: int) -> Inventory:
+    """The same inventory with ``count`` client hosts, each with one address of its machine's."""
+    machines = hosts.of("clients")
+    each = -(-count // len(machines))
+    small = [
+        dataclasses.replace(machine, name=f"{machine.name}-{at}", data_addresses=(address,))
+        for machine in machines
+        for at, address in enumerate(machine.data_addresses[:each], start=1)
+    ][:count]
+    servers = hosts.of("servers")
+    return dataclasses.replace(hosts, hosts={host.name: host for host in [*servers, *small]})
+
+
+def many_hosts(
+    hosts: Inventory, connect: Connect, say: Say, count: int = HOSTS, connections: int = 6_400
+) -> list[str]:
+    """A run over one small client host and one over many; what they took, as a verdict."""
+    spent = {}
+    for number in (1, count):
+        began = time.monotonic()
+        done = small_run(many(hosts, number), connect, connections)
+        spent[number] = time.monotonic() - began
+        ramp, drain = done.measured.ramp_seconds, done.measured.drain_seconds or 0.0
+        say(
+            f"{number} client hosts: {spent[number]:.1f} s, of which ramp {ramp:.1f} s and drain "
+            f"{drain:.1f} s; {done.verdict}: {done.reason}"
+        )
+        if done.verdict != "pass":
+            return [_verdict(False, f"{number} client hosts: {done.reason}")]
+    more = spent[count] - spent[1]
+    return [
+        _verdict(
+            more < MORE_SECONDS,
+            f"{count} client hosts: a whole run in {spent[count]:.1f} s, with one in "
+            f"{spent[1]:.1f} s: {more:.1f} s more, less than {MORE_SECONDS:.0f} s wanted",
+        )
+    ]
+
+
+def small_run(hosts: Inventory, connect: Connect, connections: int) -> Run:
+    """A run that holds for a moment; its results are thrown away."""
+    asked = scenario.load(
+        "million", {"connections": connections, "hold_seconds": 0, "memory_floor_mib": 256}
+    )
+    with tempfile.TemporaryDirectory(prefix="soak.") as results:
+        return controller.run(asked, hosts, Store(Path(results)), connect, lambda now: None)
+
+
+def in_a_row(
+    hosts: Inventory,
+    connect: Connect,
+    runs: int,
+    say: Say,
+    connections: int = 1_000,
+    look_at: Sequence[Host] = (),
+) -> list[str]:
+    """Runs in a row, and what they have left in this process and on hosts, as a verdict.
+
+    :param look_at: hosts with a ``/tmp`` and processes of their own
+    """
+    small_run(hosts, connect, connections)  # what is made once and kept is no leak
+    before = residue.settled(connect, look_at)
+    for number in range(1, runs + 1):
+        began = time.monotonic()
+        done = small_run(hosts, connect, connections)
+        say(f"run {number} of {runs}: {done.verdict} in {time.monotonic() - began:.1f} s")
+        if done.verdict != "pass":
+            return [_verdict(False, f"run {number} of {runs}: {done.reason}")]
+    lines = residue.left(before, connect, look_at)
+    said = "; ".join(lines) or f"{before}, and no more after them"
+    return [_verdict(not lines, f"{runs} runs in a row: {said}")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
