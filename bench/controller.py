@@ -35,6 +35,9 @@ from bench.session import Connect, Session
 from bench.store import Store
 from bench.verdict import verdict as judge
 
+_pages = ThreadPoolExecutor(1, "page")
+"""Draws the pages of all runs: matplotlib keeps the files of its fonts open for each thread."""
+
 Progress = Callable[[curve.Progress], None]
 
 
@@ -85,13 +88,12 @@ def run(
             made = _assemble(
                 scenario, inventory, conduct.found, recorder.points, run_id, started, ended
             )
-            with ThreadPoolExecutor(1) as pool:
-                page = pool.submit(report.render, made)
-                try:
-                    store.write(made)
-                finally:
-                    session.close(drained=ended is None)
-                store.write_page(run_id, page.result())
+            page = _pages.submit(report.render, made)
+            try:
+                store.write(made)
+            finally:
+                session.close(drained=ended is None)
+            store.write_page(run_id, page.result())
             return made
 
         try:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import controller
 from bench.inventory import Host, Inventory
+from bench.results import Run
 from bench.session import Connect
 from bench.transport import Link
 from perf import soak
@@ -43,12 +45,20 @@ def test_eight_client_hosts_take_little_longer_than_one(hosts: Lab) -> None:
     assert "pass: 805 connections held by all three counts" in said[1]
 
 
-def test_runs_in_a_row_leave_nothing(hosts: Lab) -> None:
+def test_runs_in_a_row_leave_nothing(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    render, threads = controller.report.render, set()
+
+    def seen(run: Run) -> str:
+        threads.add(threading.current_thread())
+        return render(run)
+
+    monkeypatch.setattr(controller.report, "render", seen)
     (line,) = soak.in_a_row(*hosts, 3, said.append, connections=305)
     assert line.startswith("PASS: 3 runs in a row: "), line
     assert "0 children, 0 directories, 0 agents, and no more after them" in line
     assert len(said) == 3
+    assert len(threads) == 1  # matplotlib keeps the files of its fonts open for each
 
 
 def test_a_thread_a_descriptor_and_a_directory_for_each_run_are_noticed(
