@@ -285,6 +285,34 @@ class Rounded(Event):
         return self
 
 
+class Churned(Event):
+    """:class:`bench.wire.Churned`."""
+
+    closed: Count
+    opened: Count
+    lost: Planned
+    errors: Errors
+    latency: Latency
+    seconds: Seconds
+
+    @model_validator(mode="after")
+    def _within(self) -> Churned:
+        if self.opened + self.lost > self.closed:
+            raise ValueError(
+                f"opened, lost: got {self.opened}, {self.lost}, expected at most the "
+                f"{self.closed} closed"
+            )
+        if sum(self.latency.values()) > self.opened:
+            raise ValueError(f"latency: expected at most the {self.opened} opened")
+        return self
+
+
+class Memory(Event):
+    """What an agent and its workers take."""
+
+    own_kib: Count
+
+
 class Collected(Event):
     """:class:`bench.wire.Collected`."""
 
@@ -363,6 +391,8 @@ EVENTS: Mapping[str, type[Event]] = {
         Answering,
         Echoed,
         Rounded,
+        Churned,
+        Memory,
         Collected,
         Counted,
         Verified,

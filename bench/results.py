@@ -145,7 +145,9 @@ class AgentsMemory(Model):
 
     points: list[MemoryPoint] = Field(default_factory=list)
     server_kib_per_minute: float | None = Field(
-        None, description="slope of the points by least squares; null with fewer than three"
+        None,
+        description="slope of the points' second half by least squares; null with fewer than "
+        "three in it",
     )
     client_kib_per_minute: float | None = None
 

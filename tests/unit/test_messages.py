@@ -49,6 +49,15 @@ ROUNDED = {
     "latency": {"3": 7},
     "cpu_seconds": 0.01,
 }
+CHURNED = {
+    "event": "churned",
+    "closed": 30,
+    "opened": 28,
+    "lost": 2,
+    "errors": {"ETIMEDOUT": 12},
+    "latency": {"3": 28},
+    "seconds": 30.1,
+}
 COLLECTED = {
     "event": "collected",
     "phase": "peak",
@@ -100,6 +109,8 @@ VALID: list[dict[str, Any]] = [
     {"event": "answering", "on": True, "echoes": 3, "wrong": 0},
     {"event": "echoed", "asked": 10, "answered": 9, "wrong": 1, "dropped": 0},
     ROUNDED,
+    CHURNED,
+    {"event": "memory", "own_kib": 20_000},
     COLLECTED,
     {"event": "counted", "counts": {"5000": 3}, "total": 3, "seconds": 0.5},
     {"event": "verified", "alive": 7, "dead": 3},
@@ -180,6 +191,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({**ROUNDED, "silent": 3}, "rounded: answered, wrong, silent: got 7, 1, 3"),
     ({**ROUNDED, "latency": {"3": 8}}, "rounded: latency: expected at most the 7 answered"),
+    ({**CHURNED, "opened": 29}, "churned: opened, lost: got 29, 2, expected at most the 30 closed"),
+    ({**CHURNED, "lost": 11, "opened": 1}, "churned: lost: got 11, expected at most the 10"),
+    ({**CHURNED, "latency": {"3": 29}}, "churned: latency: expected at most the 28 opened"),
+    ({**CHURNED, "closed": -1}, "churned: closed: got -1"),
+    ({"event": "memory", "own_kib": -1}, "memory: own_kib: got -1"),
     ({**COLLECTED, "texts": {"../../.ssh/authorized_keys": "x"}}, "collected: texts: got '../../"),
     ({**COLLECTED, "texts": {"/etc/passwd": "x"}}, "collected: texts: got '/etc/passwd'"),
     ({**COLLECTED, "texts": {"ss_s/": "x"}}, "collected: texts: got 'ss_s/'"),

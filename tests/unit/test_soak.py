@@ -193,7 +193,11 @@ def test_a_slope_is_that_of_the_points() -> None:
     points = [MemoryPoint(t=30.0 * n, server_kib=1000 + 5 * n, client_kib=2000) for n in range(9)]
     found = soak.trend(points)
     assert (found.server_kib_per_minute, found.client_kib_per_minute) == (10.0, 0.0)
-    assert soak.trend(points[:2]).server_kib_per_minute is None
+    assert soak.trend(points[:4]).server_kib_per_minute is None
+    assert soak.trend(points[:5]).server_kib_per_minute == 10.0
+    # What is taken once is no leak, however much it is.
+    once = [one.model_copy(update={"server_kib": 9}) for one in points[:4]] + points[4:]
+    assert soak.trend(once).server_kib_per_minute == 10.0
     assert soak.trend([]) == AgentsMemory()
 
 
