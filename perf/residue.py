@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ STILL_SECONDS = 1.0
 """Without a change, until nothing is taken to end any more."""
 
 DIRECTORIES = "connlab.*"
-"""What agents are pushed into, in a host's ``/tmp``."""
+"""What agents are pushed into, in ``/tmp``."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Residue:
 
 def look(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
     """Everything as it is now. :raises LabError: if one of the hosts cannot be reached."""
-    local = tempfile.gettempdir()
-    directories = [str(path) for path in Path(local).glob(DIRECTORIES)]
+    directories = [str(path) for path in Path("/tmp").glob(DIRECTORIES)]
     agents: list[str] = []
     for host in hosts:
         link = connect(host)
