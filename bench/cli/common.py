@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import signal
 import sys
@@ -67,7 +68,7 @@ def wanted(name: str, overrides: Mapping[str, Any], hosts: Inventory) -> Scenari
 @contextlib.contextmanager
 def exit_status(show: Show = Show.auto) -> Iterator[None]:
     """Turn what went wrong into one line and the exit status."""
-    INTERRUPTS.say = lambda line: _tell(line, EXIT_STATUS, show)
+    INTERRUPTS.say = lambda line: _tell_at_once(line, show)
     try:
         with INTERRUPTS.handled():
             yield
@@ -139,6 +140,14 @@ def _tell(line: str, status: int, show: Show) -> None:
         progress.emit({"event": "error", "exit": status, "message": line})
     else:
         say(line)
+
+
+def _tell_at_once(line: str, show: Show) -> None:
+    """The same from a signal handler: what it interrupts may be writing to a stream."""
+    event = json.dumps({"event": "error", "exit": EXIT_STATUS, "message": line})
+    number, text = (1, event) if show is Show.ndjson else (2, f"connlab: {units.printable(line)}")
+    with contextlib.suppress(OSError):
+        os.write(number, f"{text}\n".encode())
 
 
 def _fail(line: str, status: int, show: Show) -> NoReturn:
