@@ -58,29 +58,28 @@ def main(words: Sequence[str]) -> int:
     wanted = _arguments(words)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lines: list[str] = []
+
+    def told(came: Sequence[str]) -> None:  # at once: what comes later may fail
+        lines.extend(came)
+        for line in came:
+            console.print(line)
+
     try:
         with _lab(wanted) as (hosts, connect):
             asked = scenario.load(
                 "soak", {"connections": wanted.connections, "hold_seconds": wanted.seconds}
             )
-            lines = [
-                *long_hold(hosts, connect, asked, wanted.results, console),
-                *many_hosts(hosts, connect, console.print),
-                *in_a_row(
-                    hosts,
-                    connect,
-                    RUNS,
-                    console.print,
-                    look_at=() if wanted.namespaces else list(hosts.hosts.values()),
-                ),
-            ]
+            told(long_hold(hosts, connect, asked, wanted.results, console))
+            told(many_hosts(hosts, connect, console.print))
+            look_at = () if wanted.namespaces else tuple(hosts.hosts.values())
+            told(in_a_row(hosts, connect, RUNS, console.print, look_at=look_at))
     except ConnlabError as error:
         Console(stderr=True, highlight=False, markup=False).print(f"connlab: {error}")
         return error.exit_status
     except KeyboardInterrupt:
         return 130
-    for line in lines:
-        console.print(line)
+    console.print("\n".join(["", *lines]))  # once more, below what removed the lab
     return int(any(line.startswith("FAIL") for line in lines))
 
 
