@@ -28,10 +28,10 @@ def memory(server: float | None, client: float | None) -> AgentsMemory:
 
 def test_memory_that_shrinks_or_hardly_grows_is_flat() -> None:
     assert soak.flat(memory(soak.FLAT_KIB, -5000.0)) == [
-        "PASS: server agents' memory 20,000 KiB at first, 20,010 KiB at last: +64.0 KiB a minute, "
-        "flat up to +64.0",
+        "PASS: server agents' memory 20,000 KiB at first, 20,010 KiB at last: +128.0 KiB a minute, "
+        "flat up to +128.0",
         "PASS: client agents' memory 30,000 KiB at first, 29,990 KiB at last: -5,000.0 KiB a "
-        "minute, flat up to +64.0",
+        "minute, flat up to +128.0",
     ]
 
 
