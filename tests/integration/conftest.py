@@ -11,7 +11,6 @@ from bench import session
 from bench.agent import bundle
 from perf.netns import Namespaces
 
-
 # Hosts that are namespaces have this machine's own directories, and so one lock: another run of
 # these tests at the same time is no stranger.
 session.OWNER = "7e57" * 4
