@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from collections import deque
-from typing import Any, Deque
+from typing import Any, Deque, Union
 
 from bench import wire
 
@@ -37,7 +37,7 @@ class Outbox:
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self.fd = fd
-        self._waiting: Deque[bytes] = deque()
+        self._waiting: Deque[Union[bytes, memoryview]] = deque()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -53,12 +53,17 @@ class Outbox:
         with self._lock:
             if event["event"] in DROPPABLE and self._bytes > DROP_ABOVE:
                 return
+            if self._bytes > MOST_BYTES:
+                raise self._unread()
             data = wire.encode(event)
             self._waiting.append(data)
             self._bytes += len(data)
             self._write()
             if self._bytes > MOST_BYTES:
-                raise Gone(0, f"{self._bytes} bytes unread by the controller")
+                raise self._unread()
+
+    def _unread(self) -> Gone:
+        return Gone(0, f"{self._bytes} bytes unread by the controller")
 
     def flush(self) -> None:
         """Write what goes now. :raises Gone: if nobody reads any more."""
@@ -86,6 +91,7 @@ class Outbox:
                 raise Gone(error.errno or 0, "the controller is gone") from error
             self._bytes -= done
             if done < len(data):
-                self._waiting[0] = data[done:]
+                # Not a copy of the rest: a reader may take a line of megabytes page by page.
+                self._waiting[0] = memoryview(data)[done:]
             else:
                 self._waiting.popleft()
