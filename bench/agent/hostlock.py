@@ -26,11 +26,28 @@ FOLDERS = ("/run/lock", "/dev/shm", "/tmp")
 """All can be written to by everybody where they are there (hier(7), shm_overview(7))."""
 
 NAME = re.compile(r"connlab-run\.([0-9a-f]{16})\.lock\Z")
-MOST_BYTES = 4096
 MOST_TEXT = 200
+"""Characters of a name."""
+
+MOST_BYTES = 8192
+"""Of a lock's file: two names as JSON take 12 bytes a character at most (RFC 8259 section 7)."""
+
 FIELDS = ("who", "run", "since")
+
 PATIENCE = 2.0
 """Seconds in which a file of our own can be locked: another agent may be removing it."""
+
+WRITE_SECONDS = 0.5
+"""From its lock until a file has its text: who has locked it writes it next."""
+
+PROBES = 5
+"""Times that a locked file is tried: another that only looks locks it as well, for a moment."""
+
+PAUSE = 0.01
+"""Seconds between two tries."""
+
+NOBODYS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO, errno.ENODEV)
+"""What open(2) says of what is no lock: gone, a symbolic link, private, a socket, a device."""
 
 
 class Held(Exception):
@@ -44,6 +61,7 @@ def holders(owner: str) -> List[Dict[str, Any]]:
     removed where that is allowed.
     """
     found = []
+    until = time.monotonic() + WRITE_SECONDS
     for folder in FOLDERS:
         try:
             names = sorted(os.listdir(folder))
@@ -52,41 +70,73 @@ def holders(owner: str) -> List[Dict[str, Any]]:
         for name in names:
             match = NAME.match(name)
             if match and match.group(1) != owner:
-                path = os.path.join(folder, name)
-                entry = _holder(path)
+                entry = _holder(os.path.join(folder, name), until)
                 if entry is not None:
                     entry["owner"] = match.group(1)
                     found.append(entry)
     return found
 
 
-def _holder(path: str) -> Optional[Dict[str, Any]]:
-    """What a lock's file says of its holder; None if nobody holds it."""
+def _holder(path: str, until: float) -> Optional[Dict[str, Any]]:
+    """What a lock's file says of its holder; None if nobody holds it.
+
+    :param until: monotonic seconds, for its text to be there
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in NOBODYS:
+            return None
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
+        for _ in range(PROBES):
+            if _lock(fd, fcntl.LOCK_EX):
+                _remove(fd, path)
                 return None
-            return _said(os.read(fd, MOST_BYTES))
-        with contextlib.suppress(OSError):  # another user's, in a directory with the sticky bit
-            os.unlink(path)
-        return None
+            time.sleep(PAUSE)
+        while not (data := os.pread(fd, MOST_BYTES, 0)).endswith(b"\n"):
+            if time.monotonic() > until:
+                break
+            time.sleep(PAUSE)
+        return _fields(data)
     finally:
         os.close(fd)
 
 
-def _said(data: bytes) -> Dict[str, Any]:
+def _lock(fd: int, kind: int) -> bool:
+    """Lock a file, if nobody else's lock is in the way."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is(fd: int, path: str) -> bool:
+    """Whether a path is still that of an open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def _remove(fd: int, path: str) -> None:
+    """Remove a file that we have locked for us alone.
+
+    Nobody but whoever has it so removes it, so another that has come to its path meanwhile stays.
+    """
+    if _is(fd, path):
+        with contextlib.suppress(OSError):  # another user's, in a directory with the sticky bit
+            os.unlink(path)
+
+
+def _fields(data: bytes) -> Dict[str, Any]:
     """The text of a lock's file, as far as it makes sense: anybody may have written it."""
     try:
         fields = json.loads(data.decode("utf-8", "replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = {}
     if not isinstance(fields, dict):
         fields = {}
@@ -96,8 +146,13 @@ def _said(data: bytes) -> Dict[str, Any]:
         text = value if isinstance(value, str) else "unknown"
         found[key] = "".join(c if c.isprintable() else "?" for c in text[:MOST_TEXT])
     boot_ns = fields.get("boot_ns")
-    found["boot_ns"] = boot_ns if isinstance(boot_ns, int) and boot_ns >= 0 else 0
+    sane = type(boot_ns) is int and 0 <= boot_ns <= _boot_ns()
+    found["boot_ns"] = boot_ns if sane else 0
     return found
+
+
+def _boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def named(entry: Dict[str, Any]) -> str:
@@ -112,7 +167,12 @@ def hold(owner: str, who: str, run: str) -> int:
     :raises OSError: if there is no directory to keep the lock in.
     """
     fd, boot_ns = _locked(owner, who, run)
-    for entry in holders(owner):
+    try:
+        others = holders(owner)
+    except BaseException:
+        let_go(fd, owner)
+        raise
+    for entry in others:
         # Two that begin at the same moment see each other: the later one gives way.
         if (entry["boot_ns"], entry["owner"]) < (boot_ns, owner):
             let_go(fd, owner)
@@ -122,39 +182,68 @@ def hold(owner: str, who: str, run: str) -> int:
 
 def _locked(owner: str, who: str, run: str) -> Tuple[int, int]:
     """Our own lock, shared: (descriptor, when it was first taken)."""
-    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    until = time.monotonic() + PATIENCE
+    path = os.path.join(_folder(), f"connlab-run.{owner}.lock")
+    while True:
+        fd = _opened(path)
+        if fd is not None:
+            # Unless it is just being removed.
+            boot_ns = _taken(fd, path, owner, who, run) if _lock(fd, fcntl.LOCK_SH) else None
+            if boot_ns is not None:
+                return fd, boot_ns
+            os.close(fd)
+        if time.monotonic() > until:
+            raise OSError(errno.EBUSY, f"{path}: cannot be locked")
+        time.sleep(PAUSE)
+
+
+def _opened(path: str) -> Optional[int]:
+    """The lock's file, made if it is not there; None if it is none, or changes at this moment."""
+    always = os.O_NOFOLLOW | os.O_CLOEXEC
+    # Never O_CREAT on a file of another user: fs.protected_regular refuses that even to root.
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | always)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        return None
+    with contextlib.suppress(FileExistsError):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | always, 0o644)
+        os.fchmod(fd, 0o644)  # whatever the umask: who may not read it takes the host for free
+        return fd
+    return None
+
+
+def _taken(fd: int, path: str, owner: str, who: str, run: str) -> Optional[int]:
+    """When the lock that we share was first taken, ns since boot; None if it is none any more.
+
+    The moment is taken, and written, when others can see the lock. Were it any earlier, one that
+    came meanwhile would see no lock, and would then be taken for the later one.
+    """
+    if not _is(fd, path):
+        return None
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        boot_ns = int(_fields(os.pread(fd, MOST_BYTES, 0))["boot_ns"])
+        if not boot_ns and _lock(fd, fcntl.LOCK_EX):
+            _remove(fd, path)  # its maker has ended before it was written
+        return boot_ns or None
+    boot_ns = _boot_ns()
     text = json.dumps(
         {
             "owner": owner,
             "who": who[:MOST_TEXT],
             "run": run[:MOST_TEXT],
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "boot_ns": now,
+            "boot_ns": boot_ns,
             "pid": os.getpid(),
         }
     )
-    until = time.monotonic() + PATIENCE
-    path = os.path.join(_folder(), f"connlab-run.{owner}.lock")
-    while True:
-        # Never O_CREAT on a file of another user: fs.protected_regular refuses that even to root.
-        for flags in (os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL):
-            try:
-                fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-                break
-            except (FileNotFoundError, FileExistsError):
-                fd = -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):  # just being removed
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), os.stat(path)):
-                    if flags != os.O_RDONLY:
-                        os.write(fd, text.encode() + b"\n")
-                        return fd, now
-                    return fd, int(_said(os.pread(fd, MOST_BYTES, 0))["boot_ns"]) or now
-            os.close(fd)
-        if time.monotonic() > until:
-            raise OSError(errno.EBUSY, f"{path}: cannot be locked")
-        time.sleep(0.01)
+    try:
+        os.write(fd, text.encode() + b"\n")
+    except OSError:
+        let_go(fd, owner)
+        raise
+    return boot_ns
 
 
 def _folder() -> str:
@@ -167,8 +256,8 @@ def _folder() -> str:
 def let_go(fd: int, owner: str) -> None:
     """Give the lock back, and remove its file if nobody else of this owner holds it."""
     with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(os.path.join(_folder(), f"connlab-run.{owner}.lock"))
+        if _lock(fd, fcntl.LOCK_EX):
+            _remove(fd, os.path.join(_folder(), f"connlab-run.{owner}.lock"))
     os.close(fd)
 
 
