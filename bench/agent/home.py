@@ -12,9 +12,12 @@ PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
 
 
 def leave() -> None:
-    """Remove the agent's own file, and its directory if nothing else is in it."""
+    """Remove the agent's own file and its directory, if nothing else is in it."""
     path = os.path.abspath(sys.argv[0])
-    if PUSHED.match(path):
-        with contextlib.suppress(OSError):
+    if not PUSHED.match(path):
+        return
+    folder, name = os.path.split(path)
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [name] and not os.path.islink(folder):
             os.unlink(path)
-            os.rmdir(os.path.dirname(path))
+            os.rmdir(folder)

@@ -22,10 +22,13 @@ def parse(argv: List[str]) -> Tuple[str, AgentOptions]:
     """
     if len(argv) != 2 or argv[0] not in MODES:
         raise ValueError(f"arguments: got {argv!r}, expected {' or '.join(MODES)} and options")
-    found = json.loads(argv[1])
+    try:
+        found = json.loads(argv[1])
+    except (ValueError, RecursionError):
+        raise ValueError(f"options: got {argv[1][:80]!r}, expected a JSON object") from None
     least, most = SILENCE_SECONDS
-    silence = found.get("silence_seconds") if isinstance(found, dict) else None
-    if not isinstance(silence, (int, float)) or not least <= silence <= most:
+    silence: Any = found.get("silence_seconds") if isinstance(found, dict) else None
+    if type(silence) not in (int, float) or not least <= silence <= most:
         raise ValueError(f"silence_seconds: got {silence!r}, expected {least:g} to {most:g}")
     return argv[0], {"silence_seconds": float(silence), "lock": _lock(found.get("lock"))}
 

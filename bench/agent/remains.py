@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Iterable, List, Set
+from typing import Iterable, List
 
 PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
 """As in bench/agent/home.py."""
@@ -24,37 +24,41 @@ PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
 DYING_SECONDS = 5.0
 """For a killed process to let go of its memory."""
 
+SUDO_SECONDS = 3.0
+"""For sudo(8) to run kill(1)."""
 
-def lineage() -> Set[int]:
-    """Numbers of this process and those that it comes from: the path is their argument too."""
-    found = set()
-    pid = os.getpid()
-    while pid > 1 and pid not in found:
-        found.add(pid)
+
+def of(path: str) -> List[int]:
+    """Numbers of the processes that were started with this path as an argument.
+
+    Not this one's own, nor of those that it was started by: timeout(1) and sudo(8) have all that
+    they run among their arguments.
+    """
+    own = ancestry(os.getpid())
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in numbers if pid not in own and is_of(pid, path)]
+
+
+def ancestry(pid: int) -> List[int]:
+    """A process, its parent, its parent's parent, and so on."""
+    found: List[int] = []
+    while pid > 0 and pid not in found:
+        found.append(pid)
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])  # ppid (proc(5))
-        except OSError:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
             break
     return found
 
 
-def of(path: str) -> List[int]:
-    """Numbers of the processes that were started with this path as an argument."""
-    wanted = path.encode()
-    found = []
-    ours = lineage()
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in ours:
-            continue
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-        except OSError:
-            continue
-        if wanted in words:
-            found.append(int(name))
-    return found
+def is_of(pid: int, path: str) -> bool:
+    """Whether a process was started with this path as an argument, and has not ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return path.encode() in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 def gone(path: str, seconds: float) -> List[int]:
@@ -67,18 +71,28 @@ def gone(path: str, seconds: float) -> List[int]:
         time.sleep(0.02)
 
 
-def kill(pids: Iterable[int]) -> None:
-    """End processes at once, root's by sudo(8)."""
+def kill(path: str, pids: Iterable[int]) -> None:
+    """End those of the processes that are still of this path at once, root's by sudo(8)."""
+    roots: List[str] = []
     for pid in pids:
+        if not is_of(pid, path):  # its number may be another's by now
+            continue
         try:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
-            words = ["sudo", "-n", "kill", "-KILL", str(pid)]
-            quiet = subprocess.DEVNULL
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.call(words, stdin=quiet, stdout=quiet, stderr=quiet, timeout=5)
+            roots.append(str(pid))
         except OSError:
             pass  # it has ended
+    if roots:
+        quiet = subprocess.DEVNULL
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.call(
+                ["sudo", "-n", "kill", "-KILL", *roots],
+                stdin=quiet,
+                stdout=quiet,
+                stderr=quiet,
+                timeout=SUDO_SECONDS,
+            )
 
 
 def main() -> None:
@@ -87,9 +101,10 @@ def main() -> None:
     if not PUSHED.match(path):
         sys.exit(f"path: got {path!r}, expected that of a pushed agent")
     left = gone(path, seconds)
-    if left:
-        kill(left)
-        left = gone(path, DYING_SECONDS)
+    until = time.monotonic() + DYING_SECONDS
+    while left and time.monotonic() < until:  # again, for those that were forked meanwhile
+        kill(path, left)
+        left = gone(path, 0.5)
     folder = os.path.dirname(path)
     with contextlib.suppress(OSError):
         os.unlink(path)

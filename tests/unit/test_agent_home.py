@@ -1,0 +1,77 @@
+"""An agent removes what it was pushed as, and nothing that only looks like it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.agent import home, remains
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="connlab.", dir="/tmp"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def leave(path: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), "run", "{}"])
+    home.leave()
+
+
+def test_what_was_pushed_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "agent.pyz").touch()
+    leave(folder / "agent.pyz", monkeypatch)
+    assert not folder.exists()
+    leave(folder / "agent.pyz", monkeypatch)  # and nothing is said if it is gone
+
+
+@pytest.mark.parametrize("other", ["notes", "agent.pyz.old", ".hidden"])
+def test_a_directory_with_something_else_stays_whole(
+    folder: Path, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("agent.pyz", other):
+        (folder / name).touch()
+    leave(folder / "agent.pyz", monkeypatch)
+    assert sorted(os.listdir(folder)) == sorted(["agent.pyz", other])
+
+
+@pytest.mark.parametrize("name", ["agent.py", "agent.pyz~", "other"])
+def test_another_name_stays(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / name).touch()
+    leave(folder / name, monkeypatch)
+    assert os.listdir(folder) == [name]
+
+
+def test_another_root_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tmp" / "connlab.abcdefgh"
+    folder.mkdir(parents=True)
+    (folder / "agent.pyz").touch()
+    leave(folder / "agent.pyz", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    leave("tmp/connlab.abcdefgh/agent.pyz", monkeypatch)
+    assert os.listdir(folder) == ["agent.pyz"]
+
+
+def test_a_link_to_a_directory_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agent.pyz").touch()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    try:
+        leave(folder / "agent.pyz", monkeypatch)
+        assert os.listdir(tmp_path) == ["agent.pyz"]
+    finally:
+        folder.unlink()
+
+
+def test_both_know_the_same_paths() -> None:
+    assert home.PUSHED == remains.PUSHED
