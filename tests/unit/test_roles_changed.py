@@ -570,3 +570,20 @@ def test_a_proxys_configuration_changed_since_is_kept_and_its_processes_end(bed:
     assert (host.units, path.read_text()) == ({}, "mine\n")
     assert host.revert()["remarks"] == [f"{path}: kept, changed since the tune"]
     assert not host.record.exists()
+
+
+@pytest.mark.parametrize("name", ["sysctl", "router", "client", "limits"])
+def test_a_value_of_the_tune_before_is_somebody_elses_once_it_was_replaced(
+    bed: Any, name: str
+) -> None:
+    host = bed(name)
+    host.tune(1)
+    record = json.loads(host.record.read_text())
+    if name == "router":  # as a tune of other values would have left it half way
+        record["settings"]["net.ipv4.ip_forward"]["earlier"] = ["2"]
+        host.record.write_text(json.dumps(record))
+    host.tune(2)
+    record = json.loads(host.record.read_text())
+    assert not any("earlier" in entry for entry in record["settings"].values())
+    assert (record.get("tables", []), record.get("gateways", {})) == ([], {})
+    assert all(len(sums) == 1 for sums in record["placed"].values())

@@ -284,3 +284,21 @@ def test_a_module_warns_of_what_the_revert_before_has_kept(
     answer = json.loads(capsys.readouterr().out)
     assert "x: y" in json.dumps(answer["warnings"])
     assert not path.exists()
+
+
+def test_a_directory_removed_as_its_lock_is_taken_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a holder's lock gets it on a directory that the holder has removed."""
+    directory = tmp_path / "state"
+    real = fcntl.flock
+
+    def flock(handle: int, how: int) -> None:
+        directory.rmdir()
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert record_module._try_lock(directory) is None
+    monkeypatch.setattr(fcntl, "flock", real)
+    with record_module.locked(directory, 0):
+        assert record_module._try_lock(directory) is None
