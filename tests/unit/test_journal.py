@@ -139,12 +139,41 @@ def test_changes_go_back_in_the_reverse_of_their_order(first: int, value: Path) 
 def test_a_boot_has_put_back_values_but_no_files(value: Path, limits: Path) -> None:
     path = f"{limits}/zz.conf"
     changes = [Change("sysctl", KEY, "60", "7"), Change("table", "inet connlab_x")]
-    left_behind(*changes, Change("file", path, set=journal.digest(b"x")), boot="another")
+    left_behind(*changes, Change("file", path, set=journal.digest(b"x")), boot="another", booted=1)
     value.write_text("7\n")
     Path(path).write_text("x")
     assert journal.heal() == ([f"file {path}"], [], [])
     assert value.read_text() == "7\n"
     assert not list(limits.iterdir()) and not Path(journal.FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "healed"),
+    [
+        ({}, True),
+        ({"booted": 1}, False),
+        ({"net": "cookie-0"}, False),
+        ({"booted": 1, "net": "cookie-0"}, False),
+    ],
+)
+def test_a_container_that_starts_anew_is_in_the_same_boot(
+    head: dict[str, object], healed: bool, value: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "network", lambda: "cookie-4711")
+    left_behind(Change("sysctl", KEY, "60", "7"), **head, boot="another")
+    value.write_text("7\n")
+    journal.heal()
+    assert value.read_text() == ("60\n" if healed else "7\n")
+    assert not Path(journal.FOLDER).exists()
+
+
+def test_of_namespaces_without_a_cookie_a_boot_is_told_by_its_identity_alone(
+    value: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "network", lambda: "inode-4711")
+    left_behind(Change("sysctl", KEY, "60", "7"), boot="another")
+    value.write_text("7\n")
+    assert journal.heal() == ([], [], [])
 
 
 def test_another_network_namespaces_value_waits_for_its_own_guard(

@@ -72,6 +72,9 @@ PATIENCE = 10.0
 NFT_SECONDS = 5.0
 """Seconds for nft(8): it waits for other changes of the rules."""
 
+BOOT_SECONDS = 2
+"""Seconds by which the time of one boot may differ between two looks; a boot takes longer."""
+
 SO_NETNS_COOKIE = 71
 """include/uapi/asm-generic/socket.h, Linux 5.14: a number that no later namespace gets."""
 
@@ -196,11 +199,11 @@ def _undo_all(
     journals: list[_Notes], busy: dict[str, int], outcome: Outcome, write: bool
 ) -> dict[str, list[Change]]:
     """Undo changes, the latest first; returns those that stay to be undone, by journal."""
-    boot, net = boot_id(), network()
+    net = network()
     left: dict[str, list[Change]] = {notes.path: [] for notes in journals}
     pairs = [(change, notes) for notes in journals for change in notes.changes]
     for change, notes in sorted(pairs, key=lambda pair: pair[0].at, reverse=True):
-        if change.kind != "file" and notes.head["boot"] != boot:
+        if change.kind != "file" and not _same_boot(notes.head):
             continue  # it ended with that boot
         elsewhere = change.of_network and notes.head["net"] != net
         if elsewhere or change.at < busy.get(change.name, 0):
@@ -364,6 +367,25 @@ def boot_id() -> str:
     return _read("/proc/sys/kernel/random/boot_id").strip()
 
 
+def booted() -> int:
+    """When the kernel booted, seconds since 1970 (proc_stat(5) btime); a stepped clock moves it."""
+    rows = _read("/proc/stat").splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith("btime "))
+
+
+def _same_boot(head: dict[str, Any]) -> bool:
+    """Whether a journal is of this boot of the kernel.
+
+    systemd-nspawn gives each start of its machine a boot_id of its own, while kernel and network
+    namespace stay: those have the same cookie, and the same time of boot.
+    """
+    if head["boot"] == boot_id():
+        return True
+    cookie: str = head["net"]
+    again = cookie.startswith("cookie-") and cookie == network()
+    return again and abs(head["booted"] - booted()) <= BOOT_SECONDS
+
+
 def network() -> str:
     """The identity of this process's network namespace in this boot.
 
@@ -384,6 +406,7 @@ def _head(owner: str, token: str) -> dict[str, Any]:
         "owner": owner,
         "pid": os.getpid(),
         "boot": boot_id(),
+        "booted": booted(),
         "net": network(),
     }
 
@@ -400,6 +423,7 @@ def parse(name: str, text: bytes) -> tuple[dict[str, Any], list[Change]]:
         return {}, []
     head = rows[0]
     texts = all(isinstance(head.get(field), str) for field in ("token", "owner", "boot", "net"))
+    texts = texts and type(head.get("booted")) is int
     if head.get("journal") != 1 or not texts or f"{head['token']}.journal" != name:
         raise Damaged(f"{FOLDER}/{name}: line 1: expected a journal's head: move it away by hand")
     return head, [_change(name, number, row) for number, row in enumerate(rows[1:], 2)]
