@@ -353,7 +353,7 @@ def test_a_revert_names_what_somebody_else_has_changed_since(bed: Bed) -> None:
     kill_guard(bed, sysctl={KEY: "7"})
     bed.net.run("client", "sysctl", "-qw", f"{KEY}=33")
     assert revert(bed)["msg"] == (
-        f"host client: guard: sysctl {KEY}: expected 7, as an experiment set it, found 33: kept"
+        f"guard: sysctl {KEY}: expected 7, as an experiment set it, found 33: kept"
     )
     assert found(bed) == "33" and not journals(bed)
 
@@ -361,7 +361,7 @@ def test_a_revert_names_what_somebody_else_has_changed_since(bed: Bed) -> None:
 def revert(bed: Bed, *words: str) -> dict:
     """What the module of the role guard says on the client."""
     command = ["ansible", "all", "-i", "client,", "-c", "local", "-m", "connlab_guard"]
-    command += ["-a", "host=client", "-e", f"ansible_python_interpreter={sys.executable}", *words]
+    command += ["-e", f"ansible_python_interpreter={sys.executable}", *words]
     role = ROOT / "roles" / "guard"
     settings = {
         "ANSIBLE_LIBRARY": str(role / "library"),

@@ -13,14 +13,12 @@ description:
   - Undoes the changes in the journals of guards that are gone, the latest first. What others have
     changed since is kept and named, as a failure.
   - In check mode it says what it would put back.
-options:
-  host: {type: str, required: true, description: [Name of the host, for messages.]}
+options: {}
 author: [connlab]
 """
 EXAMPLES = r"""
 - name: Put back what guards that were killed have left
   connlab_guard:
-    host: "{{ inventory_hostname }}"
 """
 RETURN = r"""
 healed: {type: list, elements: str, returned: always, description: [What was put back.]}
@@ -29,17 +27,14 @@ healed: {type: list, elements: str, returned: always, description: [What was put
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec={"host": {"type": "str", "required": True}}, supports_check_mode=True
-    )
-    host = module.params["host"]
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     try:
         outcome = heal(write=not module.check_mode)
     except OSError as error:
-        module.fail_json(msg=f"host {host}: guard: {error}")
+        module.fail_json(msg=f"guard: {error}")
     if outcome.kept or outcome.failed:
         said = "; ".join([*outcome.failed, *outcome.kept])
-        module.fail_json(msg=f"host {host}: guard: {said}", healed=outcome.healed)
+        module.fail_json(msg=f"guard: {said}", healed=outcome.healed)
     diff = [
         {"before_header": each, "after_header": each, "before": "set\n", "after": ""}
         for each in outcome.healed
