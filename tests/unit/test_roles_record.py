@@ -302,3 +302,28 @@ def test_a_directory_removed_as_its_lock_is_taken_is_no_lock(
     monkeypatch.setattr(fcntl, "flock", real)
     with record_module.locked(directory, 0):
         assert record_module._try_lock(directory) is None
+
+
+def test_a_directory_removed_as_it_is_made_is_tried_again_and_a_file_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Path.mkdir() raises where the directory that it ran into is gone as it looks again."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    real = Path.is_dir
+
+    def is_dir(path: Path) -> bool:
+        if path == directory:
+            directory.rmdir()
+            monkeypatch.setattr(Path, "is_dir", real)
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with record_module.locked(directory, 5):
+        assert directory.exists()
+    directory.write_text("")
+    with (
+        pytest.raises(FileExistsError, match=str(directory)),
+        record_module.locked(directory, 5),
+    ):
+        raise AssertionError

@@ -283,6 +283,10 @@ def _try_lock(path: Path) -> int | None:
             return handle
     except (BlockingIOError, FileNotFoundError):
         pass  # its holder may also have removed the directory just now
+    except FileExistsError:
+        # mkdir found something that was no directory a moment later: gone by now, or a file.
+        if path.exists() and not path.is_dir():
+            raise
     if handle >= 0:
         os.close(handle)
     return None
