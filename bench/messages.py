@@ -436,14 +436,14 @@ def _check_shape(value: Any) -> None:
     waiting = [(value, 1)]
     while waiting:
         item, depth = waiting.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ProtocolError("a number that is not finite")
+        if not isinstance(item, (dict, list)):
+            continue
         if depth > MOST_DEPTH:
             raise ProtocolError(f"nested more than {MOST_DEPTH} deep")
-        if isinstance(item, dict):
-            waiting += [(one, depth + 1) for one in item.values()]
-        elif isinstance(item, list):
-            waiting += [(one, depth + 1) for one in item]
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise ProtocolError("a number that is not finite")
+        inner = item.values() if isinstance(item, dict) else item
+        waiting += [(one, depth + 1) for one in inner]
 
 
 def _shown(value: Any) -> str:
