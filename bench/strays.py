@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 PAUSE_SECONDS = 1.0
-"""Between a look at the clients and the servers' figures that it is compared with: ticks come every
-second, and one that was on its way while the clients were looked at is older than that look."""
+"""Between a look at the clients and the servers' figures that it is compared with: a tick that was
+on its way while the clients were looked at is older than that look. How old a tick is says its own
+clock, up to the least time that one has taken: it may have been held up for seconds."""
 
 
 class Strays:
@@ -27,14 +30,19 @@ class Strays:
         self._clock = clock
         self._held: dict[Hashable, int] = {}
         self._accepted: dict[Hashable, tuple[float, int]] = {}
+        """When it was counted, by our clock, and the count."""
+        self._offset: dict[Hashable, float] = {}
+        """Our clock less that of the server, and the least time that a tick has taken."""
         self._looked: tuple[float, int] | None = None
 
-    def tick(self, agent: Hashable, role: str, message: Mapping[str, int]) -> None:
+    def tick(self, agent: Hashable, role: str, message: Mapping[str, Any]) -> None:
         """Take in one tick."""
         if role == "client":
             self._held[agent] = message["held"]
-        else:
-            self._accepted[agent] = self._clock(), message["opened"]
+            return
+        offset = min(self._offset.get(agent, math.inf), self._clock() - message["t"])
+        self._offset[agent] = offset
+        self._accepted[agent] = message["t"] + offset, message["opened"]
 
     def found(self) -> int:
         """How many more the clients hold than is possible; 0 as far as is known."""
@@ -43,8 +51,8 @@ class Strays:
             self._looked = now, sum(self._held.values())
             return 0
         looked, held = self._looked
-        heard = [at for at, _ in self._accepted.values()]
-        if not heard or min(heard) < looked + PAUSE_SECONDS:
+        counted = [at for at, _ in self._accepted.values()]
+        if not counted or min(counted) < looked + PAUSE_SECONDS:
             return 0
         self._looked = now, sum(self._held.values())
         ahead = held - sum(count for _, count in self._accepted.values())
