@@ -99,8 +99,9 @@ def run(
         try:
             conduct.all()
         except InputError:
-            session.close()
-            store.discard(run_id)
+            with INTERRUPTS.cleaning():
+                session.close()
+                store.discard(run_id)
             raise
         except KeyboardInterrupt:
             with contextlib.suppress(LabError):  # the disk: an interrupted run stays one

@@ -39,6 +39,8 @@ class Interrupts:
         self._seen = 0
         self._last = -SAME_SECONDS
         self._cleaning = 0
+        self._handling = False
+        self._pending = False
         self._open: dict[int, Callable[[], list[str]]] = {}
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -52,13 +54,22 @@ class Interrupts:
             self._end_at_once()
         if not self._cleaning:
             raise KeyboardInterrupt
-        self.say("closing what was opened; interrupt once more to end at once")
+        self._pending = True
+        self._say_safely("closing what was opened; interrupt once more to end at once")
 
     def _end_at_once(self) -> None:
-        left = [line for lines in list(self._open.values()) for line in lines()]
-        what = "; ".join(left) if left else "nothing is known to be left"
-        self.say(f"interrupted twice; not cleaned up: {what}")
-        os._exit(EXIT_STATUS)
+        try:
+            left = [line for lines in list(self._open.values()) for line in lines()]
+            what = "; ".join(left) if left else "nothing is known to be left"
+            self._say_safely(f"interrupted twice; not cleaned up: {what}")
+        finally:
+            os._exit(EXIT_STATUS)
+
+    def _say_safely(self, line: str) -> None:
+        try:
+            self.say(line)
+        except (Exception, KeyboardInterrupt):  # interrupted while it said something else
+            _to_stderr(line)
 
     def answers(self, key: object, left: Callable[[], list[str]] | None) -> None:
         """Have ``left`` say what of something is not cleaned up yet; None: all of it is."""
@@ -75,31 +86,53 @@ class Interrupts:
             return
         before: dict[int, Any] = {}
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
+            if _is_heeded(number):
                 before[number] = signal.signal(number, self.handle)
-        self._seen, self._last = 0, -SAME_SECONDS
+        self._begin()
+        self._handling = True
         try:
             yield
         finally:
+            self._handling = False
             _restore(before)
+
+    def _begin(self) -> None:
+        """Know of no interrupt."""
+        self._seen, self._last, self._pending = 0, -SAME_SECONDS, False
 
     @contextlib.contextmanager
     def cleaning(self) -> Iterator[None]:
-        """Let the first interrupt wait meanwhile: half a clean-up leaves what it is to remove."""
+        """Let the first interrupt wait meanwhile: half a clean-up leaves what it is to remove.
+
+        It is raised at the end of it, so that nothing else is begun.
+
+        :raises KeyboardInterrupt: at the end of the outermost, if there was one.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        if not self._cleaning and not self._handling:
+            self._begin()
         self._cleaning += 1
         before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             # Not those of handled(): a program of its own, such as a test.
-            if signal.getsignal(number) != self.handle:
+            if signal.getsignal(number) != self.handle and _is_heeded(number):
                 before[number] = signal.signal(number, self.handle)
         try:
             yield
         finally:
             self._cleaning -= 1
             _restore(before)
+        if self._pending and not self._cleaning:
+            self._pending = False
+            raise KeyboardInterrupt
+
+
+def _is_heeded(number: int) -> bool:
+    """Whether a signal means anything: what nohup(1) and shells have ignored stays so (POSIX)."""
+    handler = signal.getsignal(number)
+    return number == signal.SIGTERM or handler not in (signal.SIG_IGN, None)
 
 
 def _restore(handlers: dict[int, Any]) -> None:

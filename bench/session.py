@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import math
 import platform
 import secrets
 import threading
@@ -84,11 +85,17 @@ class Agent:
         self.link = link
         self.path = path
         self.process = process
-        self.started = self.heard = time.monotonic()
+        self.started = time.monotonic()
+        self.heard = math.inf
+        """When it last said something, monotonic seconds. Until its first word it is awaited, not
+        silent: a Python may take longer to start than an agent may be silent."""
         self.quiet = False
         """Whether its silence has been mentioned."""
         self.planned: int | None = None
         """Connections of its part of the plan, once there is one: it cannot hold more."""
+        self.asked = 1
+        """Commands that it was told, each of which has one answer; its hello needs none."""
+        self.answered = 0
         self.unasked = 0
         self.last_error = ""
         self.ear: threading.Thread | None = None
@@ -107,6 +114,7 @@ class Agent:
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send one command. :raises LabError: if the agent is gone or does not read."""
+        self.asked += 1
         try:
             self.process.write(wire.encode(message))
         except TimeoutError as error:
@@ -173,17 +181,18 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
-        if not self.left:
-            return
-        lines = "; ".join(self.left)
-        if error is None:
-            raise LabError(lines)
-        if isinstance(error, LabError):
-            raise LabError(f"{error}; {lines}") from error
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(lines) from error
-        INTERRUPTS.say(lines)
+        with INTERRUPTS.cleaning():
+            self.close()
+            if not self.left:
+                return
+            lines = "; ".join(self.left)
+            if error is None:
+                raise LabError(lines)
+            if isinstance(error, LabError):
+                raise LabError(f"{error}; {lines}") from error
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(lines) from error
+            INTERRUPTS.say(lines)
 
     def start(self, hosts: Iterable[tuple[Host, str]]) -> list[Agent]:
         """Push and start an agent on every host, all at once; returns them in that order.
@@ -236,8 +245,10 @@ class Session:
         try:
             process = link.start(self._command(role, path))
         except BaseException:
-            with contextlib.suppress(LabError):
+            try:
                 link.remove(path)
+            except LabError as error:
+                self.left.append(str(error))
             raise
         agent = Agent(host, role, link, path, process)
         with self._lock:
@@ -277,7 +288,7 @@ class Session:
             for line in agent.process.lines():
                 agent.heard = time.monotonic()
                 message = messages.read(line, agent.planned)
-                _count_unasked(agent, message)
+                _count(agent, message)
                 self._inbox.put(agent, message, len(line) + 1024)
         except (ProtocolError, OSError) as error:
             agent.lost = True
@@ -401,16 +412,17 @@ class Session:
             agent.quiet = silent > QUIET_SECONDS
 
     def dismiss(self, agents: Iterable[Agent]) -> None:
-        """Stop some agents while the others go on. Never raises."""
+        """Stop some agents while the others go on. Raises a KeyboardInterrupt alone, at its end."""
         ended = list(agents)
         self.agents = [agent for agent in self.agents if agent not in ended]
         with INTERRUPTS.cleaning():
             self._stop_all(ended)
 
     def close(self, *, drained: bool = False) -> None:
-        """Stop every agent, remove what was pushed, close the connections. Never raises.
+        """Stop every agent, remove what was pushed, close the connections.
 
-        What could not be cleaned up is in ``left`` afterwards.
+        What could not be cleaned up is in ``left`` afterwards. Raises at most a KeyboardInterrupt,
+        when all that is done.
 
         :param drained: whether no connection is held, so that the order does not matter.
         """
@@ -428,7 +440,7 @@ class Session:
                     link.close()
             self._links.clear()
             self._inbox.close()
-        INTERRUPTS.answers(self, None)
+            INTERRUPTS.answers(self, None)
 
     def _stop_all(self, agents: Sequence[Agent]) -> None:
         with ThreadPoolExecutor(max(1, len(agents))) as pool:
@@ -458,9 +470,14 @@ def _listen_errors(agent: Agent) -> None:
                 agent.last_error = text[:MOST_ERROR]
 
 
-def _count_unasked(agent: Agent, message: Message) -> None:
-    """See that an agent does not flood. :raises ProtocolError: if it does."""
+def _count(agent: Agent, message: Message) -> None:
+    """See that an agent says no more than it may. :raises ProtocolError: if it does."""
+    if message["event"] == "error":  # that ends the run
+        return
     if message["event"] not in wire.UNASKED:
+        agent.answered += 1
+        if agent.answered > agent.asked:
+            raise ProtocolError(f"{message['event']}: nobody asked for it")
         return
     agent.unasked += 1
     allowed = UNASKED_AT_ONCE + UNASKED_A_SECOND * (time.monotonic() - agent.started)

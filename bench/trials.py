@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.agent import bundle
 from bench.errors import LabError
+from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
 from bench.session import OWNER, Agent, Connect, Session
 from bench.units import printable
@@ -54,12 +55,13 @@ class Trials:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._session.close()
-        lines = [*self._session.not_put_back, *self._session.left]
-        for line in lines:
-            print(f"connlab: {printable(line)}", file=sys.stderr)
-        if lines and error is None:
-            raise LabError("; ".join(lines))
+        with INTERRUPTS.cleaning():
+            self._session.close()
+            lines = [*self._session.not_put_back, *self._session.left]
+            for line in lines:
+                print(f"connlab: {printable(line)}", file=sys.stderr)
+            if lines and error is None:
+                raise LabError("; ".join(lines))
 
     def begin(
         self,

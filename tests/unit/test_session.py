@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import queue
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -339,6 +341,74 @@ def test_a_flood_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         agents.start([(host("a"), "server")])
         made[0].process.say(*[TICK] * 1000)
         agents.wait(5)
+
+
+@pytest.mark.parametrize("more", [1, 50])
+def test_an_answer_that_nobody_asked_for_ends_the_run(more: int) -> None:
+    halted = {"event": "halted"}
+    made, connect = links(lambda m: [HELLO] if m["op"] == "" else [halted])
+    line = "^host a: protocol: halted: nobody asked for it$"
+    with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
+        agents.start([(host("a"), "server")])
+        for _ in range(3):
+            agents.ask(agents.agents, "halt", "halted", 5)
+        made[0].process.say(*[halted] * more)
+        agents.wait(5)
+
+
+def test_an_agent_that_takes_long_to_start_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(session, "CHECK_SECONDS", 0.02)
+    made, connect = links(lambda m: [])
+    with Session(connect, b"zip", silence=0.2) as agents:
+        timer = threading.Timer(0.6, lambda: made[0].process.say(HELLO))
+        timer.start()
+        assert [agent.name for agent in agents.start([(host("a"), "server")])] == ["a"]
+    timer.join()
+
+
+def test_an_agent_that_never_starts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "HELLO_SECONDS", 0.3)
+    _, connect = links(lambda m: [])
+    line = "^host a: the server agent did not answer hello within 0 s$"
+    with pytest.raises(LabError, match=line), Session(connect, b"zip", silence=0.1) as agents:
+        agents.start([(host("a"), "server")])
+
+
+def test_what_a_failed_start_leaves_is_named() -> None:
+    made, connect = links(answering)
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        link.start = broken  # type: ignore[method-assign]
+        link.remove = stuck  # type: ignore[method-assign]
+        return link
+
+    def broken(argv: Sequence[str]) -> FakeProcess:
+        raise LabError("host a: python3: connection lost")
+
+    def stuck(path: str) -> None:
+        raise LabError(f"host a: rm: {path} is left")
+
+    line = f"^host a: python3: connection lost; host a: rm: {PATH} is left$"
+    with pytest.raises(LabError, match=line), Session(reach, b"zip") as agents:
+        agents.start([(host("a"), "server")])
+    assert not made[0].open
+
+
+def test_an_interrupt_while_closing_waits_until_all_is_closed() -> None:
+    made, connect = links(answering)
+
+    def interrupted(argv: Sequence[str], seconds: float = 30.0) -> str:
+        if argv[3:] and argv[3] == PATH:
+            signal.raise_signal(signal.SIGTERM)
+        return FakeLink.run(made[0], argv, seconds)
+
+    with pytest.raises(KeyboardInterrupt), Session(connect, b"zip") as agents:
+        agents.start([(host("a"), "server"), (host("b"), "client")])
+        for link in made:
+            link.run = interrupted  # type: ignore[method-assign]
+    assert all(link.process.told == ["stop"] and not link.open for link in made)
 
 
 def test_numbers_beyond_the_plan_end_the_run() -> None:
