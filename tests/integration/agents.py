@@ -36,10 +36,13 @@ class Agent:
         nproc: int | None = None,
         silence: float = 300,
         lock: dict | None = None,
+        mode: str = "run",
+        reads: bool = True,
     ) -> None:
         """``nofile``: soft and hard limit, or both as ``soft:hard``; ``nproc``: not as root.
 
         Without a word for ``silence`` seconds it ends; these tests send no signs of life.
+        ``reads``: whether what it says after hello is read before ``reading`` is set.
         """
         self.home = Path(tempfile.mkdtemp(prefix="connlab."))
         (self.home / "agent.pyz").write_bytes(packed)
@@ -56,7 +59,7 @@ class Agent:
                 *words,
                 os.path.realpath(sys.executable),
                 str(self.home / "agent.pyz"),
-                "run",
+                mode,
                 json.dumps({"silence_seconds": silence, "lock": lock}),
             ],
             stdin=subprocess.PIPE,
@@ -67,6 +70,9 @@ class Agent:
         self.alive = 0
         self.floors: list[dict] = []
         self.strangers: list[bytes] = []
+        self.reading = threading.Event()
+        if reads:
+            self.reading.set()
         self._events: queue.Queue[dict | None] = queue.Queue()
         self._readers = [threading.Thread(target=self._read), threading.Thread(target=self._drain)]
         for reader in self._readers:
@@ -78,7 +84,7 @@ class Agent:
         self.stderr = self.process.stderr.read()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
+        for line in iter(self.process.stdout.readline, b""):
             try:
                 event = json.loads(line)
             except ValueError:
@@ -92,15 +98,20 @@ class Agent:
                 self.floors.append(event)
             else:
                 self._events.put(event)
+            self.reading.wait()
         self._events.put(None)
 
     def send(self, op: str, **fields) -> None:
         self.process.stdin.write(wire.encode({"op": op, **fields}))
         self.process.stdin.flush()
 
-    def hear(self, event: str, patience: float = PATIENCE) -> dict:
+    def hear_any(self, patience: float = PATIENCE) -> dict:
         heard = self._events.get(timeout=patience)
         assert heard is not None, f"the agent ended: {self.stderr.decode()}"
+        return heard
+
+    def hear(self, event: str, patience: float = PATIENCE) -> dict:
+        heard = self.hear_any(patience)
         assert heard["event"] == event, heard
         return heard
 
@@ -113,6 +124,7 @@ class Agent:
         return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def close(self) -> None:
+        self.reading.set()
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
@@ -133,11 +145,19 @@ class Lab:
     def __init__(self, net: Namespaces, packed: bytes) -> None:
         self.net, self._packed = net, packed
         self.nonce = secrets.token_hex(16)
+        self.silence: float = 300
         self._agents: list[Agent] = []
         self._closed: list[Agent] = []
 
-    def agent(self, host: str, nofile: int | str | None = None, nproc: int | None = None) -> Agent:
-        made = Agent(self._packed, self.net.enter(host), nofile, nproc)
+    def agent(
+        self,
+        host: str,
+        nofile: int | str | None = None,
+        nproc: int | None = None,
+        **how,
+    ) -> Agent:
+        how = {"silence": self.silence, **how}
+        made = Agent(self._packed, self.net.enter(host), nofile, nproc, **how)
         self._agents.append(made)
         return made
 
