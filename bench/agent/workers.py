@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Callable, Dict, List, NamedTuple, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Set, Tuple, Union
 
 RESERVE = 64
 """Descriptors of a worker that are not connections: pipes, epoll, listeners, libraries."""
@@ -59,13 +59,16 @@ class Shortage(OSError):
 
 
 class Death(NamedTuple):
-    """How a worker ended."""
+    """How a worker ended, or that it was stopped: then it opens and closes nothing any more."""
 
     worker: int
     pid: int
     status: int
 
     def __str__(self) -> str:
+        if os.WIFSTOPPED(self.status):
+            number = os.WSTOPSIG(self.status)
+            return f"worker {self.worker} (pid {self.pid}) was stopped: signal {number}"
         code = os.waitstatus_to_exitcode(self.status)
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return f"worker {self.worker} (pid {self.pid}) died: {how}"
@@ -145,6 +148,7 @@ class Crew:
         """:raises Shortage: if the kernel refuses one; then none is left."""
         self.count = count
         self.pids: Dict[int, int] = {}
+        self._stopped: Set[int] = set()
         self._orders: List[int] = []
         self._rest = b""
         self.bell, self._ring = os.pipe()
@@ -212,13 +216,20 @@ class Crew:
         return list(BELL.iter_unpack(data[:whole]))
 
     def deaths(self) -> List[Death]:
-        """Workers that ended since the last call."""
+        """Workers that ended since the last call, or were stopped: those are killed."""
         found = []
         for pid, worker in list(self.pids.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
+            done, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+            if not done:
+                continue
+            if os.WIFSTOPPED(status):
+                os.kill(pid, signal.SIGKILL)
+                self._stopped.add(pid)
+            else:
                 del self.pids[pid]
-                found.append(Death(worker, pid, status))
+                if pid in self._stopped:
+                    continue  # reported when it was stopped
+            found.append(Death(worker, pid, status))
         return found
 
     def cpu_seconds(self) -> float:

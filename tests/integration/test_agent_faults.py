@@ -258,6 +258,21 @@ def test_killed_worker_is_reported(lab):
     assert until(lambda: client.ask("verify", "verified")["alive"] == left)
 
 
+def test_stopped_worker_is_reported_and_killed(lab):
+    """SIGSTOP: it would keep all that wait for it waiting, to the end of their patience."""
+    lab.serve(nofile=300)
+    client = lab.prepare(nofile=300, connect_rate=500)
+    client.send("ramp")
+    assert until(lambda: client.ticks and client.ticks[-1]["held"])
+    victim = client.workers()[0]
+    os.kill(victim, signal.SIGSTOP)
+    fault = client.hear("error")
+    assert fault["kind"] == "fault"
+    assert f"(pid {victim}) was stopped: signal 19" in fault["message"]
+    assert until(lambda: not running(victim))
+    assert client.hear("ramped")["held"] < 2000
+
+
 def test_worker_killed_in_the_ramp_does_not_stall_it(lab):
     lab.serve()
     client = lab.prepare(nofile=300, connect_rate=500)
