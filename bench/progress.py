@@ -54,13 +54,16 @@ def emit(event: dict[str, Any]) -> None:
 
 
 class _Paced(ABC):
-    """Lets one update through when the phase changes and every two seconds."""
+    """Lets one update through when the phase changes and every two seconds, and every note."""
 
     def __init__(self) -> None:
         self._shown = 0.0
         self._phase = ""
 
     def update(self, now: Progress) -> None:
+        if now.note:  # it will not be said again
+            self.show(now)
+            return
         moment = time.monotonic()
         if now.phase == self._phase and moment - self._shown < EVERY_SECONDS - 0.1:
             return

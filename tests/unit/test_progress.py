@@ -53,6 +53,19 @@ def test_a_note_is_an_event_with_its_line(capsys: pytest.CaptureFixture[str]) ->
     assert (event["event"], event["text"]) == ("progress", progress.line(FORECAST))
 
 
+def test_a_note_is_shown_between_two_lines() -> None:
+    """A host that is silent is mentioned once: not to be dropped for coming soon after a line."""
+    out = io.StringIO()
+    silent = replace(RAMP, note="no word from server1 for 5 s")
+    with progress.view("plain", Console(file=out)) as update:
+        for now in (RAMP, silent, RAMP):
+            update(now)
+    assert [line.partition(": ")[2][:7] for line in out.getvalue().splitlines()] == [
+        "250,000",
+        "no word",
+    ]
+
+
 def test_lines_come_every_two_seconds_and_at_once_in_a_new_phase(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
