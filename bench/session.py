@@ -71,6 +71,10 @@ OWNER = secrets.token_hex(8)
 """This controller, to agents and guards of others: its own may share a host, and may change what
 it has changed already."""
 
+NOBODY = ""
+"""No owner: whoever asks for the holders of a host as nobody has all files of locks removed that
+are left over."""
+
 Connect = Callable[[Host], Link]
 Message = dict[str, Any]
 Result = TypeVar("Result")
@@ -106,6 +110,8 @@ class Agent:
         """Whether it is taken for dead: then it is killed rather than waited for."""
         self.gone = False
         """Whether it was seen to have ended, and its file to be removed."""
+        self.locked = False
+        """Whether it holds its host's lock."""
 
     @property
     def name(self) -> str:
@@ -251,6 +257,7 @@ class Session:
                 self.left.append(str(error))
             raise
         agent = Agent(host, role, link, path, process)
+        agent.locked = self._doing is not None
         with self._lock:
             late = self._closing
             if not late:
@@ -505,6 +512,8 @@ def _stop(agent: Agent) -> str | None:
         words = ["python3", "-c", _source("remains"), agent.path, f"{patience:g}"]
         output = agent.link.run(words, patience + CLEAN_SECONDS)
         left = _left(agent, json.loads(output))
+        if agent.lost and agent.locked:  # one that was killed leaves the file of its lock
+            agent.link.run(["python3", "-c", _source("hostlock"), NOBODY], CLEAN_SECONDS)
     except Exception as error:
         reason = str(error).removeprefix(f"host {agent.name}: ").splitlines()[:1]
         left = f"{agent.what()} may be left: {printable(''.join(reason))}"

@@ -94,6 +94,8 @@ class FakeLink:
         self.held: Any = []
         self.remains: Any = {"processes": [], "folder": False}
         self.argv: list[str] = []
+        self.swept = 0
+        """How often the files of left locks were removed."""
 
     def give_up_after(self, seconds: float) -> None:
         self.lost_after = seconds
@@ -113,6 +115,9 @@ class FakeLink:
             return self.python + "\n"
         if argv[3] == session.OWNER:
             return self.held if isinstance(self.held, str) else json.dumps(self.held)
+        if argv[3] == session.NOBODY:
+            self.swept += 1
+            return "[]"
         assert argv[3] == PATH
         if isinstance(self.remains, Exception):
             raise self.remains
@@ -331,6 +336,19 @@ def test_one_agent_that_cannot_be_told_leaves_no_other_untold() -> None:
     others = [link for link in made if link.process.told]
     assert [link.process.told for link in others] == [["halt", "stop"]]
     assert all(not link.open for link in made)
+
+
+@pytest.mark.parametrize(("doing", "swept"), [("run test", 1), (None, 0)])
+def test_the_lock_of_an_agent_that_died_is_removed(doing: str | None, swept: int) -> None:
+    made, connect = links(answering)
+    with (
+        pytest.raises(LabError, match=r"^host a: the server agent ended unexpectedly"),
+        Session(connect, b"zip", doing=doing) as agents,
+    ):
+        agents.start([(host("a"), "server"), (host("b"), "client")])
+        next(link for link in made if link is agents.agents[0].link).process.say(None)
+        agents.wait(5)
+    assert sorted(link.swept for link in made) == [0, swept]
 
 
 def test_a_flood_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
