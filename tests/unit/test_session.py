@@ -147,7 +147,7 @@ def links(
 def answering(message: dict[str, Any]) -> Sequence[Any]:
     if message["op"] == "":
         return [HELLO]
-    return [TICK, {"event": message["op"] + "ed"}]
+    return [TICK, {"event": {"halt": "halted", "stop": "stopped"}[message["op"]]}]
 
 
 def test_asks_all_and_sorts_ticks_from_answers() -> None:
