@@ -44,8 +44,9 @@ LOST_PATIENCE = 1.0
 CLEAN_SECONDS = 10.0
 """For what is left then to be killed and named, over SSH."""
 
-HELLO_SECONDS = 30.0
-"""For an agent to say that it is there: a Python starts in that time on an emulated guest."""
+HELLO_SECONDS = 60.0
+"""For an agent to say that it is there: a Python starts in seconds on an emulated guest, and in
+several times as long where all hosts of a lab share two cores."""
 
 MOST_ERROR = 500
 """Characters of a host's line of error."""
