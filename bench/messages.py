@@ -32,6 +32,9 @@ from bench.units import printable
 MOST_DEPTH = 16
 """Of objects and lists within each other: the deepest, a role's record among facts, has 6."""
 
+MOST_VALUES = 1 << 21
+"""In one line: the most that any has, the counts by port of a host, are half of that."""
+
 MOST_COUNT = 1 << 53
 """No counter of a run comes near: ten thousand million connections a second for a week."""
 
@@ -411,6 +414,9 @@ def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
     """
     if len(line) > wire.LINE_BYTES:
         raise ProtocolError(f"a line of {len(line)} bytes, expected at most {wire.LINE_BYTES}")
+    # Counted before it is read: each value takes many times its bytes in memory.
+    if line.count(b",") >= MOST_VALUES:
+        raise ProtocolError(f"a line of more than {MOST_VALUES} values")
     try:
         found = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError):
