@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents import CLIENT, SERVER, SERVER6, running
 
-from bench import controller, scenario
+from bench import controller, scenario, wire
+from bench.agent import hostlock
+from bench.channel import split
 from bench.curve import Progress
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
 from bench.results import Run
 from bench.store import Store
 from perf.netns import Namespaces
+
+NAME = 'FOLDERS = ("/run/lock"'
+
+LOCKS = Path(tempfile.mkdtemp(prefix="connlab-test-locks."))
+"""Where the hosts of these tests are held. Namespaces share the machine's own directories, and with
+them what else runs on it."""
+
+atexit.register(shutil.rmtree, LOCKS, ignore_errors=True)
+
+
+def with_own_locks(source: str) -> str:
+    """The source of the host lock, for the hosts of these tests."""
+    usual = f"FOLDERS = {hostlock.FOLDERS!r}".replace("'", '"')
+    assert usual in source
+    return source.replace(usual, f"FOLDERS = ({str(LOCKS)!r},)")
+
+
+def repacked(data: bytes, change: Callable[[str, str], str]) -> bytes:
+    """An agent, its files changed by a function of their names and texts."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(packed, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, change(name, before.read(name).decode()))
+    return packed.getvalue()
+
+
+def _own_locks_in(name: str, text: str) -> str:
+    return with_own_locks(text) if name == "bench/agent/hostlock.py" else text
 
 
 class LocalProcess:
@@ -38,8 +71,7 @@ class LocalProcess:
     def lines(self) -> Iterator[bytes]:
         assert self.child.stdout
         with self.child.stdout as out:
-            for line in iter(out.readline, b""):
-                yield line.rstrip(b"\n")
+            yield from split(lambda: out.read(1 << 16), wire.LINE_BYTES)
 
     def errors(self) -> Iterator[bytes]:
         assert self.child.stderr
@@ -65,7 +97,7 @@ class LocalLink:
 
     def put(self, data: bytes, name: str) -> str:
         path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
-        path.write_bytes(data)
+        path.write_bytes(repacked(data, _own_locks_in))
         self.paths.append(str(path))
         return str(path)
 
@@ -73,8 +105,9 @@ class LocalLink:
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
     def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
+        words = [with_own_locks(word) if NAME in word else word for word in argv]
         done = subprocess.run(
-            [*self.words, *argv], capture_output=True, text=True, check=False, timeout=seconds
+            [*self.words, *words], capture_output=True, text=True, check=False, timeout=seconds
         )
         if done.returncode:
             raise LabError(done.stderr.strip())
@@ -132,8 +165,8 @@ class Bed:
                 return
             time.sleep(0.01)
 
-    def clean(self) -> bool:
-        """Nothing of a run is left: processes, files, sockets."""
+    def clean(self, states: Sequence[str] = ("all",)) -> bool:
+        """Nothing of a run is left: processes, files, sockets (of some states of ss(8))."""
         gone = all(
             not running(process.child.pid)
             for link in self.links.values()
@@ -142,5 +175,9 @@ class Bed:
         files = all(
             not Path(path).parent.exists() for link in self.links.values() for path in link.paths
         )
-        sockets = "".join(self.net.run(name, "ss", "-Htan") for name in ("server", "client"))
-        return gone and files and not sockets.strip()
+        sockets = "".join(
+            self.net.run(name, "ss", "-Htan", "state", state)
+            for name in ("server", "client")
+            for state in states
+        )
+        return gone and files and not sockets.strip() and not any(LOCKS.iterdir())
