@@ -8,9 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from agents import running, until
@@ -82,10 +80,6 @@ LIES = {
         'if event == "collected": message["texts"]["/tmp/connlab-owned"] = "owned"',
         r"collected: texts: got '/tmp/connlab-owned', expected one of ",
     ),
-    "evidence that is missing by another name": (
-        'if event == "collected": message["missing"]["../x"] = "owned"',
-        r"collected: missing: got '../x', expected one of ",
-    ),
     "fewer than none": (
         'if event == "tick": message["held"] = -1',
         r"tick: held: got -1, expected greater than or equal to 0",
@@ -94,24 +88,12 @@ LIES = {
         'if event == "ramped": message["held"] = 301',
         r"ramped: held: got 301, expected at most the 300 planned",
     ),
-    "a phase of another name": (
-        'if event == "collected": message["phase"] = "../peak"',
-        r"collected: phase: got '../peak', expected ",
-    ),
     "more answers than questions": (
         'if event == "echoed": message.update(asked=10, answered=999)',
         r"echoed: answered: got 999, expected at most the 300 planned",
     ),
-    "a few more answers than questions": (
-        'if event == "echoed": message.update(asked=10, answered=11)',
-        r"echoed: answered, wrong, dropped: got 11, 0, 0, expected at most the 10 asked",
-    ),
     "no number": (
         'if event == "tick": message["t"] = float("nan")',
-        r"not a message: ",
-    ),
-    "a number without end": (
-        'if event == "ramped": message["seconds"] = 1e999',
         r"not a message: ",
     ),
     "a bucket that is far away": (
@@ -122,18 +104,6 @@ LIES = {
         'if event == "drained": del message["closed"]',
         r"drained: closed: missing",
     ),
-    "a field too many": (
-        'if event == "verified": message["x"] = 1',
-        r"verified: x: ",
-    ),
-    "a truth for a number": (
-        'if event == "verified": message["dead"] = False',
-        r"verified: dead: got False, expected ",
-    ),
-    "an unknown event": (
-        'if event == "ramped": message["event"] = "dance"',
-        r"event: got 'dance', expected a known one",
-    ),
     "a line without end": (
         'if event == "prepared": return b"x" * (17 << 20)',
         r"a line of more than 16 MiB",
@@ -141,10 +111,6 @@ LIES = {
     "lists in lists": (
         'if event == "prepared": return b"[" * 1000000 + b"\\n"',
         r"not a message: ",
-    ),
-    "objects in objects": (
-        'if event == "prepared": return b\'{"a":\' * 400 + b"1" + b"}" * 400 + b"\\n"',
-        r"nested more than 16 deep",
     ),
     "millions of values": (
         'if event == "prepared": return b\'{"event":[\' + b"[]," * 5000000 + b"1]}\\n"',
@@ -169,22 +135,14 @@ LIES = {
 }
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
-
-
 @pytest.mark.parametrize("kind", LIES)
 def test_a_client_that_lies_ends_the_run(bed: Bed, tmp_path: Path, kind: str) -> None:
     lie, line = LIES[kind]
     lying(bed, "client", lie)
-
-    def run() -> None:
-        with pytest.raises(LabError, match=rf"^host client: protocol: {line}"):
-            bed.run(connections=300, silence_seconds=6)
-
-    assert seconds_of(run) < BOUND
+    began = time.monotonic()
+    with pytest.raises(LabError, match=rf"^host client: protocol: {line}"):
+        bed.run(connections=300, silence_seconds=6)
+    assert time.monotonic() - began < BOUND
     kept = next(bed.store.runs())
     assert kept.verdict == "aborted"
     assert kept.reason.startswith("host client: protocol: ")
@@ -238,8 +196,7 @@ def test_wrong_echoes_fail_the_run(bed: Bed, how: str) -> None:
     assert bed.clean()
 
 
-@pytest.mark.parametrize("name", ["client", "server"])
-@pytest.mark.parametrize("phase", ["ramp", "hold"])
+@pytest.mark.parametrize(("name", "phase"), [("client", "ramp"), ("server", "hold")])
 def test_a_stopped_agent_is_given_up_and_killed(bed: Bed, name: str, phase: str) -> None:
     stopped: list[float] = []
 
