@@ -182,7 +182,7 @@ class Conduct:
         self.session.gather(self.clients, "prepared", START_SECONDS)
         # Every target has proven that it is of this run; from now on connections may come.
         self.session.ask(self.servers, "open", "opened", START_SECONDS)
-        texts = self.collect("before")
+        texts = self.collect("before", state="connected")
         predicted = capacity.predict(scenario, inventory, self.found.hosts, texts, tuples.capacity)
         self.found.predicted = predicted
         if predicted.forecast:
@@ -353,7 +353,9 @@ class Conduct:
         self.found.resets_lost, self.found.drain_seconds = ended
         self.recorder.sample(force=True)
         self.collect("after", state="connected")
-        self.found.left_after = self._counts("after").ss
+        # An agent that was killed leaves its ends in TIME-WAIT, and they outlive its run.
+        left = self._counts("after").ss - self._counts("before").ss
+        self.found.left_after = max(0, left)
 
     def collect(self, phase: str, state: str = "established") -> dict[str, Mapping[str, str]]:
         """Every host's evidence of a phase, kept raw and parsed. Returns the texts by host.

@@ -190,7 +190,9 @@ class Measured(Model):
     )
     drain_seconds: float | None = None
     left_after: int | None = Field(
-        None, description="sockets on the servers' endpoints, in any state, after the drain"
+        None,
+        description="sockets on the servers' endpoints, in any state, after the drain, beyond "
+        "those of before the ramp",
     )
     resets_lost: int | None = Field(
         None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
-from agents import CLIENT, CLIENT6, running
+from agents import CLIENT, CLIENT6, SERVER, running
 from beds import Bed
 
 from bench import capacity, planning, scenario, survey
@@ -126,6 +128,34 @@ def test_an_agent_that_is_killed_aborts_the_run(bed: Bed) -> None:
     assert kept.verdict == "aborted"
     assert kept.measured.established.ss == 3000
     assert not running(bed.agent_pid("server"))
+
+
+CLOSES_FIRST = """
+import socket
+with socket.create_server(("{server}", 5000)) as listener:
+    print("listening", flush=True)
+    with listener.accept()[0] as made:
+        made.shutdown(socket.SHUT_WR)
+        made.recv(1)
+"""
+CLOSES_THEN = """
+import socket
+with socket.create_connection(("{server}", 5000)) as made:
+    made.recv(1)
+"""
+
+
+def test_sockets_that_another_has_left_are_not_this_runs(bed: Bed) -> None:
+    """Whoever closes first is in TIME-WAIT for a minute (RFC 9293): a killed server, for one."""
+    words = [*bed.net.enter("server"), sys.executable, "-c", CLOSES_FIRST.format(server=SERVER)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        assert server.stdout.readline() == b"listening\n"
+        bed.net.run("client", sys.executable, "-c", CLOSES_THEN.format(server=SERVER))
+        assert server.wait(5) == 0
+    assert bed.net.run("server", "ss", "-Htan", "state", "time-wait")
+    done = bed.run(connections=200)
+    assert (done.verdict, done.measured.left_after) == ("pass", 0), done.reason
 
 
 @pytest.fixture
