@@ -181,7 +181,7 @@ _READERS: Dict[str, Callable[[], str]] = {
     "meminfo": lambda: text("/proc/meminfo"),
     "slabinfo": _slabinfo,
     "slab_aliases": _slab_aliases,
-    "nstat": lambda: output([tool("nstat"), "-az"]),
+    "nstat": lambda: output([tool("nstat"), "-asz"]),
     "limits": _limits,
     "cgroup": _cgroup,
     "conntrack_stat": lambda: text("/proc/net/stat/nf_conntrack"),
