@@ -4,6 +4,8 @@
 # make down    put everything back as it was found (root)
 # make vm-down  remove the virtual machines alone
 # make test    lint, roles on real hosts, unit and integration tests (root)
+# make faults  every fault x every phase of a run on a lab of its own, then the playbooks
+#              interrupted at each task (root; an hour); ONLY=pattern for some of them
 # make claims  what people say about limits, each measured, with its verdict (root)
 # make perf    the engine beside plain C, alternating, in the lab that is up (root)
 # make soak    a long hold with churn, many clients, runs in a row, on a lab of its own (root)
@@ -32,7 +34,7 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 
 VM_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/vm/group_vars/all.yml))
 
-.PHONY: help setup dev lab claims vm-lab vm-setup down vm-down test lint perf soak root
+.PHONY: help setup dev lab faults claims vm-lab vm-setup down vm-down test lint perf soak root
 .DEFAULT_GOAL := help
 
 help:
@@ -106,6 +108,11 @@ lint: $(VENV)/.dev
 test: root $(VENV)/.dev lint
 	@molecule test --all
 	@pytest
+
+faults: root $(VENV)/.dev
+	@PYTHONPATH=$(CURDIR) python tests/faults/matrix.py $(or $(LAB),faults) \
+	  -e lab_mgmt_prefix=$(or $(PREFIX),169.254.204.0/24) -e connections=20000 \
+	  --only '$(ONLY)' --results results/faults.md
 
 # Needs a lab that is up and tuned; a million connections several times over.
 perf: root $(VENV)/.runtime
