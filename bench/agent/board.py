@@ -46,8 +46,8 @@ RST, FIN = 0, 1
 ``FRESH``: echoes only on what the last ramp opened. ``DROP``: reset who does not answer.
 ``STRETCH``: accept beyond the room that is planned for, as far as accept(2) goes. ``PAUSE``: accept
 nothing. ``NUMBER``, ``WINDOW``, ``SEQUENTIAL``: of a round, see :mod:`bench.wire`. ``SILENCES``: of
-a sequential round, counted by the one worker whose turn it is. ``OVER``: rounds end as they are.
-``CHURN_MS``: how long churn lasts.
+a sequential round, counted by the one worker whose turn it is. ``OVER``: rounds end as they are,
+and a drain takes no more time. ``CHURN_MS``: how long churn lasts.
 """
 
 

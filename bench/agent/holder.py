@@ -136,6 +136,8 @@ class Holder:
             self._row[cell.CLOSED] += count
 
     def _rate(self) -> float:
+        if self._common[cell.OVER]:  # the agent is ending, and does not wait for long
+            return 0.0
         return float(self._common[cell.RATE]) / max(1, self._common[cell.ACTIVE])
 
     def reset_all(self) -> None:

@@ -223,6 +223,20 @@ def test_end_of_input_closes_everything(lab, end):
     assert (lab.sockets("server"), lab.sockets("client")) == (0, 0)
 
 
+def test_the_end_does_not_wait_for_a_slow_drain(lab):
+    """Killed in the middle of it, workers would close with FIN, and leave TIME-WAIT behind."""
+    server, client = lab.serve(), lab.prepare(blocks=[block(400)])
+    client.ask("ramp", "ramped")
+    client.send("drain", how="rst", rate=50)
+    assert until(lambda: client.ticks[-1]["closed"] > 0)
+    server.process.kill()
+    server.process.wait()
+    client.process.stdin.close()
+    client.process.wait(timeout=5)
+    assert until(lambda: lab.sockets("client") == 0)
+    assert until(lambda: lab.sockets("server") == 0)
+
+
 def test_stop_is_answered(lab):
     server = lab.serve()
     server.send("stop")
