@@ -13,6 +13,7 @@ from bench import (
     capacity,
     drain,
     facts,
+    headroom,
     keystroke,
     kmsg,
     liveness,
@@ -115,9 +116,13 @@ class Conduct:
         self._planned: dict[Agent, int] = {}
         self._listening: dict[Agent, int] = {}
         """Listeners of a server on each endpoint."""
+        self._ending: dict[Agent, int] = {}
+        """Connections of the plan that end at a server."""
         self.servers = [agent for agent in session.agents if agent.role == "server"]
         self.clients = [agent for agent in session.agents if agent.role == "client"]
         self._strays: Strays | None = None
+        self._waiting = 0
+        """Sockets in TIME_WAIT on the servers' ports before the first connection."""
         session.on_unasked = self._unasked
         session.on_quiet = self._quiet
 
@@ -169,6 +174,8 @@ class Conduct:
         for agent, planned in self._planned.items():
             agent.planned = planned
         for agent in self.servers:
+            ends = paths.endpoints(scenario, inventory, agent.host)
+            self._ending[agent] = tuples.held_by(ends)
             spec = specs.server(scenario, inventory, agent.host, tuples, self._nonce)
             agent.tell({"op": "serve", "spec": spec})
         serving = self.session.gather(self.servers, "serving", START_SECONDS)
@@ -182,7 +189,8 @@ class Conduct:
         self.session.gather(self.clients, "prepared", START_SECONDS)
         # Every target has proven that it is of this run; from now on connections may come.
         self.session.ask(self.servers, "open", "opened", START_SECONDS)
-        texts = self.collect("before", state="connected")
+        self._waiting = self._time_waits()
+        texts = self.collect("before")
         predicted = capacity.predict(scenario, inventory, self.found.hosts, texts, tuples.capacity)
         self.found.predicted = predicted
         if predicted.forecast:
@@ -198,7 +206,7 @@ class Conduct:
         """
         self.recorder.enter("ramp")
         if self.scenario.path != "proxied":  # whom proxies hold for their servers is theirs
-            self._strays = Strays(self._ahead())
+            self._strays = Strays(self._ahead(), self._ending)
         self.recorder.restart()
         began = time.monotonic()
         if self.scenario.expect == "limit":
@@ -211,11 +219,15 @@ class Conduct:
     def _ahead(self) -> int:
         """Connections by which clients may be ahead of what the servers have accepted."""
         scenario, inventory = self.scenario, self.inventory
-        listeners = sum(
-            len(paths.endpoints(scenario, inventory, agent.host)) * self._listening.get(agent, 1)
-            for agent in self.servers
-        )
-        return listeners * (scenario.backlog + 1) + len(self.clients) * scenario.max_in_flight
+        places = 0
+        for agent in self.servers:
+            listeners = len(paths.endpoints(scenario, inventory, agent.host))
+            listeners *= self._listening.get(agent, 1)
+            host = self.found.hosts.get(agent.name)
+            queue = headroom.number(host, "net.core.somaxconn") if host else None
+            backlog = scenario.backlog if queue is None else min(scenario.backlog, queue)
+            places += listeners * (backlog + 1)
+        return places + len(self.clients) * scenario.max_in_flight
 
     def _stop_strays(self) -> None:
         found = self._strays.found() if self._strays else 0
@@ -303,8 +315,9 @@ class Conduct:
         counting = time.monotonic() - began
         found.peak = self._counts("peak")
         if scenario.liveness != "none" and found.peak.clients:
+            held = {agent: found.hosts[agent.name].phases["peak"].held for agent in self.clients}
             found.liveness = liveness.prove(
-                self.session, scenario, self.clients, self.servers, self.recorder.sample
+                self.session, scenario, self.clients, self.servers, held, self.recorder.sample
             )
         for one in keystroke.rounds(
             self.session, scenario, self.clients, self.servers, found.peak.clients, self.recorder
@@ -353,9 +366,26 @@ class Conduct:
         self.found.resets_lost, self.found.drain_seconds = ended
         self.recorder.sample(force=True)
         self.collect("after", state="connected")
+        left = self._counts("after").ss
         # An agent that was killed leaves its ends in TIME-WAIT, and they outlive its run.
-        left = self._counts("after").ss - self._counts("before").ss
-        self.found.left_after = max(0, left)
+        if left and self._waiting:
+            left -= min(left, self._waiting, self._time_waits())
+        self.found.left_after = left
+
+    def _time_waits(self) -> int:
+        """Sockets in TIME_WAIT on the servers' ports."""
+        ports = sorted(self.scenario.server_ports)
+        told = self.session.ask(
+            self.servers,
+            "count",
+            "counted",
+            COLLECT_SECONDS,
+            ranges=[(ports[0], ports[-1])],
+            side="local",
+            states=["time-wait"],
+            by="none",
+        )
+        return sum(int(message["total"]) for message in told.values())
 
     def collect(self, phase: str, state: str = "established") -> dict[str, Mapping[str, str]]:
         """Every host's evidence of a phase, kept raw and parsed. Returns the texts by host.

@@ -89,10 +89,11 @@ def run(
                 scenario, inventory, conduct.found, recorder.points, run_id, started, ended
             )
             page = _pages.submit(report.render, made)
-            try:
-                store.write(made)
-            finally:
+            with ThreadPoolExecutor(1) as pool:
+                written = pool.submit(store.write, made)
+                # Meanwhile: a slow disk must not keep connections open.
                 session.close(drained=ended is None)
+            written.result()
             store.write_page(run_id, page.result())
             return made
 

@@ -68,7 +68,7 @@ def share(
     host = inventory.hosts[name]
     server = group == "servers"
     watched = server and scenario.watch == "epoll"
-    most, now = (_number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
+    most, now = (number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
     # A maximum of 0 is none (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc).
     tracked = bool(most) and bool(record.limits.get("tracking"))
     parts = objects.parts(
@@ -94,7 +94,7 @@ def share(
         end=SIDES[group],
         part=part,
         nofile=nofile,
-        nr_open=_number(record, "fs.nr_open") or nofile,
+        nr_open=number(record, "fs.nr_open") or nofile,
         reserve=(OWN_FDS[SIDES[group]] if to_the_end else RESERVE) + listeners,
         kernel_bytes=objects.endpoint_bytes(parts, record.kernel, caches, aliases),
         workers=processes,
@@ -172,10 +172,10 @@ def kernel(
         _own_tasks(one, one.phases["before"]) for one in hosts.values() if "before" in one.phases
     )
     before = host.phases.get("before")
-    most = _number(host, "fs.file-max")
+    most = number(host, "fs.file-max")
     used = _files(before)
     free = _free_kib(before, used)
-    watches = _number(host, "fs.epoll.max_user_watches")
+    watches = number(host, "fs.epoll.max_user_watches")
     return Kernel(
         host=name,
         shares=shares,
@@ -186,7 +186,7 @@ def kernel(
     )
 
 
-def _number(host: HostRecord, key: str) -> int | None:
+def number(host: HostRecord, key: str) -> int | None:
     """A sysctl that is one number; None where the host has none of that name."""
     text = host.sysctl.get(key, "")
     return int(text) if text.strip().isdigit() else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -25,9 +26,17 @@ SAME_SECONDS = 1.0
 EXIT_STATUS = 130
 
 
-def _to_stderr(line: str) -> None:
+def write_now(fd: int, text: str) -> None:
+    """Write a line from a signal handler, if it can be written without waiting for a reader."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
     with contextlib.suppress(OSError):
-        os.write(2, f"connlab: {line}\n".encode())
+        if poll.poll(0):
+            os.write(fd, f"{text}\n".encode())
+
+
+def _to_stderr(line: str) -> None:
+    write_now(2, f"connlab: {line}")
 
 
 class Interrupts:

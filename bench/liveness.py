@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from bench.errors import LabError
 from bench.results import Liveness
 from bench.scenario import Scenario
 from bench.session import Agent, Session
@@ -18,16 +19,19 @@ def prove(
     scenario: Scenario,
     clients: Sequence[Agent],
     servers: Sequence[Agent],
+    held: Mapping[Agent, int],
     sample: Callable[[], None],
 ) -> Liveness:
     """Have clients ask on held connections, a sample or all, and count the right answers.
 
+    :param held: connections of each client
     :param sample: called while there is nothing else to do
-    :raises LabError: if an agent fails or takes longer than :data:`ECHO_SECONDS`.
+    :raises LabError: if an agent fails, takes longer than :data:`ECHO_SECONDS`, or did not ask on
+        as many connections as it was told to.
     """
     session.ask(servers, "answer", "answering", ECHO_SECONDS, on=True)
     each = max(1, scenario.liveness_sample // len(clients))
-    replies = session.ask(
+    answers = session.ask(
         clients,
         "echo",
         "echoed",
@@ -36,7 +40,15 @@ def prove(
         mode=scenario.liveness,
         sample=each,
         patience_ms=scenario.echo_timeout_ms,
-    ).values()
+    )
+    for client, message in answers.items():
+        wanted = held[client] if scenario.liveness == "all" else min(each, held[client])
+        if message["asked"] != wanted:
+            raise LabError(
+                f"host {client.name}: protocol: echoed: asked: got {message['asked']}, expected "
+                f"{wanted}"
+            )
+    replies = answers.values()
     ended = session.ask(servers, "answer", "answering", ECHO_SECONDS, on=False).values()
     return Liveness(
         mode=scenario.liveness,

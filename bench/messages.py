@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import (
@@ -34,6 +34,21 @@ MOST_DEPTH = 16
 
 MOST_VALUES = 1 << 21
 """In one line: the most that any has, the counts by port of a host, are half of that."""
+
+SHORT_BYTES = 1 << 16
+"""Of a line, where its kind needs no more."""
+
+LONG = {
+    "collected": wire.LINE_BYTES,
+    "counted": wire.LINE_BYTES,
+    "facts": 8 << 20,
+    "told": 1 << 20,
+}
+"""Bytes of a line of these kinds: texts of evidence, counts by address, thousands of alias
+addresses and the roles' records, a trial's lists."""
+
+HEAD = re.compile(rb'\{ ?"event": ?"([a-z]{1,20})"')
+"""Agents name the event first."""
 
 MOST_COUNT = 1 << 53
 """No counter of a run comes near: ten thousand million connections a second for a week."""
@@ -89,8 +104,21 @@ Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 Planned = Annotated[Count, AfterValidator(_planned)]
 """A number of connections: at most those of the agent's part of the plan."""
 Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=4096), BeforeValidator(_storable), AfterValidator(printable)]
-Word = Annotated[str, Field(max_length=256), BeforeValidator(_storable), AfterValidator(printable)]
+
+
+def _cut(most: int) -> Callable[[Any], Any]:
+    """What cuts text to a length: a host may have more to say than is shown."""
+
+    def cut(text: Any) -> Any:
+        return _storable(text[:most]) if isinstance(text, str) else text
+
+    return cut
+
+
+Text = Annotated[str, BeforeValidator(_cut(4096)), AfterValidator(printable)]
+Word = Annotated[str, BeforeValidator(_cut(256)), AfterValidator(printable)]
+Value = Annotated[str, BeforeValidator(_cut(1 << 16)), AfterValidator(printable)]
+"""Of a sysctl: net.ipv4.ip_local_reserved_ports may list thousands of ports."""
 Evidence = Annotated[str, Field(max_length=MOST_SOURCE), BeforeValidator(_storable)]
 Errors = Annotated[dict[str, Count], Field(max_length=256), AfterValidator(_errors)]
 Latency = Annotated[dict[str, Count], AfterValidator(_latency)]
@@ -175,7 +203,7 @@ class Facts(Event):
     own_tasks: Count
     tracking: bool
     cap_sys_resource: bool
-    sysctl: Annotated[dict[Word, Text], Field(max_length=1024)]
+    sysctl: Annotated[dict[Word, Value], Field(max_length=1024)]
     addresses: Annotated[list[Word], Field(max_length=200_000)]
     ehash_entries: Count
     roles: Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_records)]
@@ -414,16 +442,16 @@ def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
     """
     if len(line) > wire.LINE_BYTES:
         raise ProtocolError(f"a line of {len(line)} bytes, expected at most {wire.LINE_BYTES}")
+    head = HEAD.match(line)
+    most = LONG.get(head[1].decode(), SHORT_BYTES) if head else SHORT_BYTES
+    if len(line) > most:
+        raise ProtocolError(f"a line of {len(line)} bytes, expected at most {most} of its kind")
     # Counted before it is read: each value takes many times its bytes in memory.
     if line.count(b",") >= MOST_VALUES:
         raise ProtocolError(f"a line of more than {MOST_VALUES} values")
-    try:
-        found = json.loads(line, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise ProtocolError(f"not a message: {_shown(line)}") from None
+    found = parse(line)
     if not isinstance(found, dict):
         raise ProtocolError(f"not a message: {_shown(line)}")
-    _check_shape(found)
     kind = EVENTS.get(found["event"]) if isinstance(found.get("event"), str) else None
     if kind is None:
         raise ProtocolError(f"event: got {_shown(found.get('event'))}, expected a known one")
@@ -431,6 +459,19 @@ def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
         return kind.model_validate(found, context={"planned": planned}).model_dump()
     except ValidationError as error:
         raise ProtocolError(f"{found['event']}: {printable(refusal(error))[:300]}") from None
+
+
+def parse(text: str | bytes) -> Any:
+    """Return what a host has printed as JSON, if it is of a shape that can be worked with.
+
+    :raises ProtocolError: if it is not JSON, nested too deeply, or has a number that is none
+    """
+    try:
+        found = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"not a message: {_shown(text)}") from None
+    _check_shape(found)
+    return found
 
 
 def _no_number(text: str) -> NoReturn:

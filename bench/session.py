@@ -7,6 +7,7 @@ import getpass
 import json
 import math
 import platform
+import re
 import secrets
 import threading
 import time
@@ -68,6 +69,10 @@ UNASKED_A_SECOND = 20
 UNASKED_AT_ONCE = 10_000
 """As many more may come at a time: what has piled up while nobody read."""
 
+CLOCK_RATE, CLOCK_SECONDS = 2.0, 60.0
+"""How much faster than ours the clock of a host may run, such as an emulated one that catches up,
+and by how much it may be ahead at first."""
+
 OWNER = secrets.token_hex(8)
 """This controller, to agents and guards of others: its own may share a host, and may change what
 it has changed already."""
@@ -102,6 +107,8 @@ class Agent:
         """Commands that it was told, each of which has one answer; its hello needs none."""
         self.answered = 0
         self.unasked = 0
+        self.clock = 0.0
+        """Its own, in its latest tick: seconds since it began."""
         self.last_error = ""
         self.ear: threading.Thread | None = None
         """Hears its standard error."""
@@ -240,7 +247,12 @@ class Session:
         """A link to a host that can run an agent and is no other run's."""
         link = self._connect(host)
         with self._lock:
-            self._links.append(link)
+            late = self._closing
+            if not late:
+                self._links.append(link)
+        if late:
+            link.close()
+            raise LabError(f"host {host.name}: interrupted")
         link.give_up_after(self._silence)
         _check_python(host, link)
         if self._doing:
@@ -266,7 +278,7 @@ class Session:
         agent.ear = threading.Thread(target=_listen_errors, args=(agent,), daemon=True)
         agent.ear.start()
         if late:  # interrupted: whoever closes the session does not know of it
-            _stop(agent)
+            self.left += filter(None, [_stop(agent)])
             raise LabError(f"host {host.name}: interrupted")
         threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
         threading.Thread(target=self._beat, args=(agent,), daemon=True).start()
@@ -493,6 +505,18 @@ def _count(agent: Agent, message: Message) -> None:
         raise ProtocolError(f"{agent.unasked} events that nobody asked for")
 
 
+def _check_clock(agent: Agent, message: Message) -> None:
+    """See that an agent's clock runs as a clock does. :raises ProtocolError: if it does not."""
+    if message["event"] != "tick":
+        return
+    most = CLOCK_RATE * (time.monotonic() - agent.started) + CLOCK_SECONDS
+    if not agent.clock <= message["t"] <= most:
+        raise ProtocolError(
+            f"tick: t: got {message['t']}, expected {agent.clock} to {round(most, 3)}"
+        )
+    agent.clock = message["t"]
+
+
 def _who() -> str:
     """User and machine of this controller."""
     try:
@@ -512,7 +536,7 @@ def _stop(agent: Agent) -> str | None:
     try:
         words = ["python3", "-c", _source("remains"), agent.path, f"{patience:g}"]
         output = agent.link.run(words, patience + CLEAN_SECONDS)
-        left = _left(agent, json.loads(output))
+        left = _left(agent, messages.parse(output))
         if agent.lost and agent.locked:  # one that was killed leaves the file of its lock
             agent.link.run(["python3", "-c", _source("hostlock"), NOBODY], CLEAN_SECONDS)
     except Exception as error:
@@ -546,17 +570,21 @@ def _source(name: str) -> str:
 
 
 def _check_python(host: Host, link: Link) -> None:
+    """See that a host has a Python that can run the agent.
+
+    :raises InputError: if it has none. :raises LabError: if it does not answer.
+    """
     wanted = ".".join(str(part) for part in OLDEST_PYTHON)
-    try:
-        found = link.run(["python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
-        version = tuple(int(part) for part in found.strip().split("."))
-    except (LabError, ValueError):
+    # A host without it prints nothing, and is told apart from one that does not answer.
+    script = 'p=$(command -v python3) || exit 0; exec "$p" -c "$1"'
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    found = link.run(["sh", "-c", script, "sh", code]).strip()
+    if not found:
+        raise InputError(f"host {host.name}: python3: not found, expected {wanted} or newer")
+    version = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", found)
+    if version is None or (int(version[1]), int(version[2])) < OLDEST_PYTHON:
         raise InputError(
-            f"host {host.name}: python3: not found, expected {wanted} or newer"
-        ) from None
-    if version < OLDEST_PYTHON:
-        raise InputError(
-            f"host {host.name}: python3: got {found.strip()}, expected {wanted} or newer"
+            f"host {host.name}: python3: got {printable(found)[:40]}, expected {wanted} or newer"
         )
 
 
@@ -564,7 +592,7 @@ def _check_free(host: Host, link: Link) -> None:
     """See that no other run has the host. :raises LabError: naming who has it, since when."""
     output = link.run(["python3", "-c", _source("hostlock"), OWNER])
     try:
-        entries = json.loads(output)
+        entries = messages.parse(output)
         held = [hostlock.named(entry) for entry in entries]
     except (ValueError, TypeError, KeyError):
         raise LabError(f"host {host.name}: cannot be asked whether another run has it") from None

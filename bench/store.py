@@ -149,6 +149,9 @@ class Store:
         :param seconds: how long it will take at least
         :raises InputError: if a run cannot be kept there; nothing is left of the try
         """
+        latest = self.root / "latest"
+        if latest.is_dir() and not latest.is_symlink():
+            raise InputError(f"--results {self.root}: latest: is a directory, expected a link")
         size = ROOM + hosts * (HOST_ROOM + int(seconds) * TICK_ROOM)
         run_id, folder = new_folder(self.root, scenario, now, size)
         try:

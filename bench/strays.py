@@ -23,10 +23,17 @@ class Strays:
     since.
 
     :param allowed: places in all queues, and connections under way, together
+    :param planned: every server and the connections of the plan that end at it: it counts for no
+        more, whatever it says
     """
 
-    def __init__(self, allowed: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._allowed = allowed
+    def __init__(
+        self,
+        allowed: int,
+        planned: Mapping[Any, int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._allowed, self._planned = allowed, planned
         self._clock = clock
         self._held: dict[Hashable, int] = {}
         self._accepted: dict[Hashable, tuple[float, int]] = {}
@@ -42,7 +49,10 @@ class Strays:
             return
         offset = min(self._offset.get(agent, math.inf), self._clock() - message["t"])
         self._offset[agent] = offset
-        self._accepted[agent] = message["t"] + offset, message["opened"]
+        self._accepted[agent] = (
+            message["t"] + offset,
+            min(message["opened"], self._planned.get(agent, 0)),
+        )
 
     def found(self) -> int:
         """How many more the clients hold than is possible; 0 as far as is known."""
@@ -52,7 +62,7 @@ class Strays:
             return 0
         looked, held = self._looked
         counted = [at for at, _ in self._accepted.values()]
-        if not counted or min(counted) < looked + PAUSE_SECONDS:
+        if len(counted) < len(self._planned) or min(counted) < looked + PAUSE_SECONDS:
             return 0
         self._looked = now, sum(self._held.values())
         ahead = held - sum(count for _, count in self._accepted.values())

@@ -17,13 +17,20 @@ from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from bench import wire
 from bench.agent import handshake
-from bench.agent.handshake import Description, Refused
+from bench.agent.handshake import ClosedByPeer, Description, Refused
 
 __all__ = ["Doorkeeper", "Refused", "family_of", "introduce", "vouched"]
 
 MOST_PEERS = 512
-"""Handshakes that a doorkeeper has under way; for one more it drops the oldest, so that peers that
-connect and say nothing keep nobody out."""
+"""Handshakes that a doorkeeper has under way. Others wait in the listeners' queues; peers that say
+nothing make room for them."""
+
+SILENT_SECONDS = 0.5
+"""Until a peer that has not asked makes room: an agent asks with the segment that ends TCP's own
+handshake, half a round trip after it was accepted."""
+
+TRIES = 3
+"""Of a client at a port that closes the connection, as a queue does that is full."""
 
 WINDOW = 128
 """Handshakes that a client has under way."""
@@ -64,6 +71,7 @@ class Doorkeeper(threading.Thread):
         self._talks = handshake.Talks()
         self._wake_r, self._wake_w = socket.socketpair()
         self._released = threading.Event()
+        self._listening = True
         for one in (*self._listeners.values(), self._wake_r):
             one.setblocking(False)
             self._talks.watch(one.fileno())
@@ -87,7 +95,11 @@ class Doorkeeper(threading.Thread):
         """Serve until closed, or until the process ends."""
         closed = False
         while not closed:
-            _, moved = self._talks.turn(1.0)
+            full = len(self._talks) >= MOST_PEERS
+            self._listen(not full)
+            _, moved = self._talks.turn(SILENT_SECONDS if full else 1.0)
+            if full:
+                self._talks.drop_silent(SILENT_SECONDS)
             for fd in moved:
                 if fd == self._wake_r.fileno():
                     closed = self._obey(self._wake_r.recv(16))
@@ -97,27 +109,34 @@ class Doorkeeper(threading.Thread):
         self._wake_r.close()
         self._wake_w.close()
 
+    def _listen(self, on: bool) -> None:
+        """Wait for further peers, or leave them in the listeners' queues."""
+        if on == self._listening:
+            return
+        for fd in self._listeners:
+            self._talks.watch(fd) if on else self._talks.forget(fd)
+        self._listening = on
+
     def _obey(self, orders: bytes) -> bool:
         """Let go of the data ports, or of everything; returns whether it is the end."""
         if b"R" in orders:
             for fd in self._doors:
-                self._talks.forget(fd)
+                if self._listening:
+                    self._talks.forget(fd)
                 del self._listeners[fd]
             self._doors = {}
             self._released.set()
         return b"C" in orders
 
     def _admit(self, listener: socket.socket) -> None:
-        """Begin the handshake with those who wait, in a round of turns with the others."""
-        for _ in range(WINDOW):
+        """Begin the handshake with those who wait, as many as there is room for."""
+        for _ in range(MOST_PEERS - len(self._talks)):
             try:
                 peer, _ = listener.accept()
             except OSError as error:
                 if error.errno in _SHORTAGE:
                     self._talks.turn(0.05)
                 return
-            if len(self._talks) >= MOST_PEERS:
-                self._talks.drop_oldest()
             try:
                 peer.setblocking(False)
                 address, port = peer.getsockname()[:2]
@@ -144,6 +163,7 @@ def introductions(pairs: Sequence[Pair], nonce: str) -> Dict[Pair, Description]:
     :raises Refused: at the first that is not a server agent of this run; none is begun after it.
     """
     found: Dict[Pair, Description] = {}
+    tries: Dict[Pair, int] = {}
     refused: Optional[handshake.Ended] = None
     waiting = list(reversed(pairs))
     talks = handshake.Talks()
@@ -156,8 +176,11 @@ def introductions(pairs: Sequence[Pair], nonce: str) -> Dict[Pair, Description]:
                 except OSError as error:
                     refused = handshake.Ended(pair, None, error)
             for ended in talks.turn(1.0)[0]:
+                tries[ended.key] = tries.get(ended.key, 0) + 1
                 if ended.problem is None:
                     found[ended.key] = ended.result
+                elif isinstance(ended.problem, ClosedByPeer) and tries[ended.key] < TRIES:
+                    waiting.append(ended.key)
                 else:
                     refused = refused or ended
     finally:

@@ -47,6 +47,10 @@ class Refused(Exception):
     """The peer is not an agent of this run."""
 
 
+class ClosedByPeer(OSError):
+    """The connection ended in the middle: whoever is there may have no room just now."""
+
+
 class Description(NamedTuple):
     """What a server agent says of itself."""
 
@@ -131,6 +135,9 @@ class _Talk:
 
     def __init__(self, link: socket.socket, script: Script, key: Any, until: float) -> None:
         self.link, self.script, self.key, self.until = link, script, key, until
+        self.began = time.monotonic()
+        self.spoke = False
+        """Whether the peer has sent all that was waited for first."""
         self.out, self.wanted = next(script)
         self.received = b""
 
@@ -143,16 +150,22 @@ class _Talk:
         """
         if self.out and event & (select.POLLOUT | select.POLLERR | select.POLLHUP):
             code = self.link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code in (errno.ECONNRESET, errno.EPIPE):
+                raise ClosedByPeer(code, os.strerror(code))
             if code:
                 raise OSError(code, os.strerror(code))
             self.out = self.out[self.link.send(self.out) :]
         if not self.out and event & (select.POLLIN | select.POLLERR | select.POLLHUP):
-            piece = self.link.recv(min(_CHUNK, self.wanted - len(self.received)))
+            try:
+                piece = self.link.recv(min(_CHUNK, self.wanted - len(self.received)))
+            except ConnectionResetError as error:
+                raise ClosedByPeer(error.errno or 0, os.strerror(error.errno or 0)) from error
             if not piece:
-                raise OSError(0, "closed the connection during the handshake")
+                raise ClosedByPeer(0, "closed the connection during the handshake")
             self.received += piece
         while not self.out and len(self.received) == self.wanted:
             data, self.received = self.received, b""
+            self.spoke = True
             self.out, self.wanted = self.script.send(data)
 
     @property
@@ -217,14 +230,17 @@ class Talks:
             over.append(self._end(fd, None, late))
         return over, others
 
-    def drop_oldest(self) -> None:
-        """End the handshake that has been under way for longest."""
-        self._end(next(iter(self._talks)), None, None)
+    def drop_silent(self, seconds: float) -> None:
+        """End those whose peer has not even asked in that time."""
+        before = time.monotonic() - seconds
+        for fd, talk in list(self._talks.items()):
+            if not talk.spoke and talk.began < before:
+                self._end(fd, None, None)
 
     def close(self) -> None:
         """End all of them."""
-        while self._talks:
-            self.drop_oldest()
+        for fd in list(self._talks):
+            self._end(fd, None, None)
 
     def _end(self, fd: int, result: Any, problem: Optional[Exception]) -> Ended:
         talk = self._talks.pop(fd)

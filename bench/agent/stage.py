@@ -186,6 +186,7 @@ def main(options: wire.AgentOptions) -> NoReturn:
     except Ended:
         pass
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is left is not torn apart
         home.leave()
         if lock and held is not None:
             hostlock.let_go(held, lock["owner"])

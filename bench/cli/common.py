@@ -20,7 +20,7 @@ from rich.console import Console
 
 from bench import progress, scenario, units
 from bench.errors import ConnlabError, InputError
-from bench.interrupts import EXIT_STATUS, INTERRUPTS
+from bench.interrupts import EXIT_STATUS, INTERRUPTS, write_now
 from bench.inventory import Inventory
 from bench.scenario import Scenario
 
@@ -146,8 +146,7 @@ def _tell_at_once(line: str, show: Show) -> None:
     """The same from a signal handler: what it interrupts may be writing to a stream."""
     event = json.dumps({"event": "error", "exit": EXIT_STATUS, "message": line})
     number, text = (1, event) if show is Show.ndjson else (2, f"connlab: {units.printable(line)}")
-    with contextlib.suppress(OSError):
-        os.write(number, f"{text}\n".encode())
+    write_now(number, text)
 
 
 def _fail(line: str, status: int, show: Show) -> NoReturn:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 
 import pytest
 from agents import CLIENT, CLIENT6, CONTROL, PORT, SERVER, SERVER6, block, until
@@ -266,6 +267,28 @@ def test_many_clients_far_away_pass_the_door_together(lab, program):
     passed, seconds = done.stdout.split()
     assert passed == "64"
     assert float(seconds) < 5
+
+
+@pytest.mark.parametrize(("ports", "clients"), [(4, 8), (1, 16)])
+def test_hundreds_of_honest_handshakes_at_a_time_all_pass(ports, clients):
+    """More than a doorkeeper has under way: the others wait in the queues, none is dropped."""
+    with contextlib.ExitStack() as stack:
+        listeners = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+            for _ in range(ports + 1)
+        ]
+        ends = [listener.getsockname() for listener in listeners]
+        door = control.Doorkeeper(listeners[0], NONCE, ends[1:], doors=listeners[1:])
+        door.start()
+        stack.callback(door.close)
+        sources = [f"127.0.1.{number}" for number in range(1, 65)]
+        pairs = [(source, end) for end in ends[1:] for source in sources]
+        with futures.ThreadPoolExecutor(clients) as pool:
+            asked = [pool.submit(control.introductions, pairs, NONCE) for _ in range(clients)]
+            for one in asked:
+                found = one.result()
+                assert all(found[pair].here == pair[1] for pair in pairs)
+        assert door.is_alive()
 
 
 # Forgers: servers and clients that know the protocol, and not the nonce, or lie with it.

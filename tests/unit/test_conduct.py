@@ -15,6 +15,7 @@ from bench import drain, liveness, specs
 from bench.agent import spec
 from bench.conduct import Conduct
 from bench.curve import Progress, Recorder
+from bench.errors import LabError
 from bench.findings import Floor
 from bench.inventory import Host, Inventory
 from bench.scenario import Scenario
@@ -104,6 +105,7 @@ class FakeSession:
             "facts": {**FACTS, "addresses": list(one.host.data_addresses)},
             "ramp": {"held": 0, "lost": 0, "latency": {}, "reason": "halted"},
             "echo": {"asked": 5, "answered": 5, "wrong": 0},
+            "count": {"total": 0},
         }
         return answers.get(op, {"held": 0, "wrong": 0})
 
@@ -308,11 +310,27 @@ def test_errors_are_kept_by_side_and_host(tmp_path: Path) -> None:
     assert bed.conduct.found.retried == 2
 
 
+@pytest.mark.parametrize(("mode", "held"), [("sample", 3), ("sample", 4), ("all", 6), ("all", 0)])
+def test_a_client_that_asks_on_other_than_it_was_told_is_found(
+    tmp_path: Path, mode: str, held: int
+) -> None:
+    """The fake says that it has asked 5."""
+    sample = 5 if mode == "all" or held < 5 else 6
+    bed = Bed(tmp_path, liveness=mode, liveness_sample=sample)
+    session: Any = bed.session
+    clients, servers = bed.conduct.clients, bed.conduct.servers
+    line = f"^host client1: protocol: echoed: asked: got 5, expected {held}$"
+    each = dict.fromkeys(clients, held)
+    with pytest.raises(LabError, match=line):
+        liveness.prove(session, bed.conduct.scenario, clients, servers, each, lambda: None)
+
+
 def test_echoes_are_given_the_time_that_the_scenario_says(tmp_path: Path) -> None:
     bed = Bed(tmp_path, echo_timeout_ms=90_000, liveness_sample=5)
     session: Any = bed.session
     clients, servers = bed.conduct.clients, bed.conduct.servers
-    found = liveness.prove(session, bed.conduct.scenario, clients, servers, lambda: None)
+    held = dict.fromkeys(clients, 100)
+    found = liveness.prove(session, bed.conduct.scenario, clients, servers, held, lambda: None)
     assert (found.asked, found.answered, found.wrong) == (5, 5, 0)
     assert ("echo", {"mode": "sample", "sample": 5, "patience_ms": 90_000}) in bed.session.asked
 

@@ -65,6 +65,7 @@ class Program:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # select() sees nothing of what a buffer has
         )
 
     def line(self, seconds: float = 10) -> str:
@@ -276,3 +277,35 @@ INTERRUPTS.answers(key, None)
         run.send(signal.SIGINT)
         errors = run.end()[2]
     assert errors == "connlab: interrupted twice; not cleaned up: host a: an agent\n"
+
+
+def test_the_second_interrupt_ends_at_once_though_nobody_reads() -> None:
+    """A terminal that was stopped, a parent that hangs: the pipe is full."""
+    code = """
+import os
+from bench.cli.common import Show, _tell_at_once
+INTERRUPTS.say = lambda line: _tell_at_once(line, Show.ndjson)
+with INTERRUPTS.handled():
+    try:
+        up()
+        nap(20)
+    except KeyboardInterrupt:
+        os.set_blocking(1, False)
+        try:
+            while True:
+                os.write(1, b"x" * 65536)
+        except BlockingIOError:
+            os.set_blocking(1, True)
+        with INTERRUPTS.cleaning():
+            sys.stderr.write("full\\n")
+            sys.stderr.flush()
+            nap(20)
+"""
+    with program(code) as run:
+        assert run.line() == "up"
+        run.send(signal.SIGINT)
+        assert run.process.stderr
+        assert run.process.stderr.readline() == b"full\n"
+        time.sleep(1.1)
+        run.send(signal.SIGINT)
+        assert run.process.wait(5) == 130

@@ -144,6 +144,16 @@ def test_text_is_made_fit_to_be_shown_or_kept() -> None:
     kept.encode()
 
 
+def test_what_a_host_has_more_to_say_of_than_is_shown_is_cut() -> None:
+    error = read(line({"event": "error", "kind": "fault", "message": "x" * 50_000}))
+    assert error["message"] == "x" * 4096
+    ports = ",".join(str(port) for port in range(30_000, 33_000))
+    found = read(line({**FACTS, "sysctl": {"net.ipv4.ip_local_reserved_ports": ports}}))
+    assert found["sysctl"]["net.ipv4.ip_local_reserved_ports"] == ports
+    missing = {"ss_s": "no " * 5000}
+    assert len(read(line({**COLLECTED, "missing": missing}))["missing"]["ss_s"]) == 256
+
+
 def test_a_damaged_record_of_a_role_is_named_and_no_fault_of_the_agent() -> None:
     roles = {
         "tune_sysctl": {"settings": ["a"]},
@@ -240,8 +250,11 @@ def test_what_no_agent_writes_is_named(message: dict[str, Any], said: str) -> No
         b'{"event":"told","x":' + b"[" * 20 + b"]" * 20 + b"}",
         b'{"event":' * 500 + b"1" + b"}" * 500,
         b"x" * (wire.LINE_BYTES + 1),
+        b'{"event":"tick","x":"' + b"x" * messages.SHORT_BYTES + b'"}',
+        b'{"event":"told","x":[' + b'{"b":[]},' * 120_000 + b"1]}",
+        b'{"x":"' + b"x" * messages.SHORT_BYTES + b'","event":"collected"}',
     ],
-    ids=range(15),
+    ids=range(18),
 )
 def test_lines_that_are_no_message_end_soon(text: bytes) -> None:
     began = time.monotonic()

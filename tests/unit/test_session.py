@@ -108,11 +108,10 @@ class FakeLink:
         self.files.discard(path)
 
     def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
+        if argv[0] == "sh":
+            assert "sys.version_info" in argv[-1]
+            return self.python + "\n" * bool(self.python)
         assert argv[:2] == ["python3", "-c"]
-        if "sys.version_info" in argv[2]:
-            if not self.python:
-                raise LabError("python3: not found")
-            return self.python + "\n"
         if argv[3] == session.OWNER:
             return self.held if isinstance(self.held, str) else json.dumps(self.held)
         if argv[3] == session.NOBODY:
@@ -257,7 +256,7 @@ def test_a_host_of_another_run_is_refused_before_anything_is_pushed() -> None:
     assert not any(link.argv or link.files or link.open for link in made)
 
 
-@pytest.mark.parametrize("answer", ["", "x", "7", "[7]", '[{"who": 1}]'])
+@pytest.mark.parametrize("answer", ["", "x", "7", "[7]", '[{"who": 1}]', "[" * 200_000])
 def test_an_answer_about_locks_that_makes_no_sense(answer: str) -> None:
     made, connect = links(answering)
 
@@ -429,6 +428,16 @@ def test_an_interrupt_while_closing_waits_until_all_is_closed() -> None:
     assert all(link.process.told == ["stop"] and not link.open for link in made)
 
 
+@pytest.mark.parametrize("later", [1.4, 1e6])
+def test_a_clock_that_runs_backwards_or_leaps_ends_the_run(later: float) -> None:
+    made, connect = links(answering)
+    line = rf"^host a: protocol: tick: t: got {later}, expected 1.5 to [0-9.]+$"
+    with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
+        agents.start([(host("a"), "server")])
+        made[0].process.say(TICK, {**TICK, "t": later})
+        agents.wait(5)
+
+
 def test_numbers_beyond_the_plan_end_the_run() -> None:
     made, connect = links(answering)
     line = "^host a: protocol: tick: held: got 201, expected at most the 200 planned$"
@@ -444,6 +453,8 @@ def test_numbers_beyond_the_plan_end_the_run() -> None:
     [
         ("", "host a: python3: not found, expected 3.9 or newer"),
         ("3.8", "host a: python3: got 3.8, expected 3.9 or newer"),
+        ("2.7", "host a: python3: got 2.7, expected 3.9 or newer"),
+        ("\x1b[2J", r"host a: python3: got \\x1b\[2J, expected 3.9 or newer"),
     ],
 )
 def test_a_host_without_a_python_that_serves(python: str, line: str) -> None:

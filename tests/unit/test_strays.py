@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from bench.strays import Strays
 
 ALLOWED = 100
+PLENTY = 1_000_000
 
 
 class Clock:
@@ -29,7 +30,7 @@ def client(held: int) -> dict[str, float]:
 def test_one_more_than_can_be_under_way_is_found() -> None:
     for held, expected in ((1000 + ALLOWED, 0), (1000 + ALLOWED + 1, ALLOWED + 1)):
         clock = Clock()
-        strays = Strays(ALLOWED, clock)
+        strays = Strays(ALLOWED, {"s1": PLENTY, "s2": PLENTY}, clock)
         strays.tick("c1", "client", client(held - 30))
         strays.tick("c2", "client", client(30))
         strays.tick("s1", "server", server(5, 400))
@@ -44,7 +45,7 @@ def test_one_more_than_can_be_under_way_is_found() -> None:
 
 def test_a_tick_has_to_be_a_second_younger_than_the_look() -> None:
     clock = Clock()
-    strays = Strays(0, clock)
+    strays = Strays(0, {"s": PLENTY}, clock)
     strays.tick("c", "client", client(50))
     strays.tick("s", "server", server(0, 0))
     assert strays.found() == 0
@@ -59,7 +60,7 @@ def test_a_tick_has_to_be_a_second_younger_than_the_look() -> None:
 def test_ticks_that_come_late_count_as_old_as_they_are() -> None:
     """From the third second on a host's ticks take two seconds: its SSH server is starved."""
     clock = Clock()
-    strays = Strays(ALLOWED, clock)
+    strays = Strays(ALLOWED, {"s": PLENTY}, clock)
     for second in range(12):
         strays.tick("c", "client", client(1000 * second))
         if second < 3 or second >= 5:
@@ -71,16 +72,43 @@ def test_ticks_that_come_late_count_as_old_as_they_are() -> None:
 
 def test_nothing_is_known_without_a_server() -> None:
     clock = Clock()
-    strays = Strays(0, clock)
+    strays = Strays(0, {"s": PLENTY}, clock)
     strays.tick("c", "client", client(50))
     for _ in range(5):
         assert strays.found() == 0
         clock.now += 1
 
 
+def test_a_server_that_was_not_heard_yet_is_waited_for() -> None:
+    clock = Clock()
+    strays = Strays(0, {"s1": PLENTY, "s2": PLENTY}, clock)
+    strays.tick("c", "client", client(5000))
+    for second in range(5):
+        strays.tick("s1", "server", server(second, 2500))
+        assert strays.found() == 0
+        clock.now += 1
+    for second in range(2):
+        strays.tick("s1", "server", server(5 + second, 2500))
+        strays.tick("s2", "server", server(second, 2500))
+        assert strays.found() == 0
+        clock.now += 1
+
+
+def test_a_server_counts_for_no_more_than_its_part_of_the_plan() -> None:
+    clock = Clock()
+    strays = Strays(ALLOWED, {"s1": 500, "s2": 500}, clock)
+    for second in range(3):
+        strays.tick("c", "client", client(1000))
+        strays.tick("s1", "server", server(second, 2**53))
+        strays.tick("s2", "server", server(second, 300))
+        found = strays.found()
+        clock.now += 1
+    assert found == 200
+
+
 def test_what_was_accepted_counts_also_when_it_is_closed() -> None:
     clock = Clock()
-    strays = Strays(0, clock)
+    strays = Strays(0, {"s": PLENTY}, clock)
     strays.tick("s", "server", server(0, 0))
     strays.tick("c", "client", client(50))
     strays.found()
@@ -108,7 +136,7 @@ def test_servers_that_accept_all_within_the_allowance_are_never_accused(
     seconds: list[tuple[int, int, int, int, int]], lag: int
 ) -> None:
     clock = Clock()
-    strays = Strays(ALLOWED, clock)
+    strays = Strays(ALLOWED, {"server": PLENTY}, clock)
     opened = held = 0
     accepted = 0
     arrivals: list[tuple[float, int, str, dict[str, float]]] = []
