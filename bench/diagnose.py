@@ -76,10 +76,12 @@ def _findings(scenario: Scenario, measured: Measured, found: Evidence) -> Iterat
         yield from said(name, host)
     yield from counted(scenario, measured, found)
     if found.stopped_by == "timeout":
+        errors = _errors(found)
         yield Finding(
             COUNTED,
             "ramp_timeout_seconds",
-            f"the ramp was stopped after {scenario.ramp_timeout_seconds:g} s",
+            f"the ramp was stopped after {scenario.ramp_timeout_seconds:g} s"
+            + (f" ({errors})" if errors else ""),
             "raise ramp_timeout_seconds, or max_in_flight and connect_rate",
         )
     yield _unnamed(measured, found)
@@ -95,18 +97,21 @@ def _floor(scenario: Scenario, found: Evidence) -> Finding:
     return Finding(FLOOR, "memory", seen, cure, first.end, first.host)
 
 
-def _unnamed(measured: Measured, found: Evidence) -> Finding:
-    """No limit left a trace that is known here: say what there is."""
-    cure = "see raw/ and the hosts' kernel messages"
-    counts = {
-        f"{host}, {side}: {name}": count
+def _errors(found: Evidence) -> str:
+    """What system calls answered, by host and side; empty if nothing was counted."""
+    return ", ".join(
+        f"{host}, {side}: {name} {count:,}"
         for (side, host), errors in sorted(found.errors.items())
         for name, count in sorted(errors.items())
         if count
-    }
-    if counts:
-        listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        return Finding(VAGUE, "errors", listed, cure)
+    )
+
+
+def _unnamed(measured: Measured, found: Evidence) -> Finding:
+    """No limit left a trace that is known here: say what there is."""
+    cure = "see raw/ and the hosts' kernel messages"
+    if errors := _errors(found):
+        return Finding(VAGUE, "errors", errors, cure)
     unseen = [
         f"{name}: {host.phases['peak'].missing['ss']}"
         for name, host in sorted(found.hosts.items())

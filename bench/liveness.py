@@ -31,7 +31,7 @@ def prove(
     """
     session.ask(servers, "answer", "answering", ECHO_SECONDS, on=True)
     each = max(1, scenario.liveness_sample // len(clients))
-    answers = session.ask(
+    replies = session.ask(
         clients,
         "echo",
         "echoed",
@@ -41,18 +41,22 @@ def prove(
         sample=each,
         patience_ms=scenario.echo_timeout_ms,
     )
-    for client, message in answers.items():
+    for client, message in replies.items():
         wanted = held[client] if scenario.liveness == "all" else min(each, held[client])
         if message["asked"] != wanted:
             raise LabError(
                 f"host {client.name}: protocol: echoed: asked: got {message['asked']}, expected "
                 f"{wanted}"
             )
-    replies = answers.values()
     ended = session.ask(servers, "answer", "answering", ECHO_SECONDS, on=False).values()
+    unanswered = {
+        agent.name: int(message["asked"]) - int(message["answered"])
+        for agent, message in replies.items()
+    }
     return Liveness(
         mode=scenario.liveness,
-        asked=sum(int(message["asked"]) for message in replies),
-        answered=sum(int(message["answered"]) for message in replies),
-        wrong=sum(int(message["wrong"]) for message in [*replies, *ended]),
+        asked=sum(int(message["asked"]) for message in replies.values()),
+        answered=sum(int(message["answered"]) for message in replies.values()),
+        wrong=sum(int(message["wrong"]) for message in [*replies.values(), *ended]),
+        unanswered={name: count for name, count in sorted(unanswered.items()) if count},
     )

@@ -95,6 +95,9 @@ class Liveness(Model):
     asked: int = 0
     answered: int = 0
     wrong: int = 0
+    unanswered: dict[str, int] = Field(
+        default_factory=dict, description="by client, echoes that were not answered rightly"
+    )
 
 
 class EchoRound(Model):

@@ -309,6 +309,7 @@ class Session:
                 agent.heard = time.monotonic()
                 message = messages.read(line, agent.planned)
                 _count(agent, message)
+                _check_clock(agent, message)
                 self._inbox.put(agent, message, len(line) + 1024)
         except (ProtocolError, OSError) as error:
             agent.lost = True

@@ -36,8 +36,10 @@ def verdict(
         )
     live = measured.liveness
     if live.wrong or live.answered < live.asked or (live.mode != "none" and not live.asked):
+        silent = ", ".join(f"{host} {count:,}" for host, count in live.unanswered.items())
         return "fail", (
             f"{live.answered:,} of {live.asked:,} echoes were answered, {live.wrong:,} wrongly"
+            + (f"; not answered: {silent}" if silent else "")
         )
     gone = measured.churn.lost if measured.churn else 0
     for number, one in enumerate(measured.rounds, start=1):

@@ -112,6 +112,13 @@ def test_a_full_conntrack_table() -> None:
 def test_out_of_time() -> None:
     found = diagnose(SCENARIO, measured(), Found(hosts(), stopped_by="timeout"))
     assert found.bound_by == "ramp_timeout_seconds"
+    assert found.evidence == ["the ramp was stopped after 600 s"]
+
+
+def test_out_of_time_names_the_host_that_was_short_of_it() -> None:
+    errors = {"client": {"ETIMEDOUT": 1_234}}
+    found = diagnose(SCENARIO, measured(), Found(hosts(), errors, stopped_by="timeout"))
+    assert "the ramp was stopped after 600 s (client1, client: ETIMEDOUT 1,234)" in found.evidence
 
 
 def test_ss_that_did_not_count_is_named() -> None:

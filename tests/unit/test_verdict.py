@@ -34,6 +34,14 @@ def test_verdict_passes_with_its_proof() -> None:
         ({"lost": 1}, "1 connections were lost, at most 0"),
         ({"liveness": Liveness(mode="sample", asked=10, answered=9)}, "9 of 10 echoes"),
         ({"liveness": Liveness(mode="all", asked=10, answered=10, wrong=1)}, "1 wrongly"),
+        (
+            {
+                "liveness": Liveness(
+                    mode="sample", asked=10, answered=7, unanswered={"client1": 1, "client2": 2}
+                )
+            },
+            "7 of 10 echoes were answered, 0 wrongly; not answered: client1 1, client2 2",
+        ),
         ({"liveness": Liveness(mode="sample")}, "0 of 0 echoes"),
         ({"left_after": 3}, "3 sockets were left"),
     ],
