@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import Host, until
+from hosts import HEARING, Host, until
 from labs import CLOCK, TOP, Lab
 
 from bench.errors import ConnlabError
@@ -171,7 +171,7 @@ class Run:
         self.errors = scene.folder / "stderr"
         with self.errors.open("a") as errors:
             self.process = subprocess.Popen(
-                scene.lab.controller(*words),
+                [*HEARING, *scene.lab.controller(*words)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -25,16 +25,18 @@ TABLE = "connlab_fault"
 """The nftables table by which links are cut and ports redirected."""
 
 PLANES = {"management": "mgmt0", "data": "data0"}
+# Of the host's own namespace: those of the whole kernel may be changed by other labs meanwhile.
 SETTINGS = (
-    "fs.file-max",
-    "fs.nr_open",
     "net.core.somaxconn",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.tcp_max_syn_backlog",
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
-    "kernel.pid_max",
 )
+
+
+HEARING = ("env", "--default-signal=INT,HUP,TERM")
+"""Before a command: a shell in the background has its programs ignore what is to end them."""
 
 
 def run(*argv: str | Path, check: bool = True, seconds: float = 60) -> str:
@@ -96,9 +98,14 @@ def _namespaces() -> dict[str, list[int]]:
 class Host:
     """One host."""
 
-    def __init__(self, name: str, namespace: str) -> None:
-        """:param namespace: name of its network namespace, as of ip-netns(8)"""
+    def __init__(self, name: str, namespace: str, *, own_files: bool = True) -> None:
+        """Name a host, which may be off.
+
+        :param namespace: name of its network namespace, as of ip-netns(8)
+        :param own_files: whether its /etc is not that of the machine underneath
+        """
         self.name = name
+        self.own_files = own_files
         self.path = Path("/run/netns") / namespace
         self._init: int | None = None
 
@@ -174,7 +181,7 @@ class Host:
             found[f"addresses of {link['ifname']}"] = " ".join(listed)
         found["tables"] = run(*self.enter("nft", "list", "tables"))
         with contextlib.suppress(RuntimeError):
-            for path in self.root.glob("etc/security/limits.d/*"):
+            for path in self.root.glob("etc/security/limits.d/*") if self.own_files else ():
                 found[path.name] = path.read_text()
             found["nofile"] = str(resource.prlimit(self.init() or 0, resource.RLIMIT_NOFILE))
         return found

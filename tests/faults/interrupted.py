@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import run
+from hosts import HEARING, run
 from labs import TOP, Playbooks
 
 PLAYBOOKS = ("create", "tune", "revert", "destroy")
@@ -61,7 +61,7 @@ class Play:
     def __init__(self, lab: Playbooks, name: str) -> None:
         book = TOP / "playbooks" / f"{name}.yml"
         self.process = subprocess.Popen(
-            ["ansible-playbook", book, *lab.extra],
+            [*HEARING, "ansible-playbook", str(book), *lab.extra],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

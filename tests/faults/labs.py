@@ -52,7 +52,9 @@ class SmallHosts(Lab):
         """:param folder: for keys and the inventory."""
         self.folder = folder
         self.prefix = f"flt{os.getpid()}"
-        super().__init__({name: Host(name, f"{self.prefix}-{name}") for name in NAMES})
+        super().__init__(
+            {name: Host(name, f"{self.prefix}-{name}", own_files=False) for name in NAMES}
+        )
         self._data = {SERVER: "198.18.0.1", "client1": "198.18.1.1", "client2": "198.18.2.1"}
         self._management = {name: f"169.254.77.{i}" for i, name in enumerate(NAMES, start=1)}
         self._servers: dict[str, subprocess.Popen[str]] = {}

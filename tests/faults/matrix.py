@@ -47,7 +47,8 @@ def line(row: Row) -> str:
     )
     what = "ok  " if not row.failures else "FAIL"
     why = f"; {'; '.join(row.failures)}" if row.failures else ""
-    return f"{what} {row.fault}, {row.on}, {row.phase}: exit {row.exit}, {times}{why}"
+    said = f": {row.line}" if row.line else ""
+    return f"{what} {row.fault}, {row.on}, {row.phase}: exit {row.exit}, {times}{said}{why}"
 
 
 def table(rows: Sequence[Row]) -> str:
