@@ -242,11 +242,24 @@ def test_a_guard_killed_before_it_wrote_its_head_has_changed_nothing(folder: Pat
 def test_what_cannot_be_put_back_stays_to_be_tried_again(value: Path, folder: Path) -> None:
     left_behind(Change("sysctl", KEY, "60", "7"))
     value.unlink()
+    value.mkdir()
     [failed] = journal.heal().failed
-    assert failed == f"sysctl {KEY}: No such file or directory"
+    assert failed == f"sysctl {KEY}: Is a directory"
+    value.rmdir()
     value.write_text("7\n")
     assert journal.heal().healed == [f"sysctl {KEY}"]
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_of_a_parameter_that_is_gone_nothing_is_left_to_put_back(
+    write: bool, value: Path, folder: Path
+) -> None:
+    left_behind(Change("sysctl", KEY, "60", "7"))
+    value.unlink()  # as when its module is unloaded
+    assert journal.heal(write) == ([], [], [])
+    assert folder.exists() is not write
+    assert not value.exists()
 
 
 FORBIDDEN = [

@@ -233,7 +233,10 @@ def undo(change: Change, token: str, write: bool = True) -> bool:
 
 def _undo_sysctl(change: Change, _: str, write: bool) -> bool:
     path = sysctl_path(change.name)
-    now = _read(path).split()
+    try:
+        now = _read(path).split()
+    except FileNotFoundError:
+        return False  # its module was unloaded, and took the value along
     if now == change.found.split():
         return False
     if now != change.set.split():
