@@ -298,6 +298,53 @@ def test_root_acts_on_no_change_that_a_guard_may_not_make(
 
 
 @pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (Change("sysctl", KEY, "1" * 65_537, "7"), "got 65537 characters, '111"),
+        (Change("sysctl", KEY, "60\n61", "7"), r"got 5 characters, '60\\n61', expected a line of"),
+        (Change("sysctl", KEY, "60", "ü"), "got 1 characters, 'ü', expected a line of ASCII"),
+        (Change("sysctl", "kernel.panic", "0", "1"), "got 'kernel.panic', expected one that"),
+        (Change("table", "inet filter"), "table: got 'inet filter', expected one that"),
+        (Change("file", "/etc/passwd", set="0" * 64), "file: got '/etc/passwd', expected one"),
+    ],
+)
+def test_what_no_reader_would_take_is_not_written_down(
+    change: Change, why: str, value: Path, folder: Path
+) -> None:
+    made = Journal()
+    with pytest.raises(journal.Refused, match=why):
+        made.note(change)
+    assert not folder.exists()
+    made.note(Change("sysctl", KEY, "60", "7"))
+    with pytest.raises(journal.Refused, match=why):
+        made.note(change)
+    value.write_text("7\n")
+    made.abandon()
+    assert journal.heal().healed == [f"sysctl {KEY}"]
+
+
+def test_a_journal_stays_as_short_as_its_reader_wants_it(
+    value: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SIZE", 1000)
+    made = Journal()
+    made.note(Change("sysctl", KEY, "60", "7"))
+    with pytest.raises(journal.Refused, match=f"sysctl {KEY}: more than 1000 bytes of changes"):
+        made.note(Change("sysctl", KEY, "7", "9" * 900))
+    value.write_text("7\n")
+    made.abandon()
+    assert journal.heal().healed == [f"sysctl {KEY}"]
+
+
+def test_a_list_of_ports_goes_back_whole(value: Path) -> None:
+    ports = ",".join(str(port) for port in range(1025, 21_000, 2))
+    left_behind(Change("sysctl", KEY, ports, "7"))
+    value.write_text("7\n")
+    assert journal.heal().healed == [f"sysctl {KEY}"]
+    assert value.read_text() == f"{ports}\n"
+
+
+@pytest.mark.parametrize(
     "head", [b"", b"[]\n", b"nonsense\n", b"{}\n", b'{"journal": 2}\n', b"[" * 100_000 + b"\n"]
 )
 def test_a_journal_without_its_head_is_named(head: bytes) -> None:

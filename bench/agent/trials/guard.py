@@ -72,7 +72,7 @@ class Settings:
             raise Misuse(f"table: got {name!r}, expected FAMILY connlab_NAME")
         self._take(f"table {name}", namespace())
         with _whole():
-            change = self._journal.note(Change("table", name))
+            change = self._noted(Change("table", name))
             journal.make_table(name, body, self._journal.token)
             self._undo.append(lambda: self._remove(change))
 
@@ -86,14 +86,21 @@ class Settings:
             raise Misuse(f"file {path}: got {len(data)} bytes, expected {journal.SIZE} at most")
         self._take(f"file {path}", "files")
         with _whole():
-            self._journal.note(change)
+            self._noted(change)
             journal.make_file(path, data, self._journal.token)
             self._undo.append(lambda: self._revert(change))
 
     def _note(self, change: Change) -> None:
         """Write a change down, and have it undone in its turn."""
-        self._journal.note(change)
+        self._noted(change)
         self._undo.append(lambda: self._revert(change))
+
+    def _noted(self, change: Change) -> Change:
+        """Write a change down. :raises Misuse: if no guard would undo it."""
+        try:
+            return self._journal.note(change)
+        except journal.Refused as error:
+            raise Misuse(str(error)) from None
 
     def _revert(self, change: Change) -> None:
         """Undo a change. :raises journal.Kept: if it is no more as it was set."""

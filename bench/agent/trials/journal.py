@@ -48,8 +48,12 @@ KEYS = re.compile(
 )
 """Kernel parameters that may be changed: those that experiments are about, each by one name."""
 
-VALUE = re.compile(r"[\t -~]{0,4096}\Z")
-"""A value of a kernel parameter: one line of ASCII."""
+VALUE = re.compile(r"[\t -~]{0,65536}\Z")
+"""A value of a kernel parameter: one line of ASCII. The longest are lists of ports."""
+
+PIECE = 1 << 17
+"""Bytes that are read at a time: a list of ports comes whole or cut (proc_do_large_bitmap() of
+kernel/sysctl.c, 5.10 to 6.18, has nothing to say at an offset)."""
 
 LIMITS = "/etc/security/limits.d/"
 """Where files may be made: pam_limits(8) reads them at each login."""
@@ -81,6 +85,10 @@ SO_NETNS_COOKIE = 71
 
 class Damaged(OSError):
     """A journal that no guard has written: one line that names it and says why."""
+
+
+class Refused(ValueError):
+    """A change that must not be made, since no guard would undo it: one line."""
 
 
 class Kept(Exception):
@@ -131,11 +139,16 @@ class Journal:
     def note(self, change: Change) -> Change:
         """Write a change down, on disk, before it is made.
 
-        :raises OSError: if it cannot be written: the change must not be made.
+        :raises Refused: if whoever heals it would refuse what it says.
+        :raises OSError: if it cannot be written. In either case it must not be made.
         """
+        if not permitted(change):
+            raise Refused(_why_not(change))
         timed = change._replace(at=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         if self._number < 0:
             self._open()
+        if os.fstat(self._number).st_size + len(_line(timed._asdict())) > SIZE:
+            raise Refused(f"{change.kind} {change.name}: more than {SIZE} bytes of changes")
         _append(self._number, timed._asdict())
         return timed
 
@@ -466,6 +479,17 @@ def permitted(change: Change) -> bool:
     return bool(change.kind == "file" and inside and re.fullmatch(r"[0-9a-f]{64}", change.set))
 
 
+def _why_not(change: Change) -> str:
+    """What is wrong with a change that is not permitted."""
+    if change.kind == "sysctl" and KEYS.match(change.name):
+        wrong = change.set if VALUE.match(change.found) else change.found
+        return (
+            f"sysctl {change.name}: got {len(wrong)} characters, {wrong[:60]!r}, expected a line "
+            "of ASCII of 65536 at most"
+        )
+    return f"{change.kind[:60]}: got {change.name[:200]!r}, expected one that a guard may change"
+
+
 def _orphans() -> tuple[list[_Notes], dict[str, int]]:
     """Journals that nobody holds; names of what guards that live have changed, and when last."""
     journals: list[_Notes] = []
@@ -523,8 +547,12 @@ def _keep(notes: _Notes, left: list[Change]) -> None:
     _sync_folder()
 
 
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
 def _append(number: int, row: dict[str, Any]) -> None:
-    data = json.dumps(row).encode() + b"\n"
+    data = _line(row)
     if os.write(number, data) != len(data):
         raise OSError(errno.ENOSPC, f"{FOLDER}: {os.strerror(errno.ENOSPC)}")
     os.fsync(number)
@@ -606,5 +634,8 @@ def _same(number: int, path: str) -> bool:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.read()
+    found = bytearray()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            found += piece
+    return found.decode("ascii", "replace")
