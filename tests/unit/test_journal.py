@@ -91,6 +91,26 @@ def test_a_journal_that_is_held_is_left_alone(value: Path, folder: Path) -> None
     assert value.read_text() == "60\n" and not folder.exists()
 
 
+def test_what_a_guard_notes_and_does_before_it_dies_goes_back(
+    value: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Journal()
+    made.note(Change("sysctl", KEY, "60", "7"))
+    value.write_text("7\n")
+    lock = journal.fcntl.flock
+
+    def lock_late(number: int, kind: int) -> None:
+        if made._number >= 0 and folder.stat().st_ino != os.fstat(number).st_ino:
+            made.note(Change("sysctl", KEY, "7", "9"))
+            value.write_text("9\n")
+            made.abandon()
+        lock(number, kind)
+
+    monkeypatch.setattr(journal.fcntl, "flock", lock_late)
+    assert journal.heal() == ([f"sysctl {KEY}"] * 2, [], [])
+    assert value.read_text() == "60\n"
+
+
 @pytest.mark.parametrize(
     ("now", "outcome"),
     [

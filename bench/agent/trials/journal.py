@@ -502,10 +502,9 @@ def _orphans() -> tuple[list[_Notes], dict[str, int]]:
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _trusted(path, os.fstat(number))
+            held = _is_held(number)  # first: a guard that dies later may write until then
             head, changes = parse(name, os.pread(number, SIZE, 0))
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if held:
                 for change in changes:
                     busy[change.name] = max(change.at, busy.get(change.name, 0))
             else:
@@ -513,6 +512,15 @@ def _orphans() -> tuple[list[_Notes], dict[str, int]]:
         finally:
             os.close(number)
     return journals, busy
+
+
+def _is_held(number: int) -> bool:
+    """Whether the guard of a journal lives; it is locked for ourselves otherwise."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _trusted(path: str, about: os.stat_result) -> None:
