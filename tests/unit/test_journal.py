@@ -159,7 +159,8 @@ def test_changes_go_back_in_the_reverse_of_their_order(first: int, value: Path) 
 def test_a_boot_has_put_back_values_but_no_files(value: Path, limits: Path) -> None:
     path = f"{limits}/zz.conf"
     changes = [Change("sysctl", KEY, "60", "7"), Change("table", "inet connlab_x")]
-    left_behind(*changes, Change("file", path, set=journal.digest(b"x")), boot="another", booted=1)
+    file = Change("file", path, set=journal.digest(b"x"))
+    left_behind(*changes, file, boot="another", booted=1, net="cookie-0")
     value.write_text("7\n")
     Path(path).write_text("x")
     assert journal.heal() == ([f"file {path}"], [], [])
@@ -185,6 +186,45 @@ def test_a_container_that_starts_anew_is_in_the_same_boot(
     journal.heal()
     assert value.read_text() == ("60\n" if healed else "7\n")
     assert not Path(journal.FOLDER).exists()
+
+
+SET = (
+    f"sysctl {KEY}: 7, as an experiment set it in this boot or an earlier one, 60 before that: kept"
+)
+
+
+@pytest.mark.parametrize(
+    ("now", "at", "kept"),
+    [
+        ("7", 0, [SET]),
+        ("60", 0, []),
+        ("33", 0, [f"sysctl {KEY}: expected 7, as an experiment set it, found 33: kept"]),
+        ("7", 1 << 62, []),  # later than now: of another boot for certain
+    ],
+)
+def test_where_the_clock_was_set_a_boot_is_not_told_from_another(
+    now: str, at: int, kept: list[str], value: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "network", lambda: "cookie-4711")
+    left = left_behind(Change("sysctl", KEY, "60", "7"), boot="another", booted=1)
+    head, row = left.read_text().splitlines(True)
+    row = json.dumps({**json.loads(row), "at": at or json.loads(row)["at"]}) + "\n"
+    left.write_text(head + row)
+    value.write_text(f"{now}\n")
+    assert journal.heal() == ([], kept, [])
+    assert value.read_text() == f"{now}\n"
+    assert not left.exists()
+
+
+def test_a_table_with_a_guards_mark_is_of_this_boot_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "network", lambda: "cookie-4711")
+    script = f'echo "$@" >>{tmp_path}/ran; [ "$2" != tables ] || echo "table inet connlab_x"'
+    nft(tmp_path, monkeypatch, script)
+    left_behind(Change("table", "inet connlab_x"), boot="another", booted=1)
+    assert journal.heal() == (["table inet connlab_x"], [], [])
+    assert "delete table inet connlab_x" in (tmp_path / "ran").read_text()
 
 
 def test_of_namespaces_without_a_cookie_a_boot_is_told_by_its_identity_alone(

@@ -216,14 +216,17 @@ def _undo_all(
     left: dict[str, list[Change]] = {notes.path: [] for notes in journals}
     pairs = [(change, notes) for notes in journals for change in notes.changes]
     for change, notes in sorted(pairs, key=lambda pair: pair[0].at, reverse=True):
-        if change.kind != "file" and not _same_boot(notes.head):
+        same = True if change.kind == "file" else _same_boot(notes.head, change.at)
+        if same is False:
             continue  # it ended with that boot
         elsewhere = change.of_network and notes.head["net"] != net
         if elsewhere or change.at < busy.get(change.name, 0):
             left[notes.path].append(change)
             continue
         try:
-            if undo(change, notes.head["token"], write):
+            if same is None and change.kind == "sysctl":
+                _look(change)
+            elif undo(change, notes.head["token"], write):
                 outcome.healed.append(f"{change.kind} {change.name}")
         except Kept as reason:
             outcome.kept.append(str(reason))
@@ -231,6 +234,18 @@ def _undo_all(
             outcome.failed.append(f"{change.kind} {change.name}: {error.strerror or error}")
             left[notes.path].append(change)
     return left
+
+
+def _look(change: Change) -> None:
+    """See that a value is as it was found, where it may be of another boot.
+
+    :raises Kept: if it is not. The settings of that boot may have it so for their own reasons.
+    """
+    if _undo_sysctl(change, "", write=False):
+        raise Kept(
+            f"sysctl {change.name}: {' '.join(change.set.split())}, as an experiment set it in "
+            f"this boot or an earlier one, {' '.join(change.found.split())} before that: kept"
+        )
 
 
 def undo(change: Change, token: str, write: bool = True) -> bool:
@@ -389,17 +404,24 @@ def booted() -> int:
     return next(int(row.split()[1]) for row in rows if row.startswith("btime "))
 
 
-def _same_boot(head: dict[str, Any]) -> bool:
-    """Whether a journal is of this boot of the kernel.
+def _same_boot(head: dict[str, Any], at: int) -> bool | None:
+    """Whether a change is of this boot of the kernel; None if that cannot be told.
 
     systemd-nspawn gives each start of its machine a boot_id of its own, while kernel and network
-    namespace stay: those have the same cookie, and the same time of boot.
+    namespace stay: those have the same cookie, and the same time of boot. A clock that was set in
+    between moves that time, and the first namespaces of two boots may have the same cookie. (The
+    mark of a table that is there shows that it is of this boot.)
+
+    :param at: when the change was written down
     """
     if head["boot"] == boot_id():
         return True
     cookie: str = head["net"]
-    again = cookie.startswith("cookie-") and cookie == network()
-    return again and abs(head["booted"] - booted()) <= BOOT_SECONDS
+    if not cookie.startswith("cookie-") or cookie != network():
+        return False
+    if at > time.clock_gettime_ns(time.CLOCK_BOOTTIME):
+        return False
+    return True if abs(head["booted"] - booted()) <= BOOT_SECONDS else None
 
 
 def network() -> str:
