@@ -61,7 +61,10 @@ LAST_WORDS_SECONDS = 2.0
 """For what an agent that has ended wrote last to arrive."""
 
 NOT_PUT_BACK = "not put back: "
-"""How a trial that changes hosts begins its line on what it could not put back."""
+"""How a trial that changes hosts begins each line on what it could not put back."""
+
+MOST_NOT_PUT_BACK = 20
+"""Such lines that are kept of one trial: a guard changes fewer settings."""
 
 UNASKED_A_SECOND = 20
 """Events without a question that an agent may send, of which it sends one, two around an answer."""
@@ -110,6 +113,8 @@ class Agent:
         self.clock = 0.0
         """Its own, in its latest tick: seconds since it began."""
         self.last_error = ""
+        self.not_put_back: list[str] = []
+        """Its lines on what it could not put back, the first :data:`MOST_NOT_PUT_BACK`."""
         self.ear: threading.Thread | None = None
         """Hears its standard error."""
         self.ended = threading.Event()
@@ -470,8 +475,7 @@ class Session:
             self._early.pop(agent, None)
             if agent.ear is not None:
                 agent.ear.join(LAST_WORDS_SECONDS)
-            if agent.last_error.startswith(NOT_PUT_BACK):
-                self.not_put_back.append(f"host {agent.name}: {agent.last_error}")
+            self.not_put_back += [f"host {agent.name}: {line}" for line in agent.not_put_back]
 
     def _open_ends(self) -> list[str]:
         """What is not cleaned up yet."""
@@ -486,9 +490,11 @@ def _results(futures: Sequence[Future[Result]]) -> list[Result]:
 def _listen_errors(agent: Agent) -> None:
     with contextlib.suppress(OSError):
         for line in agent.process.errors():
-            text = printable(line.decode(errors="replace").strip())
+            text = printable(line.decode(errors="replace").strip())[:MOST_ERROR]
             if text:
-                agent.last_error = text[:MOST_ERROR]
+                agent.last_error = text
+            if text.startswith(NOT_PUT_BACK) and len(agent.not_put_back) < MOST_NOT_PUT_BACK:
+                agent.not_put_back.append(text)
 
 
 def _count(agent: Agent, message: Message) -> None:

@@ -11,7 +11,7 @@ from bench.agent import bundle
 from bench.errors import LabError
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
-from bench.session import OWNER, Agent, Connect, Session
+from bench.session import MOST_ERROR, MOST_NOT_PUT_BACK, OWNER, Agent, Connect, Session
 from bench.units import printable
 
 STEP_SECONDS = 60.0
@@ -82,6 +82,8 @@ class Trials:
         trial = Trial(self._session, agent, name)
         told = self._session.ask([agent], "trial", "told", seconds, name=name, args=args)
         trial.first = told[agent]
+        for line in _kept(host, trial.first):
+            print(f"connlab: host {host.name}: {line}", file=sys.stderr)
         return trial
 
     def guard(self, host: Host, **changes: Any) -> Trial:
@@ -107,3 +109,14 @@ class Trials:
         asked = list(trials)
         told = self._session.gather([trial.agent for trial in asked], "told", seconds)
         return {trial: told[trial.agent] for trial in asked}
+
+
+def _kept(host: Host, told: Mapping[str, Any]) -> list[str]:
+    """Lines on what earlier guards have left and this one has not put back.
+
+    :raises LabError: if the host sends something else.
+    """
+    lines = told.get("kept", [])
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise LabError(f"host {host.name}: protocol: kept: expected a list of texts")
+    return [printable(line[:MOST_ERROR]) for line in lines[:MOST_NOT_PUT_BACK]]

@@ -299,7 +299,9 @@ def test_what_an_administrator_has_changed_meanwhile_is_kept_and_named(bed: Bed)
 
 
 @pytest.mark.usefixtures("no_file")
-def test_healing_keeps_what_an_administrator_has_changed_since(bed: Bed) -> None:
+def test_healing_keeps_what_an_administrator_has_changed_since(
+    bed: Bed, capsys: pytest.CaptureFixture[str]
+) -> None:
     kill_guard(
         bed,
         sysctl={KEY: "7", "net.ipv4.tcp_tw_reuse": "0"},
@@ -311,11 +313,36 @@ def test_healing_keeps_what_an_administrator_has_changed_since(bed: Bed) -> None
     Path(FILE).write_text("somebody else's\n")
     with Trials(bed.connect) as made:
         guard(made, bed, sysctl={"net.ipv4.tcp_retries2": "9"})
+    kept = [
+        f"file {FILE}: changed since an experiment made it: kept",
+        "table inet connlab_test: without the mark of the guard that made it: kept",
+        f"sysctl {KEY}: expected 7, as an experiment set it, found 33: kept",
+    ]
+    assert capsys.readouterr().err.splitlines() == [f"connlab: host client: {k}" for k in kept]
     assert found(bed) == "33"
     assert "connlab_test" in bed.net.run("client", "nft", "list", "tables")
     assert Path(FILE).read_text() == "somebody else's\n"
     assert state(bed)[1] == "2"  # what nobody else has changed went back
     assert not journals(bed)
+
+
+def test_what_healing_keeps_is_named_also_where_the_guard_fails_then(
+    bed: Bed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_guard(bed, sysctl={KEY: "7"})
+    bed.net.run("client", "sysctl", "-qw", f"{KEY}=33")
+    with pytest.raises(LabError, match=r"got kernel\.panic"), Trials(bed.connect) as made:
+        guard(made, bed, sysctl={"kernel.panic": "1"})
+    line = f"sysctl {KEY}: expected 7, as an experiment set it, found 33: kept"
+    assert capsys.readouterr().err == f"connlab: host client: not put back: {line}\n"
+
+
+def test_all_that_was_not_put_back_is_named(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
+    both = r"tcp_tw_reuse.*; .*tcp_fin_timeout"
+    with pytest.raises(LabError, match=both), Trials(bed.connect) as made:
+        guard(made, bed, sysctl={KEY: "7", "net.ipv4.tcp_tw_reuse": "0"})
+        bed.net.run("client", "sysctl", "-qw", f"{KEY}=33", "net.ipv4.tcp_tw_reuse=1")
+    assert capsys.readouterr().err.count("connlab: host client: not put back: sysctl ") == 2
 
 
 def test_another_network_namespace_is_left_alone(bed: Bed) -> None:

@@ -314,6 +314,31 @@ def test_what_is_left_is_named_host_by_host(remains: Any, line: str) -> None:
     assert all(link.process.told == ["stop"] and not link.open for link in made)
 
 
+def test_all_that_was_not_put_back_is_named_up_to_a_bound() -> None:
+    _, connect = links(answering)
+    lines = [b"not put back: sysctl a: \x1b[2J", b" not put back: table b ", b"by the way"]
+    agents = Session(connect, b"zip")
+
+    def errors(self: FakeProcess) -> Iterator[bytes]:
+        yield from lines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeProcess, "errors", errors)
+        agents.start([(host("x"), "root")])
+        agents.close()
+        assert agents.not_put_back == [
+            "host x: not put back: sysctl a: \\x1b[2J",
+            "host x: not put back: table b",
+        ]
+        lines[:] = [b"not put back: %d" % number + b"y" * 600 for number in range(50)]
+        agents = Session(connect, b"zip")
+        agents.start([(host("x"), "root")])
+        agents.close()
+    assert len(agents.not_put_back) == session.MOST_NOT_PUT_BACK
+    assert agents.not_put_back[0].startswith("host x: not put back: 0y")
+    assert all(len(line) <= session.MOST_ERROR + 20 for line in agents.not_put_back)
+
+
 def test_one_agent_that_cannot_be_told_leaves_no_other_untold() -> None:
     made, connect = links(answering)
 

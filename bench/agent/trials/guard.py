@@ -151,12 +151,13 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     """Apply ``args``, then each step, until the end of the input.
 
     A step has ``sysctl`` {key: value}, ``tables`` {``family name``: body} and ``files`` {path:
-    text}; the answer has ``found`` {key: value found before}. ``back`` true puts everything back.
+    text}; the answer has ``found`` {key: value found before}, the first one also ``kept``: what was
+    left by guards that were killed, and others have changed since. ``back`` true puts everything
+    back.
     ``owner`` names the controller to other guards of its own: those may change the same once more.
     """
     settings = Settings(str(args.get("owner", "")))
-    for line in settings.heal():
-        os.write(2, f"{line}\n".encode())
+    kept = settings.heal()
     try:
         step: Dict[str, Any] = args
         while True:
@@ -173,10 +174,11 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
                 settings.table(name, str(body))
             for path, text in (step.get("files") or {}).items():
                 settings.file(path, str(text))
-            stage.tell(found=found)
+            stage.tell(found=found, **({"kept": kept} if kept else {}))
+            kept = []
             step = stage.step() or {}
     finally:
-        for line in settings.put_back():
+        for line in kept + settings.put_back():
             os.write(2, f"not put back: {line}\n".encode())
 
 
