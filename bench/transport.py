@@ -17,6 +17,7 @@ import paramiko
 from bench.channel import CLOSE_SECONDS, Command, Deadline, SshProcess
 from bench.errors import LabError
 from bench.inventory import Host
+from bench.units import printable
 
 REACH_SECONDS = 15.0
 """For a host to accept a TCP connection."""
@@ -197,7 +198,9 @@ class SshLink:
                 raise self._failure(name, deadline, None)
         if status:
             last = output.strip().splitlines()[-1:] or [f"exit status {status}"]
-            raise LabError(f"host {self.host.name}: {name}: {_plain(last[0])}")
+            raise LabError(
+                f"host {self.host.name}: {name}: {printable(last[0].strip()[:MOST_TEXT])}"
+            )
         return output
 
     def _failure(self, name: str, deadline: Deadline, error: Exception | None) -> LabError:
@@ -254,7 +257,8 @@ class SshLink:
         pushed = _PUSHED.fullmatch(path)
         if pushed is None:
             raise LabError(
-                f"host {self.host.name}: {_plain(path)}: not a path that a push makes; not removed"
+                f"host {self.host.name}: {printable(path[:MOST_TEXT])}: not a path that a push "
+                "makes; not removed"
             )
         self._remove(pushed["folder"], COMMAND_SECONDS)
 
@@ -310,18 +314,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, paramiko.AuthenticationException):
         return "SSH key refused"
     if isinstance(error, paramiko.ChannelException):
-        return f"no channel granted: {_plain(error.text)}"
+        return f"no channel granted: {printable(error.text.strip()[:MOST_TEXT])}"
     if "not found in known_hosts" in str(error):
         return "its host key is not in known_hosts; refused"
     if str(error) == "Channel closed.":
         return "refused by its SSH server"
-    return _plain(str(error)) or type(error).__name__
-
-
-def _plain(text: str) -> str:
-    """Text of a host as one line for a terminal: control characters escaped, not too long."""
-    text = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text.strip()[: MOST_TEXT + 1]
-    )
-    return text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."
+    return printable(str(error).strip()[:MOST_TEXT]) or type(error).__name__

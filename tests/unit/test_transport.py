@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import paramiko
 import pytest
 
 from bench import transport
@@ -55,3 +56,17 @@ def test_a_host_that_takes_too_long_for_its_keys(monkeypatch: pytest.MonkeyPatch
 def test_a_host_that_hangs_up() -> None:
     with answering(b"", end=True) as port, pytest.raises(LabError, match=rf"port {port}: .+"):
         transport.connect(host(port))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (paramiko.SSHException(" \x1b[2J\u2028\u202e\n"), r"\x1b[2J\u2028\u202e"),
+        (paramiko.SSHException("é€\u00a0é"), "é€\u00a0é"),  # as everywhere else
+        (paramiko.ChannelException(1, "\x9b2J" * 500), "no channel granted: " + r"\x9b2J" * 100),
+        (paramiko.SSHException("x" * 1000), "x" * 300),
+        (paramiko.SSHException(" "), "SSHException"),
+    ],
+)
+def test_what_a_host_says_is_one_line_that_ends(error: Exception, reason: str) -> None:
+    assert transport._reason(error) == reason
