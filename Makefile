@@ -8,9 +8,11 @@
 #              interrupted at each task (root; an hour); ONLY=pattern for some of them
 # make claims  what people say about limits, each measured, with its verdict (root)
 # make perf    the engine beside plain C, alternating, in the lab that is up (root)
+# make mutants  small faults put into the code one at a time: do the tests notice? (root)
 # make soak    a long hold with churn, many clients, runs in a row, on a lab of its own (root)
 # Variables: CONNECTIONS=50000 CLIENTS=4 SCENARIO=name SET='{"hold_seconds": 5}',
 #            PROFILE=full for claims as large as they are told,
+#            ONLY='bench/agent' for the faults that match, of make mutants,
 #            and to run a second lab beside the first: LAB=name PREFIX=169.254.200.0/24,
 #            or for virtual machines LAB=name PORTS=22400
 
@@ -34,7 +36,8 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 
 VM_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/vm/group_vars/all.yml))
 
-.PHONY: help setup dev lab faults claims vm-lab vm-setup down vm-down test lint perf soak root
+.PHONY: help setup dev lab faults claims vm-lab vm-setup down vm-down test lint perf mutants \
+	soak root
 .DEFAULT_GOAL := help
 
 help:
@@ -117,6 +120,10 @@ faults: root $(VENV)/.dev
 # Needs a lab that is up and tuned; a million connections several times over.
 perf: root $(VENV)/.runtime
 	@python -m perf
+
+# Needs no lab; a quarter of an hour where the machine does nothing else, and an hour at the most.
+mutants: root $(VENV)/.dev
+	@python tests/mutants/run.py $(if $(ONLY),--only '$(ONLY)')
 
 # Builds a lab named soak beside any other and removes it; 25 minutes, and an hour at the most.
 soak: root $(VENV)/.runtime

@@ -15,10 +15,11 @@ from bench.inventory import Host, Inventory
 from bench.results import HostRecord, Phase, Side
 from bench.scenario import Scenario
 
-OWN_FDS = {"server": 11, "client": 10}
+OWN_FDS = {"server": 12, "client": 11}
 """Descriptors that a worker really has open beside its connections and listeners: its streams,
-its orders, the bell, epoll, the memory gauge and what else it inherits. Where a limit is looked
-for, or the number of workers is given, nothing is kept in reserve, and this is what counts."""
+its orders, the bell, epoll, the memory gauge, the run's lock and what else it inherits. Where a
+limit is looked for, or the number of workers is given, nothing is kept in reserve, and this is what
+counts."""
 
 SIDES: dict[str, Side] = {"servers": "server", "clients": "client"}
 """The inventory's groups that take part in a run, and the end that each is."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
+import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +19,7 @@ from typing import Any
 from agents import CLIENT, SERVER, SERVER6, running
 
 from bench import controller, scenario, wire
-from bench.agent import hostlock
+from bench.agent import hostlock, memory
 from bench.channel import split
 from bench.curve import Progress
 from bench.errors import LabError
@@ -123,6 +126,55 @@ class LocalLink:
         return None
 
 
+class Meminfo:
+    """/proc/meminfo as agents see it: memory that the connections of a bed take, and nobody else.
+
+    What other programs take or give back meanwhile would end a ramp to a floor before it has
+    begun, or not at all.
+    """
+
+    EVERY = 0.02
+    EACH_KIB = 8
+    """Of a connection, both ends."""
+    OURS = ("MemFree", "MemAvailable", "SReclaimable", "Active(file)", "Inactive(file)")
+
+    def __init__(self, net: Namespaces, path: Path, free_mib: int) -> None:
+        """``free_mib``: really free without a connection."""
+        self._net, self._free = net, free_mib * 1024
+        self._kept = memory.reserves(Path("/proc/zoneinfo").read_text()).total
+        self._others = [
+            row
+            for row in Path("/proc/meminfo").read_text().splitlines()
+            if row.split(":")[0] not in self.OURS
+        ]
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT)
+        self._ended = threading.Event()
+        self._write(0)
+        bind = 'mount --bind "$0" /proc/meminfo && exec "$@"'
+        self.words = ["unshare", "--mount", "sh", "-c", bind, str(path)]
+        """Before a command that is to see it."""
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def _write(self, held: int) -> None:
+        left = max(0, self._free - held * self.EACH_KIB) + self._kept
+        figures = dict(zip(self.OURS, (left, left, 0, 0, 0), strict=True))
+        rows = [*self._others, *(f"{name}: {kib:012} kB" for name, kib in figures.items())]
+        os.pwrite(self._file, "".join(f"{row}\n" for row in rows).encode(), 0)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self.EVERY):
+            text = self._net.run("server", "cat", "/proc/net/sockstat")
+            words = next(row.split() for row in text.splitlines() if row.startswith("TCP:"))
+            self._write(int(words[words.index("inuse") + 1]))
+
+    def close(self) -> None:
+        """End what follows the connections."""
+        self._ended.set()
+        self._thread.join()
+        os.close(self._file)
+
+
 class Bed:
     """An inventory over two namespaces and everything that was started there."""
 
@@ -131,10 +183,23 @@ class Bed:
         self.store = Store(results)
         self.links: dict[str, LocalLink] = {}
         self.seen: list[Progress] = []
+        self.words: dict[str, list[str]] = {}
+        """Before the commands of a host, by its name."""
 
     def connect(self, host: Host) -> LocalLink:
-        self.links[host.name] = LocalLink(self.net.enter(host.name))
+        words = [*self.net.enter(host.name), *self.words.get(host.name, [])]
+        self.links[host.name] = LocalLink(words)
         return self.links[host.name]
+
+    @contextlib.contextmanager
+    def memory(self, free_mib: int) -> Iterator[None]:
+        """Have so much really free memory on both hosts, which share it."""
+        meminfo = Meminfo(self.net, self.store.root.with_name("meminfo"), free_mib)
+        try:
+            self.words = dict.fromkeys(("server", "client"), meminfo.words)
+            yield
+        finally:
+            meminfo.close()
 
     def inventory(self, clients: Sequence[str] = (CLIENT,)) -> Inventory:
         def host(name: str, group: str, addresses: Sequence[str]) -> Host:

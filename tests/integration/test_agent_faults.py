@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from agents import CONTROL, PORT, SERVER, block, running, until
@@ -255,6 +256,34 @@ def test_killed_agent_leaves_no_worker(lab):
         assert until(lambda pids=workers: not [pid for pid in pids if running(pid)])
     for host in ("server", "client"):
         assert until(lambda h=host: lab.count(h, "established") == 0)
+
+
+def test_killed_agent_leaves_no_worker_that_is_busy(lab):
+    """Who waits for a silent target hears no order, so neither the end of them."""
+    lab.serve()
+    client = lab.prepare(blocks=[block(20)], retries=0, connect_timeout_ms=120_000)
+    lab.net.run("server", "nft", "add", "table", "inet", "t")
+    try:
+        lab.net.run("server", "nft", "add chain inet t i { type filter hook input priority 0; }")
+        lab.net.run("server", "nft", *f"add rule inet t i tcp dport {PORT} drop".split())
+        client.send("ramp")
+        assert until(lambda: client.ticks and client.ticks[-1]["in_flight"] == 20)
+        workers = client.workers()
+        client.process.kill()
+        client.process.wait()
+        assert until(lambda: not [pid for pid in workers if running(pid)])
+    finally:
+        lab.net.run("server", "nft", "delete", "table", "inet", "t")
+
+
+def test_workers_are_killed_first_where_memory_runs_out(lab):
+    """A worker's sockets hardly show in its size: it says itself that it is worth it."""
+    server = lab.serve(nofile=300)
+    workers = server.workers()
+    assert workers
+    for pid in workers:
+        assert until(lambda pid=pid: Path(f"/proc/{pid}/oom_score_adj").read_text() == "900\n")
+    assert Path(f"/proc/{server.process.pid}/oom_score_adj").read_text() != "900\n"
 
 
 def test_killed_worker_is_reported(lab):

@@ -102,6 +102,7 @@ def test_one_source_port_serves_two_targets(lab):
     blocks = [block(300, target_port=port) for port in ports]
     client = lab.prepare(blocks=blocks, nofile=220)  # so that each target has workers of its own
     ramp(server, client, 600)
+    assert [lab.count("server", "established", port) for port in ports] == [300, 300]
 
 
 def test_sources_in_time_wait_serve_again(lab):

@@ -8,29 +8,18 @@ from typing import Any
 
 import pytest
 from agents import CLIENT
-from beds import Bed, LocalLink
+from beds import Bed
 
-from bench.agent import memory
-from bench.inventory import Host
 from bench.results import Run
 from perf.netns import Namespaces
 
 SOFT = 300
-OWN = 12
+OWN = 13
 """Descriptors that a worker has open beside its connections, at most."""
 
 
 class Ceiling(Bed):
     """Runs with limits of their own for a host's agents."""
-
-    def __init__(self, net: Namespaces, results: Path) -> None:
-        super().__init__(net, results)
-        self.words: dict[str, list[str]] = {}
-
-    def connect(self, host: Host) -> LocalLink:
-        made = super().connect(host)
-        made.words += self.words.get(host.name, [])
-        return made
 
     def find(self, clients: Sequence[str] = (CLIENT,), **fields: Any) -> Run:
         usual = {"expect": "limit", "retries": 1, "connect_timeout_ms": 500, "step": 0.25}
@@ -55,6 +44,7 @@ def test_descriptors_of_the_servers(bed: Ceiling, watch: str) -> None:
     bed.words["server"] = ["prlimit", f"--nofile={SOFT}:1000"]
     done = bed.find(nofile="soft", workers=2, watch=watch, resolution=0.02)
     assert 2 * (SOFT - OWN) <= done.measured.established.ss < 2 * SOFT
+    assert 0 <= done.predicted.limits["nofile"] - done.measured.established.ss <= 2
     assert done.measured.steps[-1].errors["EMFILE"] > 0
     assert (done.verdict, done.bound_by) == ("pass", "nofile"), done.reason
     notes = [now.note for now in bed.seen if now.phase == "step"]
@@ -76,6 +66,7 @@ def test_descriptors_of_the_clients(bed: Ceiling) -> None:
     bed.words["client"] = ["prlimit", f"--nofile={SOFT}:1000"]
     done = bed.find(nofile="soft", workers=3, max_in_flight=16)
     assert 3 * (SOFT - OWN) <= done.measured.established.ss < 3 * SOFT
+    assert 0 <= done.predicted.limits["nofile"] - done.measured.established.ss <= 3
     assert done.measured.steps[-1].errors["EMFILE"] > 0
     assert (done.verdict, done.bound_by) == ("pass", "nofile"), done.reason
 
@@ -103,9 +94,9 @@ def test_more_than_there_are_tuples_for(bed: Ceiling) -> None:
 
 
 def test_the_memory_floor(bed: Ceiling) -> None:
-    floor = memory.Gauge().read().free // 1024 - 192
-    done = bed.find(
-        connections=60_000, memory_floor_mib=floor, step=0.05, connect_rate=5_000, watch="none"
-    )
+    with bed.memory(1_000 + 192):
+        done = bed.find(
+            connections=60_000, memory_floor_mib=1_000, step=0.05, connect_rate=5_000, watch="none"
+        )
     assert 0 < done.measured.established.ss < 60_000
     assert (done.verdict, done.bound_by) == ("pass", "memory"), done.reason

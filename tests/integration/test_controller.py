@@ -15,7 +15,6 @@ from agents import CLIENT, CLIENT6, SERVER, running
 from beds import Bed
 
 from bench import capacity, planning, scenario, survey
-from bench.agent import memory
 from bench.errors import InputError, LabError
 
 
@@ -183,10 +182,14 @@ def test_an_interrupt_cleans_up_and_keeps_what_there_is(bed: Bed) -> None:
 
 def test_how_many_fit_above_the_floor(bed: Bed) -> None:
     """The floor lies 192 MiB below what is free: reached long before 60,000 connections."""
-    floor = memory.Gauge().read().free // 1024 - 192
-    done = bed.run(
-        connections=60_000, memory_floor_mib=floor, expect="floor", connect_rate=5_000, watch="none"
-    )
+    with bed.memory(1_000 + 192):
+        done = bed.run(
+            connections=60_000,
+            memory_floor_mib=1_000,
+            expect="floor",
+            connect_rate=5_000,
+            watch="none",
+        )
     counts = done.measured.established
     assert (done.verdict, done.bound_by) == ("pass", "memory"), done.reason
     assert 0 < counts.clients == counts.servers == counts.ss < 60_000

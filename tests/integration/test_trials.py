@@ -87,7 +87,7 @@ def test_a_guard_changes_only_what_it_may(trials: Trials, bed: Bed, args, line: 
 
 def test_a_value_that_does_not_stick_is_put_back(trials: Trials, bed: Bed) -> None:
     before = found(bed)
-    with pytest.raises(LabError):
+    with pytest.raises(LabError, match=r"^host client: guard: .*Invalid argument"):
         guard(trials, bed, sysctl={KEY: "5", "net.ipv4.ip_local_port_range": "9 1"})
     assert found(bed) == before
 
@@ -173,7 +173,9 @@ def test_another_controller_is_refused_what_one_has_changed(
 def test_another_setting_may_be_changed_meanwhile(trials: Trials, bed: Bed) -> None:
     guard(trials, bed, sysctl={KEY: "7"})
     with Trials(bed.connect) as other:
-        guard(other, bed, sysctl={"net.ipv4.tcp_tw_reuse": "0"})
+        told = guard(other, bed, sysctl={"net.ipv4.tcp_tw_reuse": "0"})
+        assert set(told.first["found"]) == {"net.ipv4.tcp_tw_reuse"}
+    assert found(bed) == "7"
 
 
 def test_guards_of_one_controller_do_not_refuse_one_another(bed: Bed, tmp_path: Path) -> None:

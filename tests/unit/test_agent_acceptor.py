@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 import time
 
 import pytest
@@ -308,3 +309,88 @@ def test_who_hangs_up_before_the_answer_holds_up_nobody(bed):
     assert one.worker._answer_bytes(events) == []
     assert one.board.total(board.ANSWERED) == 2
     assert one.worker._fds().tolist() == [fds[0], fds[2]]
+
+
+def asked(bed, *requests):
+    """A worker and the client's ends of connections on which something was asked."""
+    one = bed()
+    for request in requests:
+        one.knock()
+        one.drain()
+        one.peers[-1].sendall(request)
+    return one, [fd for fd, flag in enumerate(one.worker._held) if flag]
+
+
+def test_an_echo_of_no_client_of_this_run_is_counted_and_not_answered(bed):
+    nonce = "00" * 16
+    right = wire.echo_request(nonce, 7)
+    one, (fd,) = asked(bed, wire.echo_request("11" * 16, 7) + right)
+    one.worker._reply(fd)
+    assert (one.board.total(board.WRONG), one.board.total(board.ANSWERED)) == (1, 1)
+    one.peers[0].settimeout(5)
+    assert one.peers[0].recv(100) == wire.echo_reply(nonce, right)
+
+
+def test_an_echo_in_two_pieces_is_answered_once_it_is_whole(bed):
+    nonce = "00" * 16
+    request = wire.echo_request(nonce, 7)
+    one, (fd,) = asked(bed, request[:5])
+    one.worker._reply(fd)
+    assert (one.board.total(board.WRONG), one.board.total(board.ANSWERED)) == (0, 0)
+    one.peers[0].sendall(request[5:])
+    one.worker._reply(fd)
+    assert (one.board.total(board.WRONG), one.board.total(board.ANSWERED)) == (0, 1)
+
+
+def test_each_of_several_that_hang_up_at_once_is_let_go_of(bed):
+    one, fds = asked(bed, b"", b"", b"")
+    one.worker._close(fds[:2])
+    one.worker._publish()
+    counts = [one.board.total(at) for at in (board.OPENED, board.CLOSED, board.HELD)]
+    assert counts == [3, 2, 1]
+    one.worker._reset(fds[2:])
+    one.worker._publish()
+    assert (one.board.total(board.CLOSED), one.board.total(board.HELD)) == (3, 0)
+
+
+@pytest.mark.parametrize(("how", "reset"), [(board.RST, True), (board.FIN, False)])
+def test_held_connections_are_closed_as_ordered(bed, how, reset):
+    one, _ = asked(bed, b"", b"")
+    one.board.common[board.HOW] = how
+    one.worker._drain()
+    for peer in one.peers:
+        peer.settimeout(5)
+        if reset:
+            with pytest.raises(ConnectionResetError, match="reset"):
+                peer.recv(1)
+        else:
+            assert peer.recv(1) == b""
+
+
+def test_at_the_end_connections_are_reset_whatever_was_ordered(bed):
+    one, _ = asked(bed, b"")
+    one.board.common[board.HOW] = board.FIN
+    one.worker._drain(pace=False)
+    one.peers[0].settimeout(5)
+    with pytest.raises(ConnectionResetError, match="reset"):
+        one.peers[0].recv(1)
+
+
+def test_workers_share_the_rate_at_which_they_close(bed):
+    one = bed()
+    one.board.common[board.RATE], one.board.common[board.ACTIVE] = 90, 3
+    assert one.worker._rate() == 30.0
+    one.board.common[board.ACTIVE] = 0
+    assert one.worker._rate() == 90.0
+
+
+def test_a_door_that_is_shut_lets_nobody_else_in(bed):
+    """At the floor the queue has no room: tcp_conn_request() drops further SYNs."""
+    one = bed()
+    one.worker._obey(b"H")
+    assert not one.worker._accepting
+    port = one.listener.getsockname()[1]
+    shown = subprocess.run(
+        ["ss", "-Hltn", f"( sport = :{port} )"], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.split()[2] == "0"

@@ -212,3 +212,38 @@ def test_an_echo_that_makes_no_sense_is_refused(commands, command, word):
 def test_a_patience_that_is_none_is_refused(commands, patience):
     with pytest.raises(Misuse, match=r"patience_ms: .* is not a whole number from 1"):
         commands[0]._echo({"mode": "all", "patience_ms": patience})
+
+
+def test_workers_share_the_rate_at_which_they_close(pair):
+    made, one = held(pair[0], 50)
+    made.common[board.RATE], made.common[board.ACTIVE] = 90, 3
+    assert one._rate() == 30.0
+    made.common[board.ACTIVE] = 0
+    assert one._rate() == 90.0
+
+
+def test_a_sample_is_spread_evenly_over_all_that_is_held(pairs):
+    made_pairs = pairs(9)
+    made = board.Board(1)
+    made.common[board.PATIENCE] = 50
+    one = holder.Holder(made.row(0), made.common, NONCE, 0)
+    one._fds.extend(fd for (_, fd), _ in made_pairs)
+    made.row(0)[board.QUOTA] = 3
+    for (number, _), theirs in made_pairs:
+        reply(theirs, number)
+    one.echo()
+    asked = []
+    for (number, _), theirs in made_pairs:
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            asked.append((number, theirs.recv(100) == wire.echo_request(NONCE, number)))
+    assert asked == [(0, True), (3, True), (6, True)]
+    assert (made.total(board.ASKED), made.total(board.ANSWERED)) == (3, 3)
+
+
+def test_a_wrong_answer_is_counted_as_one(pair):
+    made, one = held(pair[0], 500)
+    pair[1].send(wire.echo_reply(NONCE, wire.echo_request(NONCE, 8)))  # another number's
+    one.echo()
+    counts = [made.total(at) for at in (board.ASKED, board.ANSWERED, board.WRONG)]
+    assert counts == [1, 0, 1]

@@ -7,9 +7,11 @@ import json
 import os
 import struct
 import threading
+from typing import Any
 
 import pytest
 
+from bench.agent.memory import Memory
 from bench.agent.trials import hash_table
 
 
@@ -64,3 +66,34 @@ def test_all_is_closed_before_figures_are_told(monkeypatch: pytest.MonkeyPatch) 
     assert b'"held": 200' in os.read(reading, 1 << 16)
     os.close(reading)
     os.close(writing)
+
+
+def test_no_table_is_filled_that_would_take_the_last_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """9 KiB a connection, and 512 MiB that stay free."""
+    told: list[dict[str, Any]] = []
+
+    class FakeGauge:
+        free = 1_000 * 9 + 512 * 1024
+
+        def read(self) -> Memory:
+            return Memory(available=1 << 40, free=self.free, slab=0)
+
+        def close(self) -> None:
+            pass
+
+    class FakeStage:
+        def tell(self, **figures: Any) -> None:
+            told.append(figures)
+
+        def step(self) -> None:
+            return None
+
+    monkeypatch.setattr(hash_table, "Gauge", FakeGauge)
+    stage: Any = FakeStage()
+    hash_table.run(stage, {"connections": 1_000, "echoes": 10})
+    FakeGauge.free -= 1
+    hash_table.run(stage, {"connections": 1_000, "echoes": 10})
+    assert told[0] == {"reason": ""}
+    assert told[1] == {"reason": "520 MiB are free, 520 MiB are needed"}

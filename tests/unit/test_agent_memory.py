@@ -1,5 +1,6 @@
 """The estimate of free memory, on texts that real kernels printed."""
 
+import os
 import re
 import resource
 
@@ -76,15 +77,46 @@ def test_the_gauge_reads_this_machine():
     assert 0 < found.slab < total
 
 
-def test_the_gauge_reads_anew_without_a_descriptor_to_spare():
+def test_the_gauge_reads_anew_without_a_descriptor_to_spare(tmp_path):
     gauge = memory.Gauge()
+    text = meminfo(KERNELS[0], "before")
+    number = os.open(tmp_path / "meminfo", os.O_RDWR | os.O_CREAT)
+    os.dup2(number, gauge._meminfo)  # this machine's own memory moves by itself
+    os.write(number, text.encode())
     before = gauge.read()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
     try:
-        eaten = bytearray(b"x") * (64 << 20)
+        less = re.sub(r"(MemFree: +)([0-9]+)", lambda row: row[1] + str(int(row[2]) - 65_536), text)
+        os.pwrite(number, less.ljust(len(text)).encode(), 0)
         after = gauge.read()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
         gauge.close()
-    assert len(eaten) and before.free != after.free
+        os.close(number)
+    assert before.free - after.free == pytest.approx(65_536, abs=1024)  # files are opened meanwhile
+    assert (before.available, before.slab) == (after.available, after.slab)
+
+
+def test_the_estimate_is_that_of_the_kernel_less_what_sockets_pin():
+    text = (
+        "MemFree: 1000000 kB\nMemAvailable: 1 kB\nActive(file): 60000 kB\n"
+        "Inactive(file): 40000 kB\nSReclaimable: 90000 kB\nSlab: 7 kB\n"
+    )
+
+    def free(files, total, low):
+        return memory.estimate(text, f"{files} 0 9", memory.Reserves(total, low)).free
+
+    assert free(0, 0, 0) == 1_000_000 + 100_000 + 90_000
+    assert free(0, 300_000, 0) == 700_000 + 100_000 + 90_000
+    # The low watermark of file pages stays, half of them at the most.
+    assert free(0, 0, 30_000) == 1_000_000 + 70_000 + 90_000
+    assert free(0, 0, 70_000) == 1_000_000 + 50_000 + 90_000
+    assert free(10_240, 0, 0) == 1_000_000 + 100_000 + 90_000 - 11_000
+    assert free(10_000_000, 2_000_000, 0) == 100_000
+
+
+@pytest.mark.parametrize(("protection", "kept"), [("(0, 500, 300)", 516), ("(0, 9000)", 3840)])
+def test_the_largest_protection_of_a_zone_counts_up_to_all_it_has(protection, kept):
+    text = re.sub(r"protection: \(0, 3000, .*", f"protection: {protection}", ZONEINFO)
+    assert memory.reserves(text).total == (kept + 24_000) * PAGE_KIB

@@ -2,9 +2,12 @@
 
 import hashlib
 import io
+import os
 import time
 import zipfile
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,6 +89,16 @@ def make_round(count, width):
     made = rounds.Round(crew, common, b"R", width, lambda: ended.append(True))
     made.begin()
     return made, crew, common, ended
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_descriptors_are_closed_to_the_last_and_no_others(gap):
+    kept = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]
+    closed = [fd for fd in kept[:4] if not gap or fd != kept[1]]
+    sweep.close(closed)
+    left = [fd for fd in kept if Path(f"/proc/self/fd/{fd}").exists()]
+    assert left == [fd for fd in kept if fd not in closed]
+    sweep.close(left)
 
 
 @given(st.integers(1, 20), st.integers(1, 6), st.data())

@@ -140,7 +140,7 @@ class FakeHost:
 def test_a_crew_is_as_large_as_the_host_lets_it_be(count, most):
     host = FakeHost(most)
     if not most:
-        with pytest.raises(workers.Shortage):
+        with pytest.raises(workers.Shortage, match=r"^fork: EAGAIN at worker 1, pids limit"):
             workers.muster(host.start, count, limit=True)
         return
     refused = workers.muster(host.start, count, limit=True)
@@ -350,3 +350,48 @@ def test_a_good_spec_passes():
 def test_bad_specs_name_what_is_wrong(bad, word):
     with pytest.raises(spec.BadSpec, match=word):
         spec.client(bad)
+
+
+def test_descriptors_that_are_no_connections_come_off_the_room():
+    assert workers.capacity(1_000) == 1_000 - 64
+    assert workers.capacity(1_000, extra=7) == 1_000 - 64 - 7
+    assert workers.capacity(65) == 1
+    with pytest.raises(workers.TooMany, match="limit of 66"):
+        workers.capacity(66, extra=2)
+
+
+def test_there_is_a_pipe_for_each_worker_and_not_for_one_more():
+    files = 100
+    assert workers.how_many(10, 1, files, wanted=36) == 36
+    with pytest.raises(workers.TooMany, match=r"^37 workers, but the limit of 100 .* allows 36"):
+        workers.how_many(10, 1, files, wanted=37)
+    assert workers.how_many(10, 1, files, wanted=37, limit=True) == 36
+
+
+def test_a_reuseport_worker_is_planned_for_five_sigma_less_than_it_holds():
+    assert server.usual_share(19_936) == 19_242
+    assert server.usual_share(1) == 1
+
+
+def test_ports_are_planned_up_to_the_last():
+    whole = changed(first_port=1024, count=65_536 - 1024)
+    assert spec.client(whole)["blocks"][0]["count"] == 64_512
+    with pytest.raises(spec.BadSpec, match=r"^count: 64513 is not a whole number from 1 to 64512"):
+        spec.client(changed(first_port=1024, count=64_513))
+    side_by_side = [dict(GOOD["blocks"][0], first_port=first, count=10) for first in (1024, 1034)]
+    assert spec.client({**GOOD, "blocks": side_by_side})
+    side_by_side[1]["first_port"] = 1033
+    with pytest.raises(
+        spec.BadSpec, match=r"port 1033 to 198\.18\.0\.1 port 5000 is planned twice"
+    ):
+        spec.client({**GOOD, "blocks": side_by_side})
+
+
+@pytest.mark.parametrize(("size", "ok"), [(16, True), (15, False), (0, False)])
+def test_a_nonce_has_sixteen_bytes(size, ok):
+    given = {**GOOD, "nonce": "00" * size}
+    if ok:
+        assert spec.client(given)["nonce"] == given["nonce"]
+        return
+    with pytest.raises(spec.BadSpec, match=r"^nonce: needs at least 16 bytes in hex"):
+        spec.client(given)

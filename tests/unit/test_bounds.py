@@ -200,3 +200,32 @@ def test_workers_that_are_still_to_come_take_memory() -> None:
 def test_what_is_not_known_or_not_used_bounds_nothing() -> None:
     made = kernel(share(watches=0), memory=None, files=None, tasks=None)
     assert set(maxima((made,), 5)) == {"tuples", "nofile"}
+
+
+@pytest.mark.parametrize(
+    ("nofile", "nr_open", "named", "most"),
+    [
+        (20_000, 1_048_576, "nofile", 19_936),
+        (1_048_576, 1_048_576, "nofile", 1_048_512),  # a limit that is just fs.nr_open is met first
+        (1_048_577, 1_048_576, "fs.nr_open", 1_048_512),
+        (1_000_000, 999_999, "fs.nr_open", 999_936 - 64),  # whole words of descriptors
+    ],
+)
+def test_the_lower_of_nofile_and_nr_open_ends_a_process(
+    nofile: int, nr_open: int, named: str, most: int
+) -> None:
+    one = share(nofile=nofile, nr_open=nr_open, workers=1)
+    room = Room(1 << 40, 0)
+    found = {
+        each.name: each.max_connections
+        for each in bounds.bounds([kernel(one, memory=None, files=room, watches=room)], 1 << 40)
+    }
+    assert {name: found[name] for name in ("nofile", "fs.nr_open") if name in found} == {
+        named: most
+    }
+
+
+def test_a_million_files_are_room_for_a_million_connections_less_what_is_open() -> None:
+    for used, most in ((0, 1_000_000), (7_123, 992_877), (1_000_000, 0), (1_000_001, 0)):
+        found = bounds.bounds([kernel(files=Room(1_000_000, used), memory=None)], 1 << 40)
+        assert {one.name: one.max_connections for one in found}["fs.file-max"] == most

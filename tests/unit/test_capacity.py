@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -91,6 +92,23 @@ def test_forecast_of_more_than_fits_is_negative_and_splits_over_servers() -> Non
     assert said.connections == 500_001
     assert said.slab_kib == pytest.approx(500_000 * 3_900 / 1024, rel=1e-5)
     assert said.mem_free_expected_kib < 0
+
+
+def test_the_server_that_will_have_the_least_is_forecast() -> None:
+    hosts = {
+        "server1": record("6.1", "servers"),
+        "server2": record("6.1", "servers"),
+        "client1": record("6.1", "clients"),
+    }
+    inventory = lab(False)
+    second = replace(inventory.hosts["server1"], name="server2", data_addresses=("198.18.0.2",))
+    inventory = replace(inventory, hosts={**inventory.hosts, "server2": second})
+    before = hosts["server2"].phases["before"].meminfo_kib
+    wanted = Scenario(name="test", title="test", connections=1_001)
+    for change, name in ((-50_000, "server2"), (100_000, "server1")):
+        before["MemFree"] += change
+        said = capacity.predict(wanted, inventory, hosts, {}, 10_000).forecast
+        assert (said.host, said.connections) == (name, 501)
 
 
 def test_nothing_is_forecast_of_a_server_that_told_no_memory() -> None:

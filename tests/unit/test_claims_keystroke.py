@@ -5,9 +5,11 @@ import pytest
 from bench.claims.keystroke import KeystrokeFound, Size, judge
 
 
-def found(seconds: float, alone: float, unanswered: int = 0) -> KeystrokeFound:
+def found(
+    seconds: float, alone: float, unanswered: int = 0, connections: int = 10_000
+) -> KeystrokeFound:
     size = Size(
-        connections=10_000,
+        connections=connections,
         seconds=seconds,
         p50_us=1_000,
         p99_us=9_000,
@@ -32,6 +34,23 @@ def test_the_seconds_of_ten_thousand_sessions_decide(
     seconds: float, alone: float, unanswered: int, verdict: str
 ) -> None:
     assert judge(found(seconds, alone, unanswered)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("connections", "seconds", "alone", "verdict"),
+    [
+        (10_000, 1.0, 0.1, "confirmed"),  # just the second
+        (10_000, 0.999, 0.1, "refuted"),
+        (10_000, 0.5, 0.2, "depends"),  # 2,000 one by one in a fifth of it
+        (20_000, 1.9, 0.1, "refuted"),
+        (20_000, 2.0, 0.1, "confirmed"),
+        (2_000, 0.21, 0.1, "confirmed"),
+    ],
+)
+def test_seconds_are_those_of_ten_thousand(
+    connections: int, seconds: float, alone: float, verdict: str
+) -> None:
+    assert judge(found(seconds, alone, connections=connections)).verdict == verdict
 
 
 def test_the_seconds_are_told() -> None:

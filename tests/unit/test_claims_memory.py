@@ -6,7 +6,7 @@ import pytest
 import runs
 
 from bench.claims import slabs
-from bench.claims.article import MEM_TOTAL_KIB
+from bench.claims.article import CONNECTIONS, MEM_TOTAL_KIB
 from bench.claims.memavailable import MemAvailableFound, judge_memavailable
 from bench.claims.million import MILLION, MillionFound, _as_said, judge_million
 from bench.claims.model import NotMeasurable
@@ -43,6 +43,8 @@ LARGER = {"mem_total_kib": 24_684_092, "used_before_kib": 2_000_000}
         (FULL, {"mem_free_kib": 210_000}, "depends"),
         (FULL, {"mem_free_kib": 60_000}, "confirmed"),
         (FULL, {"held": 500_000}, "inconclusive"),
+        (FULL, {"held": CONNECTIONS}, "confirmed"),
+        (FULL, {"held": CONNECTIONS - 1}, "inconclusive"),
         (FULL, {"held": 946_951, "bound_by": "memory"}, "refuted"),
         (FULL, {"disturbed": True}, "inconclusive"),
         (SMALL, {}, "confirmed"),
@@ -60,6 +62,11 @@ def test_a_million_is_judged_by_what_was_held_or_would_fit(found, changes, verdi
     assert ("extrapolated" in told.measured) is found.extrapolated
 
 
+def test_slab_and_free_memory_are_told_in_bytes() -> None:
+    told = judge_million(FULL.model_copy(update={"slab_kib": 3_300_000, "mem_free_kib": 95_000}))
+    assert told.measured.startswith("1,000,024 ESTAB, 3.38 GB of slab, 97 MB free, 3.32 KiB per")
+
+
 def test_what_a_larger_host_uses_is_not_reckoned_and_that_is_said() -> None:
     words = "what such a host has in use besides is not reckoned"
     assert words not in judge_million(SMALL).reason
@@ -70,7 +77,7 @@ def test_a_million_is_held_on_such_a_host_alone() -> None:
     _as_said(False, MEM_TOTAL_KIB)
     _as_said(False, int(MEM_TOTAL_KIB * 0.96))
     for shared, memory in ((True, MEM_TOTAL_KIB), (False, 1_500_000), (False, 24_684_092)):
-        with pytest.raises(NotMeasurable):
+        with pytest.raises(NotMeasurable, match="one kernel" if shared else "3.9 GB"):
             _as_said(shared, memory)
 
 

@@ -21,6 +21,22 @@ def test_phase_of_a_whole_event() -> None:
     assert {"TCP", "TCP6"} <= phase.sockstat.keys()
 
 
+def test_limits_that_connections_meet_are_kept() -> None:
+    event = collected("6.1", "peak")
+    rows = event["texts"]["limits"].replace(
+        "Max processes", "Max processes             1167                 4096                 p\n#"
+    )
+    kept = facts.phase({**event, "texts": {**event["texts"], "limits": rows.split("\n#")[0]}}, NOW)
+    assert (kept.limits["max_processes_soft"], kept.limits["max_processes_hard"]) == (1167, 4096)
+
+
+def test_control_characters_of_evidence_are_escaped() -> None:
+    event = collected("6.1", "peak")
+    event["texts"]["kernel_log"] = "[1.0] TCP: out of memory \x1b[2J\x9b\n[2.0] quiet\n"
+    phase = facts.phase(event, NOW)
+    assert phase.kernel_log == ["[1.0] TCP: out of memory \\x1b[2J\\x9b"]
+
+
 def test_page_size_is_the_hosts_own() -> None:
     phase = facts.phase(collected("6.1", "peak"), NOW, page_bytes=65536)
     assert phase.slab_bytes["TCP"] == 2858 * 8 * 65536

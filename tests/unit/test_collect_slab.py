@@ -7,7 +7,7 @@ from captured import DATA, HELD, KERNELS, collected, texts
 
 from bench import facts
 from bench.collect import cost, slab
-from bench.results import HostRecord, Phase
+from bench.results import HostRecord, KernelBytes, Phase
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
@@ -102,6 +102,45 @@ def test_both_ends_on_a_shared_kernel(kernel: str, low: int, high: int) -> None:
     large = [value for name, value in found.by_cache.items() if name != "other"]
     assert large == sorted(large, reverse=True)
     assert min(map(abs, large)) >= cost.SMALL
+
+
+def test_what_was_held_before_is_no_growth() -> None:
+    pair = phases("6.1")
+    early = pair["before"].model_copy(update={"held": 5_000})
+    late = pair["peak"].model_copy(update={"held": pair["peak"].held + 5_000})
+    moved = {"server1": host({"before": early, "peak": late}, "servers")}
+    usual = {"server1": host(pair, "servers")}
+    assert cost.kernel_bytes(moved, True) == cost.kernel_bytes(usual, True)
+    assert cost.userland_bytes(moved) == cost.userland_bytes(usual)
+
+
+def test_servers_of_one_kernel_see_the_same_slab_once() -> None:
+    pair = phases("6.1", held=HELD["6.1"] // 2)
+    whole = {"server1": host(phases("6.1"), "servers")}
+    halves = {name: host(pair, "servers") for name in ("server1", "server2")}
+    one, two = (cost.kernel_bytes(each, shared_kernel=True) for each in (whole, halves))
+    assert two.both_ends == pytest.approx(one.both_ends)
+    assert two.by_cache == one.by_cache
+
+
+@pytest.mark.parametrize(
+    ("sockets", "both_ends", "disturbed"),
+    [
+        (2.0, 7_800.0, False),
+        (1.8, 7_800.0, False),  # one in ten just so
+        (1.79, 7_800.0, True),
+        (2.21, 7_800.0, True),
+        (1.0, 7_800.0, True),
+        (1.0, None, False),
+        (1.11, None, True),
+        (None, None, False),
+    ],
+)
+def test_more_than_one_socket_in_ten_is_a_disturbance(
+    sockets: float | None, both_ends: float | None, disturbed: bool
+) -> None:
+    found = KernelBytes(sockets=sockets, both_ends=both_ends, server=3_900.0)
+    assert cost.disturbed(found) is disturbed
 
 
 def test_separate_kernels_are_added_up_per_side() -> None:

@@ -82,6 +82,9 @@ def test_limits() -> None:
     assert found["max_cpu_time_hard"] == "unlimited"
     assert found["max_realtime_timeout_soft"] == "unlimited"
     assert "net.netfilter.nf_conntrack_max" not in found
+    row = "Max open files            1024                 524288               files     \n"
+    apart = limits.parse(f"==> /proc/self/limits <==\n{row}")
+    assert apart == {"max_open_files_soft": 1024, "max_open_files_hard": 524_288}
     assert limits.parse("==> /proc/sys/net/ipv4/conf/eth0.1/x <==\n1\n") == {
         "net.ipv4.conf.eth0/1.x": 1
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -44,9 +45,9 @@ def test_a_link_in_the_way_is_refused(tmp_path: Path, linked: str) -> None:
     if linked != "a":
         (tmp_path / "in" / "a").mkdir()
     (tmp_path / "in" / linked).symlink_to(tmp_path / "out")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(NotADirectoryError, match=f"'{Path(linked).name}'$"):
         files.write_inside(tmp_path / "in", ("a", "b"), {"file": "x"})
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(NotADirectoryError, match=f"'{Path(linked).name}'$"):
         files.Lines(tmp_path / "in", ("a", "b"), "file")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -59,8 +60,9 @@ def test_a_link_of_the_files_own_name_is_replaced_and_not_followed(tmp_path: Pat
     assert (tmp_path / "kept").read_text() == "kept"
     assert (tmp_path / "in" / "file").read_text() == "new"
     (tmp_path / "in" / "lines").symlink_to(tmp_path / "kept")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match=r"'lines'$"):
         files.Lines(tmp_path / "in", (), "lines")
+    assert (tmp_path / "kept").read_text() == "kept"
 
 
 def test_a_path_that_the_user_chose_is_written_through_links_and_into_devices(
@@ -79,8 +81,11 @@ def test_a_path_that_the_user_chose_is_written_through_links_and_into_devices(
     reader.join(5)
     assert heard == ["through"]
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
         files.write(tmp_path, "x")
+
+
+TOO_LARGE = os.strerror(errno.EFBIG)
 
 
 @pytest.fixture
@@ -95,12 +100,11 @@ def limited():
 @pytest.mark.usefixtures("limited")
 def test_what_does_not_fit_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     files.write_inside(tmp_path, (), {"file": "old"})
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=TOO_LARGE):
         files.write_inside(tmp_path, (), {"file": "x" * 5000})
-    assert refused.value.errno == errno.EFBIG
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=TOO_LARGE):
         files.write(tmp_path / "file", "x" * 5000)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=TOO_LARGE):
         files.Room(tmp_path, 5000)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"
@@ -111,10 +115,9 @@ def test_a_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
     with files.Lines(tmp_path, ("run",), "lines") as lines:
         for number in range(40):
             lines.write(f"{number:099}\n")
-        with pytest.raises(OSError):
-            lines.write("y" * 99 + "\n")
-        with pytest.raises(OSError):
-            lines.write("y" * 99 + "\n")
+        for _ in range(2):
+            with pytest.raises(OSError, match=TOO_LARGE):
+                lines.write("y" * 99 + "\n")
     kept = (tmp_path / "run" / "lines").read_text()
     assert kept == "".join(f"{number:099}\n" for number in range(40))
 

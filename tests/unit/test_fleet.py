@@ -237,7 +237,7 @@ def test_the_least_memory_that_is_named_is_enough_and_no_less() -> None:
         least = int(str(caught.value).split("at least ")[1].split(" MiB")[0].replace(",", ""))
         enough = Machine(least << 20, cores)
         assert fleet.plan(replace(small, server=enough), BUILT_IN).servers.most >= 1
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=rf"^--server-ram: got .*at least {least:,} MiB"):
             fleet.plan(replace(small, server=Machine((least - 2) << 20, cores)), BUILT_IN)
 
 
@@ -307,3 +307,19 @@ def test_constants_are_those_of_a_scenario() -> None:
     assert advice.most("connections") == 100_000_000
     assert advice.most("ramp_timeout_seconds") == 7_200
     assert advice.most("active_workers") == advice.most("acceptors") == 1_024
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_prefix_may_be_given_out_to_its_last_block(more: int) -> None:
+    """512 blocks of a /24: one for the server, and one for each client of 254 addresses."""
+    clients = layout.ROOM - layout.end(0, 1, 1) + more
+
+    def check() -> None:
+        fleet._check_room(wanted(), 1, clients, 254)
+
+    if more:
+        with pytest.raises(InputError, match=r"^--connections: "):
+            check()
+    else:
+        check()
+    assert layout.end(layout.end(0, 1, 1), clients, 254) == layout.ROOM + more

@@ -51,6 +51,26 @@ def test_ports_that_the_kernel_may_choose(
     assert of_server(host, source_ports="kernel").ports is None
 
 
+def test_a_number_of_open_files_goes_as_far_as_the_hard_limit() -> None:
+    host = record("6.1", "clients")
+    assert [of_client(host, nofile=most).nofile for most in (19_999, 20_000, 20_001)] == [
+        19_999,
+        20_000,
+        20_000,
+    ]
+    assert of_client(host, nofile="soft").nofile == 1_024
+
+
+def test_what_open_files_pin_is_no_free_memory() -> None:
+    host = record("6.1", "servers")
+    before = host.phases["before"]
+    before.meminfo_kib["MemAvailable"] = 900_000
+    before.limits["fs.file-nr"] = "10240 0 2466177"
+    made = headroom.kernel(scenario(memory_floor_mib=100), "server1", {"server1": host}, ())
+    assert made.memory == Room((900_000 - 11_000) * 1024, 100 << 20)
+    assert made.files == Room(2_466_177, 10_240)
+
+
 def test_only_addresses_of_one_family_make_a_pair() -> None:
     inventory = lab(False)
     six = replace(inventory.hosts["client1"], data_addresses=("198.18.1.1", "fd63:6f6e:6e6c::9"))
@@ -64,9 +84,9 @@ def test_descriptors_that_are_no_connections() -> None:
     host = record("6.1", "servers")
     assert of_server(host).reserve == 64 + 1
     assert of_server(host, server_ports=[5000, 5001]).reserve == 64 + 2
-    # To the very end: the eleven that a server's worker has, and its listener.
-    assert of_server(host, workers=2).reserve == of_server(host, expect="limit").reserve == 11 + 1
-    assert of_client(host, expect="limit").reserve == 10
+    # To the very end: the twelve that a server's worker has, and its listener.
+    assert of_server(host, workers=2).reserve == of_server(host, expect="limit").reserve == 12 + 1
+    assert of_client(host, expect="limit").reserve == 11
     both = {"workers": 2, "server_workers": 3}
     assert (of_server(host, **both).workers, of_client(host, **both).workers) == (3, 2)
     alone = of_client(host, server_workers=3)

@@ -428,3 +428,11 @@ def test_by_itself_it_prints_the_holders(folder: Path) -> None:
     assert [hostlock.named(entry) for entry in found] == [hostlock.named(holders(BOB)[0])]
     assert found[0]["owner"] == ANN
     let_go(fd, ANN)
+
+
+def test_a_link_to_a_file_that_somebody_has_locked_is_no_lock(folder: Path) -> None:
+    other = folder.parent / "other"
+    with locked(other, text_of()):
+        (folder / name_of(BOB)).symlink_to(other)
+        assert holders(ANN) == []
+    assert other.exists()

@@ -133,7 +133,9 @@ def test_memory_of_machines_that_are_stopped_first_counts_as_free(
 def test_machines_that_stay_need_no_more_memory(vm_maker: Make, vm_machine: Machine) -> None:
     vm_maker().make(10, 10)
     vm_machine.available = 0
-    vm_maker().check()
+    again = vm_maker()
+    again.check()
+    assert again.plan.empty
 
 
 def test_memory_is_read_from_this_machine() -> None:

@@ -145,3 +145,4 @@ def test_machines_that_do_not_fit_are_refused_by_their_sum() -> None:
 
 def test_without_a_machine_to_start_memory_does_not_matter() -> None:
     plan.check_memory([], 0)
+    assert "MemAvailable is 0 MiB" in refusal(plan.check_memory, fleet().vms[:1], 0)

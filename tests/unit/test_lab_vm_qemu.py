@@ -135,7 +135,7 @@ def test_a_monitors_refusal_is_an_error(directory: Path, begin: Start, command: 
 
 def test_a_silent_monitor_is_not_waited_for(directory: Path, begin: Start) -> None:
     fake = begin(directory, greeting=b"")
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="timed out"):
         qemu.ask(directory, "quit", 0.1)
     assert fake.heard == []
 
@@ -382,3 +382,4 @@ def test_a_socket_of_that_name_of_another_process_does_not_count(
 
 def test_a_machine_that_serves_nobody_is_not_waited_for(directory: Path) -> None:
     qemu.await_listening(directory, [], 0)
+    assert "does not listen on x.sock" in refusal(qemu.await_listening, directory, ["x.sock"], 0)

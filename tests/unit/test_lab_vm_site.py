@@ -89,8 +89,8 @@ def test_two_never_make_a_lab_at_the_same_time(lab_dir: Path) -> None:
 
 
 def test_the_lock_is_given_back_also_after_a_failure(lab_dir: Path) -> None:
-    with pytest.raises(ZeroDivisionError), site.locked(lab_dir, NAME, 0):
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError, match=r"^mine$"), site.locked(lab_dir, NAME, 0):
+        raise ZeroDivisionError("mine")
     with site.locked(lab_dir / "new", NAME, 0):
         pass
     with site.locked(lab_dir, NAME, 0):

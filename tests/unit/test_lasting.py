@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
+from bench.agent.stage import Misuse
 from bench.agent.trials import lasting
 from bench.claims import churning
 
@@ -30,6 +32,12 @@ def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_address_of_another_host_is_an_error() -> None:
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
         lasting._bound("198.18.255.254")
-    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize("seconds", [0, -1, lasting.LONGEST + 0.1, "5", None])
+def test_a_watch_has_an_end(seconds: object) -> None:
+    with pytest.raises(Misuse, match=r"^watch: got .*, expected above 0 and at most 200$"):
+        lasting._watch([], seconds, [])
+    lasting._watch([], lasting.LONGEST, [])  # nothing to be watched ends at once

@@ -1,45 +1,68 @@
-"""Echoes: counted over all clients, and by the client whose were not answered."""
+"""Echoes as the controller asks for them, of two clients, and servers that answer wrongly."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-from bench import liveness, scenario
-from bench.session import Agent, Session
-
-REPLIES = {
-    "client1": {"asked": 50, "answered": 50, "wrong": 0},
-    "client2": {"asked": 50, "answered": 41, "wrong": 2},
-}
-
-
-class Asked:
-    """A session whose agents have answered already."""
-
-    def ask(self, agents: list[Any], op: str, *words: Any, **fields: Any) -> dict[Any, Any]:
-        if op == "echo":
-            return {agent: REPLIES[agent.name] for agent in agents}
-        return {agent: {"wrong": 3} for agent in agents}
-
-
-def agents(*names: str) -> list[Agent]:
-    return [cast(Agent, _Named(name=name)) for name in names]
+from bench import liveness
+from bench.results import Liveness
+from bench.scenario import Scenario
 
 
 class _Named(SimpleNamespace):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
-def test_who_was_not_answered_is_kept() -> None:
-    clients = agents("client1", "client2")
-    found = liveness.prove(
-        cast(Session, Asked()),
-        scenario.load("million", {"liveness_sample": 100}),
-        clients,
-        agents("server1"),
-        dict.fromkeys(clients, 70),
-        lambda: None,
-    )
-    assert (found.asked, found.answered, found.wrong) == (100, 91, 5)
-    assert found.unanswered == {"client2": 9}
+class FakeSession:
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], str, dict[str, Any]]] = []
+
+    def ask(
+        self,
+        agents: Sequence[Any],
+        op: str,
+        event: str,
+        seconds: float,
+        idle: Callable[[], None] = lambda: None,
+        **fields: Any,
+    ) -> dict[Any, dict[str, Any]]:
+        self.asked.append(([one.name for one in agents], op, fields))
+        if op == "answer":
+            # What came to them that is of no client of this run.
+            return {one: {"wrong": 0 if fields["on"] else 3} for one in agents}
+        asked = fields["sample"]
+        return {one: {"asked": asked, "answered": asked - 1, "wrong": 1} for one in agents}
+
+
+def proven(sample: int, **fields: Any) -> tuple[FakeSession, Liveness]:
+    session: Any = FakeSession()
+    wanted = Scenario(name="test", title="test", liveness_sample=sample, **fields)
+    clients: Any = [_Named(name="client1"), _Named(name="client2")]
+    servers: Any = [_Named(name="server1"), _Named(name="server2")]
+    held = dict.fromkeys(clients, 70)
+    return session, liveness.prove(session, wanted, clients, servers, held, lambda: None)
+
+
+def test_clients_share_the_sample() -> None:
+    session, found = proven(101, echo_timeout_ms=1_234)
+    assert session.asked == [
+        (["server1", "server2"], "answer", {"on": True}),
+        (
+            ["client1", "client2"],
+            "echo",
+            {"mode": "sample", "sample": 50, "patience_ms": 1_234},
+        ),
+        (["server1", "server2"], "answer", {"on": False}),
+    ]
+    assert (found.mode, found.asked, found.answered) == ("sample", 100, 98)
+    assert found.unanswered == {"client1": 1, "client2": 1}
+
+
+def test_wrong_echoes_count_at_both_ends() -> None:
+    assert proven(10)[1].wrong == 2 * 1 + 2 * 3
+
+
+def test_of_a_small_sample_each_client_asks_one() -> None:
+    assert proven(1)[0].asked[1][2]["sample"] == 1

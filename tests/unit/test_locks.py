@@ -38,7 +38,7 @@ def test_one_holds_it_until_it_gives_back(folder: Path) -> None:
 def test_those_of_no_owner_refuse_one_another() -> None:
     one = Locks()
     one.take(*WHAT)
-    with pytest.raises(Misuse):
+    with pytest.raises(Misuse, match=f"changed by process {os.getpid()} of another"):
         Locks().take(*WHAT)
     one.give_back()
 
@@ -48,7 +48,7 @@ def test_of_one_owner_only_the_first_lets_go() -> None:
     outer.take(*WHAT)
     inner.take(*WHAT)
     inner.give_back()
-    with pytest.raises(Misuse):
+    with pytest.raises(Misuse, match=f"changed by process {os.getpid()} of another"):
         Locks("b").take(*WHAT)
     outer.give_back()
 

@@ -176,6 +176,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({**TICK, "t": 1e300}, "tick: t: got 1e+300, expected"),
     ({**TICK, "opened": 1 << 60}, "tick: opened: got"),
     ({**TICK, "latency": {str(10**12): 1}}, "tick: latency: got bucket '1000000000000', expected"),
+    ({**TICK, "latency": {str(wire.BUCKETS): 1}}, "tick: latency: got bucket"),
     ({**TICK, "latency": {"-1": 1}}, "tick: latency: got bucket '-1'"),
     ({**TICK, "latency": {"+1": 1}}, "tick: latency: got bucket"),
     ({**TICK, "latency": {"01": 1}}, "tick: latency: got bucket"),
@@ -232,33 +233,37 @@ def test_what_no_agent_writes_is_named(message: dict[str, Any], said: str) -> No
     assert len(str(refused.value)) < 500
 
 
+NOTHING, DEEP = "^not a message: '", "^nested more than 16 deep$"
+TOO_LONG = "^a line of [0-9]+ bytes, expected at most [0-9]+ of its kind$"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        b"",
-        b"\xff\xfe",
-        b"7",
-        b"[]",
-        b'"tick"',
-        b'{"event":',
-        b'{"event":"told","x":NaN}',
-        b'{"event":"told","x":-Infinity}',
-        b'{"event":"told","x":1e999}',
-        b'{"event":"told","x":' + b"9" * 10_000 + b"}",
-        b"[" * 1_000_000,
-        b'{"event":"told","x":' + b"[" * 100_000,
-        b'{"event":"told","x":' + b"[" * 20 + b"]" * 20 + b"}",
-        b'{"event":' * 500 + b"1" + b"}" * 500,
-        b"x" * (wire.LINE_BYTES + 1),
-        b'{"event":"tick","x":"' + b"x" * messages.SHORT_BYTES + b'"}',
-        b'{"event":"told","x":[' + b'{"b":[]},' * 120_000 + b"1]}",
-        b'{"x":"' + b"x" * messages.SHORT_BYTES + b'","event":"collected"}',
+        (b"", NOTHING),
+        (b"\xff\xfe", NOTHING),
+        (b"7", NOTHING),
+        (b"[]", NOTHING),
+        (b'"tick"', NOTHING),
+        (b'{"event":', NOTHING),
+        (b'{"event":"told","x":NaN}', NOTHING),
+        (b'{"event":"told","x":-Infinity}', NOTHING),
+        (b'{"event":"told","x":1e999}', "^a number that is not finite$"),
+        (b'{"event":"told","x":' + b"9" * 10_000 + b"}", NOTHING),
+        (b"[" * 1_000_000, TOO_LONG),
+        (b'{"event":"told","x":' + b"[" * 100_000, NOTHING),
+        (b'{"event":"told","x":' + b"[" * 20 + b"]" * 20 + b"}", DEEP),
+        (b'{"event":' * 500 + b"1" + b"}" * 500, DEEP),
+        (b"x" * (wire.LINE_BYTES + 1), "^a line of [0-9]+ bytes, expected at most"),
+        (b'{"event":"tick","x":"' + b"x" * messages.SHORT_BYTES + b'"}', TOO_LONG),
+        (b'{"event":"told","x":[' + b'{"b":[]},' * 120_000 + b"1]}", TOO_LONG),
+        (b'{"x":"' + b"x" * messages.SHORT_BYTES + b'","event":"collected"}', TOO_LONG),
     ],
     ids=range(18),
 )
-def test_lines_that_are_no_message_end_soon(text: bytes) -> None:
+def test_lines_that_are_no_message_end_soon(text: bytes, said: str) -> None:
     began = time.monotonic()
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match=said):
         read(text, 10)
     assert time.monotonic() - began < 5
 
@@ -318,7 +323,8 @@ def test_depth_is_bounded(texts: list[str], depth: int) -> None:
     value: Any = texts
     for _ in range(depth):
         value = [value]
-    if depth + 2 > messages.MOST_DEPTH:
+    deepest = depth + 2
+    if deepest > messages.MOST_DEPTH:
         with pytest.raises(ProtocolError, match="deep"):
             read(line({"event": "told", "x": value}))
     else:

@@ -12,7 +12,7 @@ from captured import collected, texts
 from typer.testing import CliRunner, Result
 
 from bench import facts, inventory, survey
-from bench.cli import app
+from bench.cli import app, model
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
 from bench.results import HostRecord
@@ -207,3 +207,8 @@ def test_a_host_that_cannot_be_reached_is_a_fault(
     monkeypatch.setattr(survey, "look", look)
     done = lab.run("predict")
     assert (done.exit_code, "host client1: no answer" in done.output) == (3, True)
+
+
+def test_amounts_are_told_in_their_unit() -> None:
+    assert model.amount(3 << 30, "bytes") == "3.00 GiB"
+    assert model.amount(3_000_000, "descriptors") == "3,000,000"

@@ -59,8 +59,9 @@ def test_every_error_is_a_line() -> None:
 
 @pytest.mark.parametrize("show", list(common.Show))
 def test_a_command_ends_in_a_line(show: common.Show, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), common.exit_status(show):
+    with pytest.raises(typer.Exit) as ended, common.exit_status(show):
         raise LabError(EVIL)
+    assert ended.value.exit_code == 3
     said = capsys.readouterr()
     if show is common.Show.ndjson:
         assert json.loads(said.out)["message"] == SAFE
@@ -70,8 +71,9 @@ def test_a_command_ends_in_a_line(show: common.Show, capsys: pytest.CaptureFixtu
 
 def test_an_internal_error_acts_on_no_terminal() -> None:
     said = io.StringIO()
-    with redirect_stderr(said), pytest.raises(typer.Exit), common.exit_status():
+    with redirect_stderr(said), pytest.raises(typer.Exit) as ended, common.exit_status():
         raise RuntimeError(EVIL)
+    assert ended.value.exit_code == 3
     assert not ACTING & set(said.getvalue())
     assert said.getvalue().splitlines()[-1] == f"connlab: internal error: RuntimeError: {SAFE}"
 

@@ -497,3 +497,37 @@ def test_an_agent_of_another_version() -> None:
         Session(connect, b"zip") as agents,
     ):
         agents.start([(host("a"), "server")])
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, drained: bool) -> list[set[str]]:
+    """Which roles a session stops together, in order."""
+    _, connect = links(answering)
+    together: list[set[str]] = []
+    with Session(connect, b"zip") as agents:
+        stop_all = agents._stop_all
+        monkeypatch.setattr(
+            agents,
+            "_stop_all",
+            lambda some: together.append({one.role for one in some}) or stop_all(some),
+        )
+        roles = ("root", "server", "trial", "client")
+        agents.start([(host(role), role) for role in roles])
+        agents.close(drained=drained)
+    return [roles for roles in together if roles]
+
+
+def test_clients_end_before_servers_and_what_was_set_as_root_goes_back_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ended(monkeypatch, drained=False) == [{"client", "trial"}, {"server"}, {"root"}]
+
+
+def test_where_nothing_is_held_all_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ended(monkeypatch, drained=True) == [{"client", "trial", "server", "root"}]
+
+
+def test_the_oldest_python_that_serves() -> None:
+    made, connect = links(answering, "3.9")
+    with Session(connect, b"zip") as agents:
+        agents.start([(host("a"), "server")])
+        assert made[0].argv

@@ -24,7 +24,7 @@ def test_messages_come_back_as_one_line(message):
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[]", b"3", b'"op"', b"\xff\xfe"])
 def test_what_is_no_message_is_refused(line):
-    with pytest.raises(wire.WireError):
+    with pytest.raises(wire.WireError, match=r"^not a message: b"):
         wire.decode(line)
 
 

@@ -1,0 +1,54 @@
+"""Evidence: what a tool prints, and what becomes of a source that fails or is out of size."""
+
+import pytest
+
+from bench.agent import probe
+
+
+def test_a_tool_that_fails_is_no_evidence():
+    with pytest.raises(probe.Unreadable, match=r"^no such thing$"):
+        probe.output(["sh", "-c", "echo half; echo first >&2; echo no such thing >&2; exit 3"])
+    with pytest.raises(probe.Unreadable, match=r"^sh: exit status 3$"):
+        probe.output(["sh", "-c", "echo half; exit 3"])
+    assert probe.output(["sh", "-c", "echo whole"]) == "whole\n"
+
+
+def test_a_tool_that_does_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr(probe, "TIMEOUT", 0.2)
+    with pytest.raises(probe.Unreadable, match=r"^sleep: no answer within 0.2 s$"):
+        probe.output(["sleep", "30"])
+    assert not probe._children
+
+
+def test_a_text_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "MOST_TEXT", 100)
+    monkeypatch.setattr(probe, "PIECE", 7)
+    path = tmp_path / "source"
+    path.write_bytes(b"x" * 100)
+    assert probe.text(str(path)) == "x" * 100
+    path.write_bytes(b"x" * 101)
+    with pytest.raises(probe.Unreadable, match=r"source: more than 100 bytes$"):
+        probe.text(str(path))
+
+
+def test_what_ss_prints_is_counted_by_lines(tmp_path, monkeypatch):
+    fake = tmp_path / "ss"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(probe, "tool", lambda name: str(fake))
+    ends = [("198.18.0.1", 5000), ("fd00::1", 5001)]
+    assert probe.sockets(ends, "src", "established") == 4
+
+
+def test_ipv6_addresses_are_in_brackets(monkeypatch):
+    asked = []
+
+    def refuse(argv):
+        asked.append(argv)
+        raise OSError(2, "no such file")
+
+    monkeypatch.setattr(probe, "_start", refuse)
+    monkeypatch.setattr(probe, "tool", lambda name: name)
+    with pytest.raises(OSError, match="no such file"):
+        probe.sockets([("198.18.0.1", 5000), ("fd00::1", 5001)], "dst", "established")
+    assert asked[0][-1] == "( dst = 198.18.0.1:5000 or dst = [fd00::1]:5001 )"
