@@ -56,7 +56,7 @@ MOST_COUNT = 1 << 53
 MOST_SECONDS = 1e7
 """Four months."""
 
-MOST_SOURCE = 8 << 20
+MOST_SOURCE = wire.TEXT_BYTES
 """Characters of one text of evidence; the largest seen, slabinfo, has 30,000."""
 
 MOST_RECORD = 1 << 20

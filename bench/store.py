@@ -39,10 +39,6 @@ taken until it is written."""
 
 HOST_SPARE = 64 << 10
 
-LONGEST_TEXT = 4 << 20
-"""Bytes of one source's text. ``conntrack_stat`` has a line of some 150 for each processor, of
-which a kernel has 8,192 at most; others have less."""
-
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-.+")
 
 
@@ -232,10 +228,10 @@ class Store:
             if name not in wire.SOURCES:
                 expected = ", ".join(wire.SOURCES)
                 raise LabError(f"host {host}: evidence {name!r}: expected one of {expected}")
-            if len(text) > LONGEST_TEXT:
+            if len(text) > wire.TEXT_BYTES:
                 raise LabError(
                     f"host {host}: evidence {name}: got {len(text):,} characters, expected at "
-                    f"most {LONGEST_TEXT:,}"
+                    f"most {wire.TEXT_BYTES:,}"
                 )
         parts = (run_id, "raw", host, phase)
         with writing(self.root.joinpath(*parts)):

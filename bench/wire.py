@@ -91,6 +91,11 @@ LINE_BYTES = 16 << 20
 """Most that a line may have, newline included. The largest is the evidence of a host: some 300 KB
 with a hundred slab caches, and a few MB on machines with thousands of them."""
 
+TEXT_BYTES = 4 << 20
+"""Most that one of :data:`SOURCES` may have, as UTF-8: an agent sends no longer one, and whatever
+it sends is read and kept. ``conntrack_stat`` has a line of some 150 bytes for each processor, of
+which a kernel has 8,192 at most; others have less."""
+
 SILENCE_SECONDS = 20.0
 """Without a word, until either side takes the other for dead, where nothing else is said."""
 

@@ -16,9 +16,6 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set
 
 from bench import wire
 
-MOST_TEXT = 4 << 20
-"""Bytes of one source, so that the evidence of a host stays within a line."""
-
 PIECE = 1 << 18
 """Bytes that are read at a time."""
 
@@ -47,6 +44,9 @@ CGROUP_FILES = (
     "memory.current",
     "memory.events",
 )
+LOG_BYTES = 64 << 20
+"""Most that all of them may have; the kernel's own room is 32 MiB at most (init/Kconfig
+LOG_BUF_SHIFT)."""
 LOG_LINES = 400
 """Kernel messages that a phase keeps, the newest: a limit says so once or a few times a second."""
 
@@ -88,8 +88,11 @@ def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     return child
 
 
-def output(argv: Sequence[str]) -> str:
-    """What a tool prints. :raises Unreadable: with its own words if it fails."""
+def output(argv: Sequence[str], most: int = wire.TEXT_BYTES) -> str:
+    """What a tool prints, of up to ``most`` bytes.
+
+    :raises Unreadable: with its own words if it fails, or if it prints more.
+    """
     child = _start(argv)
     try:
         out, err = child.communicate(timeout=TIMEOUT)
@@ -104,6 +107,8 @@ def output(argv: Sequence[str]) -> str:
     if child.returncode:
         reason = err.decode(errors="replace").strip().splitlines()
         raise Unreadable(reason[-1] if reason else f"{argv[0]}: exit status {child.returncode}")
+    if len(out) > most:
+        raise Unreadable(f"{argv[0]}: more than {most} bytes")
     return out.decode(errors="replace")
 
 
@@ -114,13 +119,20 @@ def text(path: str) -> str:
         with open(path, "rb", buffering=0) as file:
             # In pieces: for 4 MiB at once /proc/sys says ENOMEM (fs/proc/proc_sysctl.c
             # proc_sys_call_handler()).
-            while len(found) <= MOST_TEXT and (piece := file.read(PIECE)):
+            while len(found) <= wire.TEXT_BYTES and (piece := file.read(PIECE)):
                 found += piece
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
-    if len(found) > MOST_TEXT:
-        raise Unreadable(f"{path}: more than {MOST_TEXT} bytes")
+    if len(found) > wire.TEXT_BYTES:
+        raise Unreadable(f"{path}: more than {wire.TEXT_BYTES} bytes")
     return found.decode("utf-8", "replace")
+
+
+def _bounded(name: str, text_of_it: str) -> str:
+    """A source's text. :raises Unreadable: if it is longer than the controller takes."""
+    if len(text_of_it.encode(errors="replace")) > wire.TEXT_BYTES:
+        raise Unreadable(f"{name}: more than {wire.TEXT_BYTES} bytes")
+    return text_of_it
 
 
 def _slabinfo() -> str:
@@ -151,7 +163,7 @@ def _cgroup() -> str:
 
 def _kernel_log() -> str:
     """The end of the kernel's messages; root's to read where kernel.dmesg_restrict is set."""
-    rows = output([tool("sudo"), "-n", tool("dmesg")]).splitlines(True)
+    rows = output([tool("sudo"), "-n", tool("dmesg")], LOG_BYTES).splitlines(True)
     return "".join(rows[-LOG_LINES:])
 
 
@@ -270,7 +282,7 @@ def collect(
     missing: Dict[str, str] = {}
     for name, read in SOURCES.items():
         try:
-            texts[name] = read()
+            texts[name] = _bounded(name, read())
         except (Unreadable, OSError) as reason:
             if name not in EXTRAS:
                 missing[name] = str(reason)
