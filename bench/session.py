@@ -541,7 +541,7 @@ def _stop(agent: Agent) -> str | None:
         agent.tell({"op": "stop"})
     left: str | None = None
     try:
-        words = ["python3", "-c", _source("remains"), agent.path, f"{patience:g}"]
+        words = ["python3", "-c", _source("remains"), agent.path, f"{patience:g}", wire.PUSHED]
         output = agent.link.run(words, patience + CLEAN_SECONDS)
         left = _left(agent, messages.parse(output))
         if agent.lost and agent.locked:  # one that was killed leaves the file of its lock

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import paramiko
 
+from bench import wire
 from bench.channel import CLOSE_SECONDS, Command, Deadline, SshProcess
 from bench.errors import LabError
 from bench.inventory import Host
@@ -48,9 +49,6 @@ MOST_TEXT = 300
 """Characters of a host's text in one line for the user."""
 
 _LETTERS = string.ascii_letters + string.digits
-_PUSHED = re.compile(
-    rf"(?P<folder>{re.escape(FOLDER)}[A-Za-z0-9]{{10}})(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
-)
 
 # mkdir fails on anything that is there, a symbolic link too, and makes the directory private from
 # its first moment. A push that is cut off midway removes what it has written by itself.
@@ -254,7 +252,7 @@ class SshLink:
 
         :raises LabError: if that fails, or nothing of this program has such a path.
         """
-        pushed = _PUSHED.fullmatch(path)
+        pushed = re.fullmatch(wire.PUSHED, path)
         if pushed is None:
             raise LabError(
                 f"host {self.host.name}: {printable(path[:MOST_TEXT])}: not a path that a push "

@@ -68,6 +68,10 @@ VERSION = 1
 """Said in ``hello``; a controller takes no other. Each session pushes the agent of its own
 checkout, so messages may change without a new number."""
 
+PUSHED = r"(?P<folder>/tmp/connlab\.[A-Za-z0-9_]{10})/agent\.pyz"
+"""All of the path of a pushed agent, as a regular expression. The controller draws the name of the
+directory, and mkdir(1) makes it for this agent alone."""
+
 UNASKED = ("tick", "floor", "alive")
 """Events that answer no command."""
 

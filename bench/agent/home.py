@@ -7,14 +7,13 @@ import os
 import re
 import sys
 
-PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
-"""Where the controller puts an agent: a directory that mktemp(1) has made for it alone."""
+from bench import wire
 
 
 def leave() -> None:
     """Remove the agent's own file and its directory, if nothing else is in it."""
     path = os.path.abspath(sys.argv[0])
-    if not PUSHED.match(path):
+    if not re.fullmatch(wire.PUSHED, path):
         return
     folder, name = os.path.split(path)
     with contextlib.suppress(OSError):

@@ -1,9 +1,10 @@
 """What is left of an agent that was told to stop: waited for, then killed, then named.
 
-Run on the host by itself, ``python3 -c SOURCE PATH SECONDS``, over the connection that the agent
-was pushed over. An agent, its workers and its trials' children all have the pushed file's path as
-an argument, and no other process has: mktemp(1) has made it for this agent alone. Prints the
-process numbers that are still there, and whether the file is.
+Run on the host by itself, ``python3 -c SOURCE PATH SECONDS PUSHED``, over the connection that the
+agent was pushed over; PUSHED is :data:`bench.wire.PUSHED`. An agent, its workers and its trials'
+children all have the pushed file's path as an argument, and no other process has: the controller
+has drawn its name for this agent alone, and mkdir(1) refuses one that is there. Prints the process
+numbers that are still there, and whether the file is.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ import subprocess
 import sys
 import time
 from typing import Iterable, List
-
-PUSHED = re.compile(r"/tmp/connlab\.[A-Za-z0-9_]{8,10}/agent\.pyz\Z")
-"""As in bench/agent/home.py."""
 
 DYING_SECONDS = 5.0
 """For a killed process to let go of its memory."""
@@ -97,8 +95,8 @@ def kill(path: str, pids: Iterable[int]) -> None:
 
 def main() -> None:
     """Clean up after the agent at the path."""
-    path, seconds = sys.argv[1], float(sys.argv[2])
-    if not PUSHED.match(path):
+    path, seconds, pushed = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+    if not re.fullmatch(pushed, path):
         sys.exit(f"path: got {path!r}, expected that of a pushed agent")
     left = gone(path, seconds)
     until = time.monotonic() + DYING_SECONDS

@@ -44,7 +44,7 @@ class Agent:
         Without a word for ``silence`` seconds it ends; these tests send no signs of life.
         ``reads``: whether what it says after hello is read before ``reading`` is set.
         """
-        self.home = Path(tempfile.mkdtemp(prefix="connlab."))
+        self.home = Path(tempfile.mkdtemp(prefix="connlab.", suffix="00"))
         (self.home / "agent.pyz").write_bytes(packed)
         if nofile:
             both = nofile if isinstance(nofile, str) else f"{nofile}:{nofile}"

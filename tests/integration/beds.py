@@ -99,7 +99,7 @@ class LocalLink:
         pass
 
     def put(self, data: bytes, name: str) -> str:
-        path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
+        path = Path(tempfile.mkdtemp(prefix="connlab.", suffix="00")) / name
         path.write_bytes(repacked(data, _own_locks_in))
         self.paths.append(str(path))
         return str(path)

@@ -309,7 +309,8 @@ def lock(owner: str, who: str = "ann@desk") -> dict[str, str]:
 
 def refused(lab: Lab, packed: bytes, mode: str, owner: str, tmp_path: Path) -> str:
     """What an agent that may not have its host says, all of it."""
-    home = Path(subprocess.check_output(["mktemp", "-d", "/tmp/connlab.XXXXXXXX"], text=True)[:-1])
+    words = ["mktemp", "-d", "/tmp/connlab.XXXXXXXXXX"]
+    home = Path(subprocess.check_output(words, text=True)[:-1])
     (home / "agent.pyz").write_bytes(packed)
     options = json.dumps({"silence_seconds": 20, "lock": lock(owner, "bob@desk")})
     words = [sys.executable, str(home / "agent.pyz"), mode, options]

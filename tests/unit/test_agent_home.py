@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.agent import home, remains
+import bench
+from bench import transport, wire
+from bench.agent import home
+
+PATTERN = r"connlab\.[A-Za-z0-9"
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="connlab.", dir="/tmp"))
+    made = Path(tempfile.mkdtemp(prefix="connlab.", suffix="00", dir="/tmp"))
     yield made
     shutil.rmtree(made, ignore_errors=True)
 
@@ -51,12 +56,12 @@ def test_another_name_stays(folder: Path, name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_another_root_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "tmp" / "connlab.abcdefgh"
+    folder = tmp_path / "tmp" / "connlab.abcdefghij"
     folder.mkdir(parents=True)
     (folder / "agent.pyz").touch()
     leave(folder / "agent.pyz", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    leave("tmp/connlab.abcdefgh/agent.pyz", monkeypatch)
+    leave("tmp/connlab.abcdefghij/agent.pyz", monkeypatch)
     assert os.listdir(folder) == ["agent.pyz"]
 
 
@@ -73,5 +78,13 @@ def test_a_link_to_a_directory_stays(
         folder.unlink()
 
 
-def test_both_know_the_same_paths() -> None:
-    assert home.PUSHED == remains.PUSHED
+def test_what_a_push_makes_has_such_a_path() -> None:
+    for letters in ("abcdefghij", "ABCDEFGHIJ", "0123456789"):
+        path = f"{transport.FOLDER}{letters}/agent.pyz"
+        pushed = re.fullmatch(wire.PUSHED, path)
+        assert pushed and pushed["folder"] == os.path.dirname(path)
+
+
+def test_the_pattern_is_said_once() -> None:
+    sources = Path(bench.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if PATTERN in path.read_text()] == ["wire.py"]

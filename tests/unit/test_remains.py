@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from bench import wire
 from bench.agent import remains
 
 SOURCE = Path(remains.__file__).read_text()
@@ -40,7 +41,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 @pytest.fixture
 def pushed() -> Iterator[Path]:
     """The path of an agent as a controller pushes it."""
-    folder = Path(tempfile.mkdtemp(prefix="connlab.", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="connlab.", suffix="00", dir="/tmp"))
     (folder / "agent.pyz").write_text("")
     yield folder / "agent.pyz"
     shutil.rmtree(folder, ignore_errors=True)
@@ -74,7 +75,7 @@ def start() -> Iterator[Start]:
 
 def clean_up(path: Path | str, seconds: float = 0.2, *before: str) -> Any:
     """Run it as a controller does."""
-    words = [*before, sys.executable, "-c", SOURCE, str(path), f"{seconds:g}"]
+    words = [*before, sys.executable, "-c", SOURCE, str(path), f"{seconds:g}", wire.PUSHED]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -165,16 +166,16 @@ def test_it_is_fine_if_all_is_gone_already(pushed: Path) -> None:
     [
         "/tmp/other/agent.pyz",
         "/tmp/connlab./agent.pyz",
-        "/tmp/connlab.abcdefgh/agent.pyz\n",
-        "/tmp/connlab.abcdefgh/../agent.pyz",
-        "/tmp/connlab.abcdefgh/other.pyz",
-        "/var/tmp/connlab.abcdefgh/agent.pyz",
-        "tmp/connlab.abcdefgh/agent.pyz",
+        "/tmp/connlab.abcdefghij/agent.pyz\n",
+        "/tmp/connlab.abcdefghij/../agent.pyz",
+        "/tmp/connlab.abcdefghij/other.pyz",
+        "/var/tmp/connlab.abcdefghij/agent.pyz",
+        "tmp/connlab.abcdefghij/agent.pyz",
     ],
 )
 def test_a_foreign_path_is_refused(path: str, start: Start) -> None:
     process = start("-c", ENDS, path)
-    words = [sys.executable, "-c", SOURCE, path, "0"]
+    words = [sys.executable, "-c", SOURCE, path, "0", wire.PUSHED]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 1
     assert done.stderr == f"path: got {path!r}, expected that of a pushed agent\n"
@@ -189,7 +190,7 @@ def test_what_cannot_be_killed_is_named(
     def refused(pid: int, number: int) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(sys, "argv", ["-c", str(pushed), "0"])
+    monkeypatch.setattr(sys, "argv", ["-c", str(pushed), "0", wire.PUSHED])
     monkeypatch.setattr(remains, "DYING_SECONDS", 0.01)
     monkeypatch.setattr(remains, "of", lambda path: [71, 72])
     monkeypatch.setattr(remains, "is_of", lambda pid, path: True)
