@@ -8,6 +8,7 @@ at is the same.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallHosts]:
     assert os.geteuid() == 0, "these tests make namespaces: run them as root"
     with SmallHosts(tmp_path_factory.mktemp("hosts")) as made:
         yield made
+
+
+def test_a_small_host_cannot_harm_the_machine(hosts: SmallHosts) -> None:
+    """Whatever a broken guard has it remove is not there to be removed."""
+    init = str(hosts.hosts["server1"].init())
+    for folder in ("/", "/home", "/usr", "/var/tmp", "/run", "/sys/fs/cgroup"):
+        words = ["nsenter", "-m", "-t", init, "mktemp", f"--tmpdir={folder}"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, folder
+        assert "Read-only file system" in done.stderr
+    mine = subprocess.run(["nsenter", "-m", "-t", init, "mktemp"], check=False)
+    assert mine.returncode == 0
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=[", ".join(cell) for cell in CELLS])
