@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents import CONTROL, PORT, SERVER, block, running, until
+from agents import CONTROL, PORT, SERVER, Agent, block, running, until
 
 LISTEN = """
 import socket, sys, time
@@ -238,6 +238,18 @@ def test_the_end_does_not_wait_for_a_slow_drain(lab):
     assert until(lambda: lab.sockets("server") == 0)
 
 
+def test_an_agent_without_a_task_ends_without_its_controller(lab):
+    """It gives a sign of life each second: that is none of its controller's."""
+    agent = Agent(lab._packed, lab.net.enter("server"), silence=2.5)
+    try:
+        began = time.monotonic()
+        agent.process.wait(timeout=20)
+        assert 2 < time.monotonic() - began < 10
+        assert agent.alive >= 2
+    finally:
+        agent.close()
+
+
 def test_stop_is_answered(lab):
     server = lab.serve()
     server.send("stop")
@@ -299,6 +311,18 @@ def test_killed_worker_is_reported(lab):
     left = server.ask("status", "status")["held"]
     assert 0 < left < 2000
     assert until(lambda: client.ask("verify", "verified")["alive"] == left)
+
+
+def test_what_a_killed_client_worker_held_is_held_no_more(lab):
+    lab.serve(nofile=300)
+    client = lab.prepare(nofile=300)
+    client.ask("ramp", "ramped")
+    os.kill(client.workers()[0], signal.SIGKILL)
+    assert client.hear("error")["kind"] == "fault"
+    held = client.ask("status", "status")["held"]
+    assert 0 < held < 2000
+    assert until(lambda: lab.count("client", "established") == held)
+    assert until(lambda: client.ticks[-1]["held"] == held)
 
 
 def test_stopped_worker_is_reported_and_killed(lab):

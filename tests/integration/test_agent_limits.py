@@ -199,6 +199,10 @@ def test_a_ramp_ends_when_so_many_are_lost(lab, silence):
     assert (again["reason"], again["held"]) == ("complete", 500)
     assert again["lost"] == ramped["lost"]
     assert until(lambda: held(server) == 500)
+    silence(True)  # the lost of earlier ramps count for those alone
+    third = client.ask("ramp", "ramped", most_lost=40)
+    assert (third["reason"], third["held"]) == ("lost", 500)
+    assert 40 <= third["lost"] - again["lost"] <= 40 + 32
 
 
 def test_only_fresh_connections_are_asked_and_dropped(lab):

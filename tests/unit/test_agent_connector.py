@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from bench import wire
 from bench.agent import attempts, board, connector
 
 
@@ -125,3 +126,18 @@ def test_retries_that_the_pace_does_not_grant_wait_on(worker, clock, monkeypatch
     assert worker._start() == 1
     assert tried == [3]
     assert sorted(number for _, number, _ in worker._attempts._retries) == [4, 5]
+
+
+def test_latencies_are_microseconds(worker, monkeypatch):
+    ticks = iter(range(0, 10**9, 250_000))
+    monkeypatch.setattr(connector, "_clock", lambda: next(ticks))
+    worker._names = connector._left_to_kernel
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        worker._blocks = [worker._blocks[0]._replace(target=door.getsockname())]
+        worker._goal = 3
+        assert worker._fresh(3) == 3
+        worker._timed(next(ticks) - 750_000)  # and of one that was under way: 250 more by now
+    worker.reset_all()
+    assert worker._latency[wire.bucket_of(250)] == 3
+    assert worker._latency[wire.bucket_of(1000)] == 1
+    assert sum(worker._latency) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +118,58 @@ def test_claims_without_a_verdict_fail_the_task(status: int, failed: bool) -> No
     made = plugin._claims(ended, status)
     assert made["failed"] is failed
     assert made.get("msg") == ("claims without a verdict: burst" if failed else None)
+
+
+def ran(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, **args: Any
+) -> dict[str, Any]:
+    """What the task comes to where its command is a shell script."""
+    monkeypatch.setattr(plugin.ActionBase, "run", lambda *_: {})
+    action = plugin.ActionModule.__new__(plugin.ActionModule)
+    action._task = Task(args)
+    monkeypatch.setattr(action, "_command", lambda _: ["sh", "-c", script])
+    made: dict[str, Any] = action.run()
+    return made
+
+
+def test_a_command_that_ends_with_an_error_fails_the_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    event = json.dumps({"event": "error", "exit": 3, "message": "host a: gone \x1b[2J"})
+    made = ran(monkeypatch, tmp_path, f"echo '{event}'; exit 3")
+    assert (made["failed"], made["exit_status"]) == (True, 3)
+    assert made["msg"] == "host a: gone \\x1b[2J"
+    silent = ran(monkeypatch, tmp_path, "exit 4")
+    assert (silent["failed"], silent["exit_status"]) == (True, 4)
+    assert silent["msg"].endswith("exited 4")
+
+
+def test_a_command_that_only_speaks_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = ran(monkeypatch, tmp_path, "echo nothing to do")
+    assert made == {"changed": False, "exit_status": 0, "msg": "nothing to do"}
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail", "aborted"])
+def test_a_run_fails_the_task_unless_it_passed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verdict: str
+) -> None:
+    kept = tmp_path / "run.json"
+    kept.write_text(json.dumps({"verdict": verdict, "reason": "why", "curve": []}))
+    event = json.dumps({"event": "result", "path": str(kept), "summary": []})
+    made = ran(monkeypatch, tmp_path, f"echo '{event}'")
+    assert made["failed"] is (verdict != "pass")
+    assert made.get("msg") == (None if verdict == "pass" else f"verdict {verdict}: why")
+
+
+@pytest.mark.parametrize("args", [{"scenario": "million"}, {"claims": []}])
+def test_check_mode_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, folder: str, args: dict[str, Any]
+) -> None:
+    assert "--dry-run" not in command(monkeypatch, args, folder)
+    monkeypatch.setattr(Task, "check_mode", True)
+    assert command(monkeypatch, args, folder)[-1] == "--dry-run"
+    # What only looks has no such option.
+    looks = command(monkeypatch, {"scenario": "million", "preflight": True}, folder)
+    assert "--dry-run" not in looks

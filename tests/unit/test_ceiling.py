@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bench import ceiling
 from bench.ceiling import Ceiling
 from bench.curve import Progress, Recorder
+from bench.errors import LabError
 from bench.scenario import Scenario
 
 TRY_SECONDS = 1e-5
@@ -358,3 +359,59 @@ def test_all_that_is_held_at_the_last_moment_is_all(monkeypatch: pytest.MonkeyPa
     world.free_mib = 10_000
     made = world.find(monkeypatch)
     assert (world.ended, made.steps[-1].held) == ("complete", 10_000)
+
+
+def asked_for(world: World) -> list[int]:
+    """What the steps that did not hold had asked for, one after the other."""
+    told = [note.partition(" more asked")[0] for note in world.notes]
+    return [int(text.removeprefix("step: ").replace(",", "")) for text in told]
+
+
+def test_a_step_that_does_not_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(4_000)
+    world.room = 1_001
+    made = world.find(monkeypatch, step=0.25, resolution=0.001, max_in_flight=2_000)
+    assert (world.ended, made.steps[-1].held) == ("limit", 1_001)
+    asked = asked_for(world)
+    assert asked[0] == 1_000
+    assert asked == [1_000, 500, 250, 125, 62, 31, 15, 7, 3, 1]
+
+
+def test_steps_that_do_not_hold_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "MOST_FAILURES", 4)
+    world = World(4_000)
+    world.room = 1_001
+    world.find(monkeypatch, step=0.25, resolution=0.001, max_in_flight=2_000)
+    assert world.ended == "limit"
+    assert asked_for(world) == [1_000, 500, 250, 125]
+    assert [note.rpartition("; ")[2] for note in world.notes] == ["halving"] * 3 + [
+        "that is the limit"
+    ]
+
+
+def test_a_step_holds_what_both_ends_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of what clients see established no server has, and resetting it finds none of them."""
+    world = World(1_000)
+    world.room, world.queue = 400, 30
+    monkeypatch.setattr(world, "drop", lambda client: 0)
+    made = world.find(monkeypatch, step=0.5)
+    assert made.steps[0].goal == 500
+    assert (made.steps[0].held, made.steps[0].lost) == (400, 100)
+
+
+def test_what_is_found_meanwhile_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strangers() -> None:
+        raise LabError("the clients hold 9 connections more")
+
+    monkeypatch.setattr(Ceiling.__init__, "__defaults__", (strangers,))
+    with pytest.raises(LabError, match="9 connections more"):
+        World(1_000).find(monkeypatch)
+
+
+def test_errors_are_those_of_their_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1_000)
+    world.accidents = {10, 11, 12, 600}
+    made = world.find(monkeypatch, step=0.25, resolution=1 / 1000)
+    met = [one.errors.get("ETIMEDOUT", 0) for one in made.steps]
+    assert sum(met) == world.clients[0].errors["ETIMEDOUT"] == 4
+    assert met[0] == 3

@@ -91,6 +91,17 @@ def test_ranges_as_typed(text: str, found: list[tuple[int, int]]) -> None:
     assert count.ranges(text) == found
 
 
+@pytest.mark.parametrize("text", ["0", "0-5", "65536", "1-65536", "5-4", "", "x", "1-2-3"])
+def test_what_is_no_range_of_ports(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--ports: got '.*', expected a port or a range"):
+        count.ranges(text)
+
+
+def test_the_first_and_the_last_port_are_ports() -> None:
+    assert count.ranges("65535,1,2") == [(1, 2), (65_535, 65_535)]
+    assert count.ranges("1-65535") == [(1, 65_535)]
+
+
 def test_more_ranges_than_a_kernel_is_asked_for() -> None:
     with pytest.raises(InputError, match=r"--ports: got 257 ranges apart .* at most 256"):
         count.ranges(",".join(str(port) for port in range(1, 515, 2)))

@@ -56,6 +56,26 @@ def test_points_sum_the_clients_and_take_the_poorest_server() -> None:
     assert [line["host"] for line in lines] == ["client1", "client2", "server1", "client1"]
 
 
+def test_of_several_servers_the_poorest_is_shown_and_a_second_has_its_own_latencies() -> None:
+    clock = Clock()
+    recorder = Recorder(1_000, io.StringIO(), lambda now: None, clock)
+    recorder.enter("ramp")
+    recorder.restart()
+    slow, quick = str(wire.bucket_of(9_000)), "3"
+    recorder.tick("server1", "server", tick(0, {}, available=7_000))
+    recorder.tick("server2", "server", tick(0, {}, available=6_000))
+    recorder.tick("client1", "client", tick(100, {slow: 100}, available=1))
+    clock.now += 1.0
+    recorder.sample()
+    recorder.tick("server1", "server", tick(0, {}, available=5_000))
+    recorder.tick("client1", "client", tick(300, {slow: 100, quick: 200}))
+    clock.now += 1.0
+    recorder.sample()
+    assert [point.mem_available_kib for point in recorder.points] == [6_000, 5_000]
+    assert [point.p99_us for point in recorder.points] == [wire.bucket_top(int(slow)), 3]
+    assert [point.rate for point in recorder.points] == [100.0, 200.0]
+
+
 def test_the_rate_of_a_forced_point_covers_more_than_a_moment() -> None:
     clock = Clock()
     recorder = Recorder(1_000, io.StringIO(), lambda now: None, clock)
@@ -103,6 +123,14 @@ def test_percentiles_of_merged_histograms() -> None:
     assert (found.p50, found.p99) == (1, 1)
     assert found.max == wire.bucket_top(200)
     assert latency({}).max == 0
+
+
+def test_each_percentile_is_its_own() -> None:
+    buckets = [3, 60, 120, 180, 240]
+    histogram = dict(zip(buckets, (5_000, 4_000, 900, 90, 10), strict=True))
+    found = latency(histogram)
+    told = [found.p50, found.p90, found.p99, found.p999, found.max]
+    assert told == [wire.bucket_top(bucket) for bucket in buckets]
 
 
 def test_a_note_is_said_once_and_is_no_point() -> None:

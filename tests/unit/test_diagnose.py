@@ -226,6 +226,8 @@ def test_what_a_host_shows_as_used_up() -> None:
 def test_descriptors_end_at_the_lower_of_nofile_and_nr_open() -> None:
     found = Found(hosts(), {"server": {"EMFILE": 5}})
     assert diagnose(SCENARIO, measured(), found).bound_by == "nofile"
+    found.hosts["server1"].sysctl["fs.nr_open"] = "20000"  # just nofile, which is met first
+    assert diagnose(SCENARIO, measured(), found).bound_by == "nofile"
     found.hosts["server1"].sysctl["fs.nr_open"] = "19999"
     diagnosis = diagnose(SCENARIO, measured(), found)
     assert (diagnosis.bound_by, diagnosis.cure) == ("fs.nr_open", "raise fs.nr_open")

@@ -172,3 +172,28 @@ def test_the_controller_writes_through_this_module_alone_and_names_every_encodin
             elif name == "open" and isinstance(call.func, ast.Name):
                 modes = [one.value for one in call.args[1:] if isinstance(one, ast.Constant)]
                 assert "encoding" in named or any("b" in str(mode) for mode in modes), where
+
+
+def test_what_is_written_has_reached_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    real = os.fsync, os.rename
+
+    def fsync(number: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file"
+        done.append(f"{kind} of {os.fstat(number).st_size}" if kind == "file" else kind)
+        real[0](number)
+
+    def rename(*names: str, **folders: int) -> None:
+        done.append("rename")
+        real[1](*names, **folders)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    files.write_inside(tmp_path, (), {"file": "12345"})
+    assert done == ["file of 5", "rename", "folder"]
+    done.clear()
+    with files.Lines(tmp_path, (), "lines") as lines:
+        lines.write("123\n")
+    assert done == ["file of 4"]

@@ -46,6 +46,13 @@ def test_only_what_is_too_low_has_to_change() -> None:
     assert [(one.bound.name, one.needed) for one in low] == [("fs.file-max", 1_100)]
 
 
+def test_a_limit_that_is_just_enough_stays() -> None:
+    enough = bound("fs.file-max", 1_100, 100)
+    assert enough.max_connections == 1_000
+    assert fit.changes([enough], 1_000) == []
+    assert [one.needed for one in fit.changes([enough], 1_001)] == [1_101]
+
+
 def test_variables_are_those_of_the_tuning_roles() -> None:
     low = fit.changes(
         [

@@ -80,6 +80,24 @@ def test_fields_that_only_ansible_can_read_are_left_to_it(unread: object) -> Non
     assert inventory.from_listing("x", listing(server1={"set": unread})).settings == {}
 
 
+@pytest.mark.parametrize(
+    ("word", "public"), [(True, True), ("true", True), ("True", True), (False, False)]
+)
+def test_the_word_is_said_in_full_or_not_at_all(word: object, public: bool) -> None:
+    assert inventory._word("here", "lab_allow_public", word) is public
+    assert inventory._word("here", "lab_allow_public", "false") is False
+    for other in (1, "yes", "on", None, "", [True]):
+        with pytest.raises(InputError, match=r"^here: lab_allow_public: got .*, expected true or"):
+            inventory._word("here", "lab_allow_public", other)
+
+
+def test_a_prefix_may_be_as_large_as_a_16() -> None:
+    whole = inventory.from_listing("x", listing(client1={"alias_ips_prefix": "198.19.0.0/16"}))
+    found = whole.hosts["client1"].data_addresses
+    assert len(found) == 1 + 65_534
+    assert (found[1], found[-1]) == ("198.19.0.1", "198.19.255.254")
+
+
 def test_aliases_by_count_list_and_prefix() -> None:
     counted = {"alias_ips_first": "198.18.1.1", "alias_ips_count": 3}
     found = inventory.from_listing("x", listing(client1=counted))

@@ -542,3 +542,17 @@ def test_a_table_without_the_guards_mark_is_kept(
         "table inet connlab_x: without the mark of the guard that made it: kept"
     ]
     assert "delete" not in (tmp_path / "ran").read_text()
+
+
+def test_a_value_that_does_not_go_back_is_told_and_its_journal_stays(
+    value: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value.write_text("7\n")
+    path = left_behind(Change("sysctl", KEY, "60", "7"))
+    monkeypatch.setattr(
+        journal, "_read", lambda name: "7\n" if KEY in name else Path(name).read_text()
+    )
+    outcome = journal.heal()
+    assert outcome.failed == [f"sysctl {KEY}: 7 after a write of 60"]
+    assert (outcome.healed, outcome.kept) == ([], [])
+    assert path.exists()

@@ -118,6 +118,12 @@ def test_the_switch_is_no_host() -> None:
     assert layout.host_of("connlab", "connlab-switch") is None
 
 
+def test_what_bears_no_labs_name_is_no_labs() -> None:
+    for name in ("server1", "server1.connlab", "other-server1", "connlabserver1"):
+        assert layout.host_of("connlab", name) is None
+    assert layout.host_of("connlab", "connlab-server1") == "server1"
+
+
 @given(st.sets(st.integers(min_value=1, max_value=253), min_size=1))
 def test_the_route_covers_the_hosts_and_little_else(numbers: set[int]) -> None:
     addresses = [f"192.0.2.{number}" for number in numbers]

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,32 @@ def test_a_pid_that_is_used_again_is_not_taken_for_the_one_meant(tmp_path: Path)
     pid, started = path.read_text().split()
     path.write_text(f"{pid} {int(started) - 1}\n")
     assert processes.alive(path) is None
+
+
+def test_only_processes_of_one_command_are_asked_to_end() -> None:
+    asked = subprocess.Popen(["sleep", "60"])
+    other = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 10
+        for each, name in ((asked, "sleep"), (other, "cat")):
+            while name not in Path(f"/proc/{each.pid}/comm").read_text():
+                assert time.monotonic() < deadline
+        processes.terminate({asked.pid, other.pid}, "sleep")
+        assert asked.wait(10) == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        for each in (asked, other):
+            each.kill()
+            each.communicate()
+
+
+def test_neither_the_caller_nor_the_first_process_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    processes.kill({1, os.getpid(), 4_194_303})
+    assert killed == [4_194_303]
 
 
 def test_no_pid_file_no_process(tmp_path: Path) -> None:

@@ -94,3 +94,26 @@ def test_never_two_hold_it(folder: Path) -> None:
         thread.join()
     assert most == [1] and sum(taken) > 0
     assert not list(folder.iterdir())
+
+
+def test_a_lock_on_a_file_that_has_been_removed_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder has let go of it between open(2) and flock(2)."""
+    real, removed = locks.fcntl.flock, []
+
+    def flock(number: int, how: int) -> None:
+        if not removed:
+            (path,) = folder.iterdir()
+            removed.append(path.name)
+            path.unlink()
+        real(number, how)
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    one = Locks("a")
+    one.take(*WHAT)
+    monkeypatch.setattr(locks.fcntl, "flock", real)
+    assert [path.name for path in folder.iterdir()] == removed
+    with pytest.raises(Misuse, match="changed by process"):
+        Locks("b").take(*WHAT)
+    one.give_back()

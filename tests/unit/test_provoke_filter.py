@@ -92,6 +92,20 @@ def test_what_does_not_agree_is_wrong(made: dict[str, Any], said: str) -> None:
     assert any(said in one for one in provoke.provoke_row(CASE, made)["wrong"])
 
 
+@pytest.mark.parametrize(("held", "wrong"), [(7_500, 0), (8_500, 0), (7_499, 1), (8_501, 1)])
+def test_as_far_off_as_it_may_be_is_right(held: int, wrong: int) -> None:
+    row = provoke.provoke_row({**CASE, "within": 0.0625}, outcome(held, nofile=8_000))
+    assert len(row["wrong"]) == wrong
+
+
+def test_held_is_what_all_counts_agree_on() -> None:
+    made = outcome(8_000, nofile=8_000)
+    counts = made["ansible_facts"]["bench_run"]["measured"]["established"]
+    for name, held in (("ss", 7_990), ("servers", 7_980), ("clients", 7_970)):
+        counts[name] = held
+        assert provoke.provoke_row(CASE, made)["held"] == held
+
+
 def test_a_limit_that_bounds_no_number_has_to_be_named_only() -> None:
     burst = {"name": "nofile, hard", "bound_by": "nofile"}
     row = provoke.provoke_row(burst, outcome(5, tuples=9_000))

@@ -199,6 +199,15 @@ def test_summary_of_a_whole_run(tmp_path) -> None:
     assert f"report: {tmp_path}/report.html" in text
 
 
+def test_the_summary_tells_each_count_and_percentile_by_its_name() -> None:
+    run = million()
+    run.measured.established = Established(clients=900_001, servers=800_002, ss=700_003)
+    run.measured.connect_latency_us = Latency(p50=11, p90=22, p99=33, p999=44, max=55)
+    text = " ".join(" ".join(report.summary(run)).split())
+    assert "held 900,001 of 1,000,000 (clients 900,001, servers 800,002, ss 700,003)" in text
+    assert "connect p50 11 µs, p99 33 µs" in text
+
+
 @pytest.mark.parametrize(
     ("number", "said"), [(0, "0"), (999, "999"), (25e4, "250k"), (1.5e6, "1.5M"), (-2e3, "-2k")]
 )

@@ -76,6 +76,7 @@ def test_settings_without_a_key_or_value(text: str) -> None:
         ("server_ports", [70000], "server_ports.0: got 70000, expected less than or equal"),
         ("server_ports", [80, 80], "server_ports: got \\[80, 80\\], expected no port twice"),
         ("control_port", 5000, "control_port: got 5000, expected a port not in server_ports"),
+        ("memory_floor_mib", 15, "memory_floor_mib: got 15, expected greater than or equal to 16"),
         ("last_client_port", 1000, "first_client_port: got 1024, expected at most"),
     ],
 )
@@ -84,6 +85,13 @@ def test_bad_fields_get_one_line(field: str, value: object, line: str) -> None:
         scenario.load("million", {field: value})
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == 2
+
+
+def test_what_the_lab_is_sized_for_is_the_default_alone() -> None:
+    assert scenario.load("claim", {}, 77).connections == 1_000  # its own
+    assert scenario.load("million", {}, 77).connections == 77
+    assert scenario.load("million", {"connections": 5}, 77).connections == 5
+    assert scenario.load("claim", {"connections": 5}, 77).connections == 5
 
 
 def test_what_is_held_at_a_limit_has_to_prove_that_it_lives() -> None:

@@ -39,6 +39,7 @@ class Session:
         self.kib = 10_000
 
     def tell(self, agents: Sequence[Agent], op: str) -> None:
+        assert all(agent.held for agent in agents)
         self.told.append(op)
 
     def wait(self, seconds: float, idle: Callable[[], None]) -> None:
@@ -52,6 +53,7 @@ class Session:
         orders = [agent.heard[-1] for agent in agents]
         self.clock[0] += orders[0]["seconds"]
         assert seconds > orders[0]["seconds"] + 60
+        idle()
         idle()
         closed = [round(order["rate"] * order["seconds"]) for order in orders]
         return {
@@ -187,6 +189,13 @@ def test_want_of_memory_ends_it(session: Session) -> None:
     assert session.told.count("halt") <= 1
     assert len(session.few.heard) < 9
     assert len(done.rounds) <= 1
+
+
+def test_want_of_memory_within_a_stretch_halts_those_that_churn_once(session: Session) -> None:
+    done, _ = soaked(session, short=lambda: session.clock[0] > 1000, churn_percent=1)
+    assert session.told == ["halt"]
+    assert [len(agent.heard) for agent in session.clients] == [1, 1, 0]
+    assert done.churn is not None
 
 
 def test_a_slope_is_that_of_the_points() -> None:

@@ -11,6 +11,7 @@ import pytest
 import runs
 from typer.testing import CliRunner
 
+from bench import store as module
 from bench import wire
 from bench.claims.record import Records
 from bench.cli import app
@@ -196,3 +197,34 @@ def test_another_directory_called_latest(store: Store) -> None:
         store.write(runs.million())
     assert store.load(ID) == runs.million()
     assert everything(store.root) == {"latest", ID, f"{ID}/run.json"}
+
+
+def test_the_longest_text_is_kept(store: Store) -> None:
+    run_id, folder = store.create("million", NOW)
+    store.write_raw(run_id, "h", "peak", {"nstat": "x" * (4 << 20)})
+    assert (folder / "raw/h/peak/nstat").stat().st_size == 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("hosts", "seconds", "wanted"),
+    [(1, 0, 17 << 20), (3, 0, 19 << 20), (3, 1_000.9, (19 << 20) + 3 * 1_000 * 1024)],
+)
+def test_there_has_to_be_room_for_what_all_hosts_will_say(
+    store: Store, monkeypatch: pytest.MonkeyPatch, hosts: int, seconds: float, wanted: int
+) -> None:
+    free = {"bytes": wanted}
+    monkeypatch.setattr(module, "_free", lambda root: free["bytes"])
+    store.create("million", NOW, hosts, seconds)
+    free["bytes"] -= 1
+    with pytest.raises(InputError, match=r"^--results .*: got [0-9]+ MiB free, expected"):
+        store.create("million", NOW, hosts, seconds)
+    assert len(list(store.root.iterdir())) == 1
+
+
+def test_only_runs_are_discarded(store: Store, tmp_path: Path) -> None:
+    store.root.mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("../other", str(tmp_path / "other"), "."):
+        store.discard(name)
+    assert (tmp_path / "other").exists()
+    assert store.root.exists()

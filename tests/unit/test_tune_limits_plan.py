@@ -36,6 +36,15 @@ def test_the_limit_of_a_million() -> None:
     }
 
 
+def test_a_limit_of_just_nr_open_is_granted() -> None:
+    for own in ("", 1_048_576):
+        share = 1_048_576 - plan_module.DESCRIPTOR_RESERVE
+        plan = plan_module.tune_limits_plan(probe(), share, own, "raise")
+        assert plan == {"wanted": 1_048_576, "effective": 1_048_576, "reported": {}}
+    with pytest.raises(AnsibleFilterError, match="wanted 1048577"):
+        plan_module.tune_limits_plan(probe(), 1, 1_048_577, "raise")
+
+
 def test_raise_keeps_what_a_session_has_and_exact_does_not() -> None:
     kept = plan_module.tune_limits_plan(probe(), 20_000, "", "raise")
     lowered = plan_module.tune_limits_plan(probe(), 20_000, "", "exact")

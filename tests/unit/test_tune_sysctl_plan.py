@@ -57,6 +57,34 @@ def test_the_values_of_a_million() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("largest", "nr_open"),
+    [
+        (1, 1 << 20),
+        ((1 << 20) - 4096, 1 << 20),  # just so
+        ((1 << 20) - 4095, 1 << 21),
+        ((1 << 21) - 4096, 1 << 21),
+        (1_500_000, 1 << 21),
+        (100_000_000, 1 << 27),
+    ],
+)
+def test_nr_open_is_a_power_of_two_that_the_connections_fit(largest: int, nr_open: int) -> None:
+    assert texts(largest, largest)["fs.nr_open"] == str(nr_open)
+
+
+@pytest.mark.parametrize(
+    ("number", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (1024, 1024), (1025, 2048)]
+)
+def test_the_least_power_of_two(number: int, power: int) -> None:
+    assert plan_module.power_of_two(number) == power
+
+
+def test_what_the_kernel_keeps_in_an_int_is_none_larger() -> None:
+    assert plan_module.with_spare(8_000) == 8_000 + 1_000 + 65_536
+    assert plan_module.with_spare(1_900_000_000) == 1_900_000_000 + 237_500_000 + 65_536
+    assert plan_module.with_spare(2_000_000_000) == 2**31 - 1
+
+
 def test_a_shared_kernel_adds_up_only_what_is_counted_together() -> None:
     alone, shared = texts(), texts(sockets=2 * MILLION)
     differing = {key for key in alone if alone[key] != shared[key]}

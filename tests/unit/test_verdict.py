@@ -31,6 +31,8 @@ def test_verdict_passes_with_its_proof() -> None:
             {"established": Established(clients=1_000_000, servers=1_000_000, ss=9)},
             "9 of 1,000,000",
         ),
+        ({"established": Established(clients=1_000_000, servers=1_000_000, ss=1_000_001)}, "agree"),
+        ({"established": Established(clients=1_000_000, servers=1_000_001, ss=1_000_000)}, "agree"),
         ({"lost": 1}, "1 connections were lost, at most 0"),
         ({"liveness": Liveness(mode="sample", asked=10, answered=9)}, "9 of 10 echoes"),
         ({"liveness": Liveness(mode="all", asked=10, answered=10, wrong=1)}, "1 wrongly"),
@@ -50,6 +52,14 @@ def test_verdict_fails_with_its_reason(changes: dict[str, Any], said: str) -> No
     found, reason = judged(**changes)
     assert found == "fail"
     assert said in reason
+
+
+def test_as_many_lost_as_were_expected_pass() -> None:
+    wanted = SCENARIO.model_copy(update={"expect_lost": 3})
+    for lost, found in ((3, "pass"), (4, "fail")):
+        seen = measured(1_000_000, lost=lost)
+        judged = verdict(wanted, seen, diagnose(wanted, seen, Found(hosts())), "complete")
+        assert judged[0] == found
 
 
 def echo_round(**changed: Any) -> EchoRound:
@@ -72,6 +82,7 @@ def echo_round(**changed: Any) -> EchoRound:
     ("changes", "said"),
     [
         ({"answered": 999_999, "wrong": 1}, "999,999 of 1,000,000 bytes were answered, 1 wrongly"),
+        ({"wrong": 1}, "1,000,000 of 1,000,000 bytes were answered, 1 wrongly"),
         ({"answered": 999_990, "silent": 10}, "0 wrongly, 10 connections were silent"),
         ({"asked": 999_990, "answered": 999_990}, "999,990 of 1,000,000 bytes were answered"),
         ({"mode": "sequential", "asked": 8, "answered": 0, "silent": 8}, "0 of 8 bytes"),
