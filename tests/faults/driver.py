@@ -9,6 +9,7 @@ next run passes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -310,7 +311,7 @@ def _judge(run: Run, scene: Scene, row: Row, expect: Expect, harmed: float) -> N
             row.said = round(when - harmed, 1)
         if event["event"] in ("error", "result"):
             row.told = row.told or round(when - harmed, 1)
-            row.line = str(event.get("message") or event["summary"][0])  # type: ignore[index]
+            row.line = str(event.get("message") or _first(event["summary"]))
     row.said = row.said if row.said is not None else row.told
     lines = [event for _, event in run.events if event["event"] in ("error", "result")]
     pattern = expect.line.replace("{host}", re.escape(row.on))
@@ -320,6 +321,13 @@ def _judge(run: Run, scene: Scene, row: Row, expect: Expect, harmed: float) -> N
     if errors.strip() or run.strange:
         row.failures.append(f"also printed {(errors + ''.join(run.strange))[-300:]!r}")
     _evidence(scene.results, row, expect)
+
+
+def _first(summary: object) -> str:
+    """The first line of a summary, and those that it goes on in."""
+    assert isinstance(summary, list)
+    more = itertools.takewhile(lambda line: line.startswith("  "), summary[1:])
+    return " ".join([summary[0], *(line.strip() for line in more)])
 
 
 def _evidence(results: Path, row: Row, expect: Expect) -> None:
