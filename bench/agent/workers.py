@@ -217,18 +217,16 @@ class Crew:
 
     def deaths(self) -> List[Death]:
         """Workers that ended since the last call, or were stopped: those are killed."""
+        self._stopped = {pid for pid in self._stopped if not os.waitpid(pid, os.WNOHANG)[0]}
         found = []
         for pid, worker in list(self.pids.items()):
             done, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
             if not done:
                 continue
+            del self.pids[pid]  # at once: nobody is to wait for it any more
             if os.WIFSTOPPED(status):
                 os.kill(pid, signal.SIGKILL)
                 self._stopped.add(pid)
-            else:
-                del self.pids[pid]
-                if pid in self._stopped:
-                    continue  # reported when it was stopped
             found.append(Death(worker, pid, status))
         return found
 

@@ -1,5 +1,6 @@
 """Rounds of one byte each way over held connections, and what goes wrong in them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -107,20 +108,27 @@ def test_a_stranger_who_only_sends_back_what_came_is_found(lab, mirror, mode):
     assert sum(rounded["latency"].values()) == held
 
 
+@contextlib.contextmanager
+def stopped(server, workers):
+    """Stop workers of a server, and before them their agent, which would kill them for it."""
+    for pid in (server.process.pid, *workers):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in (*workers, server.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_a_silent_server_is_found_and_the_time_is_bounded(lab):
     server, client = lab.serve(nofile=300), lab.prepare(nofile=300)
     ramp(server, client)
-    stopped = server.workers()[:3]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped(server, server.workers()[:3]):
         began = time.monotonic()
         rounded = client.ask("round", "rounded", number=1, mode="pipelined", patience_ms=400)
         sequential = client.ask("round", "rounded", number=2, mode="sequential", sample=200)
         assert time.monotonic() - began < 30
-    finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
     asked, answered, wrong, silent = counts(rounded)
     assert (asked, answered, wrong) == (2000, 2000 - silent, 0)
     assert 0 < silent < 2000
@@ -134,10 +142,7 @@ def test_a_silent_server_is_found_and_the_time_is_bounded(lab):
 def test_nobody_answers_at_all(lab):
     server, client = lab.serve(nofile=300), lab.prepare(nofile=300)
     ramp(server, client)
-    stopped = server.workers()
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped(server, server.workers()):
         began = time.monotonic()
         # One after the other ends after a few; 2,000 times the patience would be an hour.
         rounded = client.ask("round", "rounded", number=1, mode="sequential", patience_ms=100)
@@ -145,9 +150,6 @@ def test_nobody_answers_at_all(lab):
         rounded = client.ask("round", "rounded", number=2, mode="pipelined", patience_ms=2000)
         assert counts(rounded) == (1992, 0, 0, 1992)
         assert time.monotonic() - began < 50
-    finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_client_worker_killed_in_a_round_is_reported_and_the_round_ends(lab):
@@ -158,7 +160,9 @@ def test_a_client_worker_killed_in_a_round_is_reported_and_the_round_ends(lab):
     client.send("round", number=1, mode="pipelined")
     os.kill(victim, signal.SIGKILL)
     fault = client.hear("error")
-    assert (fault["kind"], f"(pid {victim}) died: signal 9" in fault["message"]) == ("fault", True)
+    assert fault["kind"] == "fault"
+    how = fault["message"].partition(f"(pid {victim}) ")[2]
+    assert how in ("died: signal 9", "was stopped: signal 19")  # whichever was seen first
     asked, answered, wrong, silent = counts(client.hear("rounded"))
     assert asked < 2000
     assert (answered, wrong, silent) == (asked, 0, 0)
@@ -168,10 +172,10 @@ def test_a_server_worker_killed_in_a_round_is_reported_on_both_ends(lab):
     server, client = lab.serve(nofile=300), lab.prepare(nofile=300)
     ramp(server, client)
     victim = server.workers()[0]
-    os.kill(victim, signal.SIGSTOP)
-    client.send("round", number=1, mode="pipelined", patience_ms=50_000)
-    assert until(lambda: len(client.ticks) > 2)
-    os.kill(victim, signal.SIGKILL)
+    with stopped(server, [victim]):
+        client.send("round", number=1, mode="pipelined", patience_ms=50_000)
+        assert until(lambda: len(client.ticks) > 2)
+        os.kill(victim, signal.SIGKILL)
     assert server.hear("error")["kind"] == "fault"
     asked, answered, wrong, silent = counts(client.hear("rounded"))
     assert (asked, answered, wrong) == (2000, 2000 - silent, 0)
@@ -181,13 +185,9 @@ def test_a_server_worker_killed_in_a_round_is_reported_on_both_ends(lab):
 def test_the_end_of_input_ends_a_round(lab):
     server, client = lab.serve(nofile=300), lab.prepare(nofile=300)
     ramp(server, client)
-    stopped = server.workers()[0]
-    os.kill(stopped, signal.SIGSTOP)
-    try:
+    with stopped(server, server.workers()[:1]):
         client.send("round", number=1, mode="pipelined", patience_ms=100_000)
         assert until(lambda: len(client.ticks) > 2)
         client.process.stdin.close()
         assert client.process.wait(timeout=10) == 0
         assert lab.sockets("client") == 0
-    finally:
-        os.kill(stopped, signal.SIGCONT)
