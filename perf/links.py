@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -63,7 +63,8 @@ class NamespaceLink:
 
     def put(self, data: bytes, name: str) -> str:
         """Write a file, mode 0700, into a new private directory; return its path."""
-        path = Path(tempfile.mkdtemp(prefix="connlab.")) / name
+        path = Path(f"/tmp/connlab.{secrets.token_hex(5)}") / name  # as over SSH
+        path.parent.mkdir(mode=0o700)
         path.write_bytes(data)
         path.chmod(0o700)
         return str(path)

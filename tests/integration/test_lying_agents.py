@@ -109,11 +109,12 @@ LIES = {
         r"a line of more than 16 MiB",
     ),
     "lists in lists": (
-        'if event == "prepared": return b"[" * 1000000 + b"\\n"',
+        'if event == "prepared": return b"[" * 50000 + b"\\n"',
         r"not a message: ",
     ),
     "millions of values": (
-        'if event == "prepared": return b\'{"event":[\' + b"[]," * 5000000 + b"1]}\\n"',
+        'if event == "prepared": return b\'{"event":"collected","texts":[\''
+        ' + b"[]," * 5000000 + b"1]}\\n"',
         r"a line of more than 2097152 values",
     ),
     "a flood of ticks": (
