@@ -267,5 +267,8 @@ def _steps(opened: List[Tuple[int, float]], held: int, steps: int = 8) -> List[D
 
 
 def decile(figures: List[float]) -> float:
-    """The lowest one."""
-    return statistics.quantiles(figures, n=10)[0] if len(figures) > 1 else figures[0]
+    """The lowest one, not below the least figure."""
+    if len(figures) == 1:
+        return figures[0]
+    # Inclusive: of few figures that differ much the other way lies below the least of them.
+    return statistics.quantiles(figures, n=10, method="inclusive")[0]
