@@ -21,7 +21,7 @@ def test_a_tool_that_does_not_end_is_ended(monkeypatch):
 
 
 def test_a_text_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "MOST_TEXT", 100)
+    monkeypatch.setattr(probe.wire, "TEXT_BYTES", 100)
     monkeypatch.setattr(probe, "PIECE", 7)
     path = tmp_path / "source"
     path.write_bytes(b"x" * 100)

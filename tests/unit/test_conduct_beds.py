@@ -91,6 +91,7 @@ class FakeSession:
             "ramp": {"held": 500, "lost": 2 + number, "latency": {}, "reason": "lost"},
             "verify": {"alive": 500, "dead": 10 * number},
             "echo": {"asked": 5, "answered": 5, "wrong": 0},
+            "count": {"total": 0},
         }
         return answers.get(op, {"held": 500, "wrong": 0})
 
@@ -151,7 +152,7 @@ def test_doors_are_opened_once_all_clients_have_proven_them(bed: Callable[..., B
     made = bed()
     made.conduct.prepare()
     order = [(op, names) for op, names, _ in made.session.log if op not in ("facts", "collect")]
-    assert order[:8] == [
+    assert order[:9] == [
         ("serve", ["server1"]),
         ("serve", ["server2"]),
         ("gather serving", ["server1", "server2"]),
@@ -159,6 +160,7 @@ def test_doors_are_opened_once_all_clients_have_proven_them(bed: Callable[..., B
         ("prepare", ["client2"]),
         ("gather prepared", ["client1", "client2"]),
         ("open", ["server1", "server2"]),
+        ("count", ["server1", "server2"]),
         ("gather collected", ["server1", "server2", "client1", "client2"]),
     ]
 
