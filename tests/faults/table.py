@@ -19,6 +19,7 @@ from hosts import Stranger, fill, run, small_disk
 from labs import CLIENTS, SERVER
 
 from bench.agent import memory
+from bench.store import Store
 
 CONTROLLER = "controller"
 BOTH = (SERVER, CLIENTS[0])
@@ -102,10 +103,22 @@ def _step(scene: Scene) -> None:
     (scene.folder / "clock").write_text("-86400")
 
 
+def _was_stepped(scene: Scene) -> None:
+    """See that the fault was one: by the run's own clock it ended a day before it began."""
+    for done in Store(scene.results).runs():
+        if done.finished > done.started:
+            scene.notes["clock"] = "it was not stepped"
+
+
 def _step_host(scene: Scene) -> None:
     file = scene.lab.clock(scene.target)
     file.write_text("-86400")
     scene.stack.callback(lambda: file.unlink(missing_ok=True))
+    user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+    inside = ["nsenter", "-m", "-t", str(scene.target.init()), *user]
+    there = float(run(*inside, "python3", "-c", "import time; print(time.time())"))
+    if time.time() - there < 80_000:
+        scene.notes["clock"] = "it was not stepped"
 
 
 def _right_host_clock(scene: Scene) -> None:
@@ -320,7 +333,7 @@ FAULTS = (
             **every(PASSES),
         },
     ),
-    Fault("clock stepped", (CONTROLLER,), _step, every(PASSES), stepped=True),
+    Fault("clock stepped", (CONTROLLER,), _step, every(PASSES), undo=_was_stepped, stepped=True),
     Fault("clock stepped", CLIENTS[:1], _step_host, every(PASSES), setup=_right_host_clock),
     Fault(
         "nofile lowered",
