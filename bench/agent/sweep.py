@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -30,7 +31,14 @@ def ready(fds: Sequence[int], timeout_ms: int = 0) -> List[Tuple[int, int]]:
     poll = select.poll()
     for fd in fds:
         poll.register(fd, _LOOK)
-    return poll.poll(timeout_ms)
+    try:
+        return poll.poll(timeout_ms)
+    except OSError as error:
+        # More than RLIMIT_NOFILE, which may have been lowered since they were opened (poll(2)).
+        if error.errno != errno.EINVAL or len(fds) < 2:
+            raise
+    half, part = len(fds) // 2, timeout_ms // 2
+    return ready(fds[:half], part) + ready(fds[half:], part)
 
 
 def gone(fd: int) -> bool:
