@@ -304,6 +304,7 @@ class Conduct:
             if accepted > most:
                 most, gained = accepted, now
             self.session.wait(POLL_SECONDS)
+            self._stop_strays()
 
     def hold(self) -> None:
         """Hold, count three times, prove by echoes that both ends are alive, look again."""

@@ -32,6 +32,7 @@ CELLS = (
     ("disk full", "client1", BEFORE),
     ("nofile lowered", "client1", "prepare"),
     ("data port redirected", "server1", BEFORE),
+    ("data port redirected", "server1", "ramp"),
 )
 
 
