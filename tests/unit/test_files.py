@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import os
 import re
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,31 +90,35 @@ def test_a_path_that_the_user_chose_is_written_through_links_and_into_devices(
 TOO_LARGE = os.strerror(errno.EFBIG)
 
 
-@pytest.fixture
-def limited():
-    """Files that may not grow above 4 KiB (setrlimit(2), RLIMIT_FSIZE)."""
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Files that may not grow above 4 KiB (setrlimit(2), RLIMIT_FSIZE).
+
+    For the test's own lines alone: pytest's output may be a file too, and a large one by then.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("limited")
 def test_what_does_not_fit_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     files.write_inside(tmp_path, (), {"file": "old"})
-    with pytest.raises(OSError, match=TOO_LARGE):
-        files.write_inside(tmp_path, (), {"file": "x" * 5000})
-    with pytest.raises(OSError, match=TOO_LARGE):
-        files.write(tmp_path / "file", "x" * 5000)
-    with pytest.raises(OSError, match=TOO_LARGE):
-        files.Room(tmp_path, 5000)
+    with limited():
+        with pytest.raises(OSError, match=TOO_LARGE):
+            files.write_inside(tmp_path, (), {"file": "x" * 5000})
+        with pytest.raises(OSError, match=TOO_LARGE):
+            files.write(tmp_path / "file", "x" * 5000)
+        with pytest.raises(OSError, match=TOO_LARGE):
+            files.Room(tmp_path, 5000)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"
 
 
-@pytest.mark.usefixtures("limited")
 def test_a_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
-    with files.Lines(tmp_path, ("run",), "lines") as lines:
+    with limited(), files.Lines(tmp_path, ("run",), "lines") as lines:
         for number in range(40):
             lines.write(f"{number:099}\n")
         for _ in range(2):
