@@ -59,11 +59,12 @@ ISOLATED = (
     *("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
     *("sh", "-c"),
     f"for each in {' '.join(OWN)}; do mount -t tmpfs tmpfs $each || exit; done; ip link set lo up"
-    ' && "$@"; exit $?',
+    ' && mount --bind . . && cd "$PWD" && mount -o remount,bind,ro / && "$@"; exit $?',
     "sh",
 )
 """A shell that is the first process of its own namespaces: all others end with it, and it ends
-with the thread that has started it."""
+with the thread that has started it. It starts in the copy, and the machine's own files cannot be
+written there: a fault may have dropped the check that keeps a path inside its directory."""
 
 FIELDS = {"breaks", "old", "new", "nth", "safety", "tests", "survives"}
 
