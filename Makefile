@@ -37,7 +37,7 @@ EXTRA := $(if $(CONNECTIONS),-e connections=$(CONNECTIONS)) \
 VM_NAME := $(or $(LAB),$(shell sed -n 's/^lab_name: *//p' inventory/vm/group_vars/all.yml))
 
 .PHONY: help setup dev lab faults claims vm-lab vm-setup down vm-down test lint perf mutants \
-	soak root
+	soak root tools
 .DEFAULT_GOAL := help
 
 help:
@@ -70,6 +70,13 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@echo "Installing the pinned development packages into $(VENV)"
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
+
+# What tests use of the machine beside what the lab itself installs.
+tools: root
+	@command -v nft >/dev/null || { \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	    nftables >/dev/null; }
 
 lab: root $(VENV)/.runtime
 	@ansible-playbook lab.yml $(EXTRA)
@@ -108,11 +115,11 @@ lint: $(VENV)/.dev
 	@ansible-lint --profile production --strict
 
 # pytest comes last: its summary is the last thing to be seen.
-test: root $(VENV)/.dev lint
+test: root tools $(VENV)/.dev lint
 	@molecule test --all
 	@pytest
 
-faults: root $(VENV)/.dev
+faults: root tools $(VENV)/.dev
 	@PYTHONPATH=$(CURDIR) python tests/faults/matrix.py $(or $(LAB),faults) \
 	  -e lab_mgmt_prefix=$(or $(PREFIX),169.254.204.0/24) -e connections=20000 \
 	  --only '$(ONLY)' --results results/faults.md
@@ -122,7 +129,7 @@ perf: root $(VENV)/.runtime
 	@python -m perf
 
 # Needs no lab; a quarter of an hour where the machine does nothing else, and an hour at the most.
-mutants: root $(VENV)/.dev
+mutants: root tools $(VENV)/.dev
 	@python tests/mutants/run.py $(if $(ONLY),--only '$(ONLY)')
 
 # Builds a lab named soak beside any other and removes it; 25 minutes, and an hour at the most.
