@@ -58,13 +58,26 @@ ISOLATED = (
     "unshare",
     *("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
     *("sh", "-c"),
-    f"for each in {' '.join(OWN)}; do mount -t tmpfs tmpfs $each || exit; done; ip link set lo up"
-    ' && mount --bind . . && cd "$PWD" && mount -o remount,bind,ro / && "$@"; exit $?',
+    f"""set -e
+    copy=$PWD
+    mount -t tmpfs tmpfs /mnt
+    mkdir /mnt/upper /mnt/work /mnt/root
+    mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root
+    cd /mnt/root
+    for each in proc sys dev; do mount --rbind /$each $each; done
+    for each in {" ".join(OWN)}; do mkdir -p .$each; mount -t tmpfs tmpfs .$each; done
+    pivot_root . mnt
+    cd /
+    umount -l /mnt
+    ip link set lo up
+    cd "$copy"
+    "$@" || exit""",
     "sh",
 )
 """A shell that is the first process of its own namespaces: all others end with it, and it ends
-with the thread that has started it. It starts in the copy, and the machine's own files cannot be
-written there: a fault may have dropped the check that keeps a path inside its directory."""
+with the thread that has started it. What is written to the machine's own files is written to memory
+(overlayfs), and is gone with it: a fault may have dropped the check that keeps a path inside its
+directory."""
 
 FIELDS = {"breaks", "old", "new", "nth", "safety", "tests", "survives"}
 
