@@ -6,7 +6,8 @@ of them ends, however that comes about. Who wants to change the host, or to run 
 it, looks for locks of other owners first, and so do the playbooks that revert and destroy.
 
 Before an agent is pushed the controller runs this file by itself, ``python3 -c SOURCE OWNER``, and
-gets the other holders as JSON.
+gets the other holders as JSON. So does ``playbooks/idle.yml``, which owns no lock: ``OWNER`` is
+empty there. Directories may follow, to look in those alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import stat
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 FOLDERS = ("/run/lock", "/dev/shm", "/tmp")
 """All can be written to by everybody where they are there (hier(7), shm_overview(7))."""
@@ -54,7 +55,7 @@ class Held(Exception):
     """Another run has the host; the text says whose it is."""
 
 
-def holders(owner: str) -> List[Dict[str, Any]]:
+def holders(owner: str, folders: Sequence[str] = ()) -> List[Dict[str, Any]]:
     """Who else holds this host: a list of {owner, who, run, since, boot_ns}.
 
     Locks of ``owner`` itself do not count. Files that nobody has locked are left over; they are
@@ -62,7 +63,7 @@ def holders(owner: str) -> List[Dict[str, Any]]:
     """
     found = []
     until = time.monotonic() + WRITE_SECONDS
-    for folder in FOLDERS:
+    for folder in folders or FOLDERS:
         try:
             names = sorted(os.listdir(folder))
         except OSError:
@@ -262,4 +263,4 @@ def let_go(fd: int, owner: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(holders(sys.argv[1])))
+    print(json.dumps(holders(sys.argv[1], sys.argv[2:])))

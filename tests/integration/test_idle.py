@@ -13,7 +13,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 NAME = "connlab-run.0123456789abcdef.lock"
-ABOUT = {"who": "ann@desk\x1b[31m", "run": "R", "since": "2026-11-29T19:15:00Z"}
+ABOUT = {"who": "ann@desk\u202e", "run": "R", "since": "2026-11-29T19:15:00Z", "boot_ns": 1}
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -41,11 +41,16 @@ def play(tmp_path: Path) -> Play:
 
     plain = ("-e", "ansible_become=false")
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, path: Path = Path("/nonexistent")) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["ansible-playbook", "-i", "hosts.yml", "change.yml", *plain, *words],
             cwd=tmp_path,
-            env={**os.environ, "ANSIBLE_CONFIG": str(TOP / "ansible.cfg"), "LC_ALL": "C.UTF-8"},
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(TOP / "ansible.cfg"),
+                "LC_ALL": "C.UTF-8",
+                "PATH": f"{path}:{os.environ['PATH']}",
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -58,7 +63,7 @@ def play(tmp_path: Path) -> Play:
 @pytest.fixture
 def held(tmp_path: Path, play: Play) -> Iterator[None]:
     path = tmp_path / "locked" / NAME
-    path.write_text(json.dumps(ABOUT))
+    path.write_text(json.dumps(ABOUT) + "\n")
     number = os.open(path, os.O_RDONLY)
     fcntl.flock(number, fcntl.LOCK_SH)
     yield
@@ -71,7 +76,7 @@ def test_a_run_on_one_host_keeps_all_from_being_changed(
     done = play()
     said = " ".join(done.stdout.split() + done.stderr.split())
     assert done.returncode != 0
-    assert "host b: a run holds it: ann@desk?[31m, R, since 2026-11-29T19:15:00Z: wait" in said
+    assert "host b: a run holds it: ann@desk?, R, since 2026-11-29T19:15:00Z: wait" in said, said
     assert not (tmp_path / "changed").exists()
 
 
@@ -79,7 +84,22 @@ def test_a_run_is_passed_over_by_force_and_named(play: Play, held: None, tmp_pat
     done = play("-e", "lab_force=true")
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "host b: a run holds it: ann@desk?[31m, R, since 2026-11-29T19:15:00Z: goes on" in said
+    assert "host b: a run holds it: ann@desk?, R, since 2026-11-29T19:15:00Z: goes on" in said
+    assert (tmp_path / "changed").exists()
+
+
+@pytest.mark.parametrize(
+    "lie", ["nothing", "7", "[7]", '[{"who": "x"}]', '[{"who": {}, "run": [], "since": 1}]']
+)
+def test_a_host_that_answers_nonsense_is_named_and_holds_nobody_up(
+    play: Play, tmp_path: Path, lie: str
+) -> None:
+    (tmp_path / "python3").write_text(f"#!/bin/sh\necho '{lie}'\n")
+    (tmp_path / "python3").chmod(0o755)
+    done = play("-e", "idle_directories=[]", path=tmp_path)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "host a: could not be asked for a run in progress: " in said
     assert (tmp_path / "changed").exists()
 
 
