@@ -79,7 +79,7 @@ def test_a_lock_that_cannot_be_meant(lock: Any) -> None:
         options.parse(["run", json.dumps({"silence_seconds": 20, "lock": lock})])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=50) | st.recursive(st.none() | st.integers(), st.lists).map(json.dumps))
 def test_anything_else_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^[a-z_]+: .*expected"):

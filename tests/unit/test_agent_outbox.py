@@ -83,7 +83,7 @@ def test_ticks_are_dropped_and_answers_are_not(kind: str) -> None:
         assert [event["number"] for event in events(read_all(reading, out))] == [202]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.one_of(

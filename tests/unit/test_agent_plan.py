@@ -5,7 +5,7 @@ import math
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import tuples
@@ -242,7 +242,6 @@ def planned(connections, sources, servers, ports):
     return tuples.plan(connections, {"c": addresses}, targets, 1024, 1023 + ports).blocks["c"]
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 4), st.integers(2, 5), st.integers(64, 900), st.integers(1, 6), st.floats(0, 1)
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from model_parts import kernel, share
 
@@ -56,7 +56,6 @@ kernels = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit)
 def test_the_first_bound_is_the_least_and_each_keeps_its_formula(
     some: tuple[Kernel, ...], tuples: int
@@ -70,7 +69,6 @@ def test_the_first_bound_is_the_least_and_each_keeps_its_formula(
         assert one.max_connections == pytest.approx(expected, rel=1e-6, abs=1.01)
 
 
-@settings(deadline=None)
 @given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit)
 def test_each_end_is_bound_by_the_least_of_its_own(some: tuple[Kernel, ...], tuples: int) -> None:
     found = bounds.bounds(some, tuples)
@@ -81,7 +79,6 @@ def test_each_end_is_bound_by_the_least_of_its_own(some: tuple[Kernel, ...], tup
         assert first.max_connections == min(own)
 
 
-@settings(deadline=None)
 @given(kernels, limit, st.sampled_from(["memory", "files", "watches"]), st.integers(0, 1 << 40))
 def test_more_of_a_kernel_limit_never_allows_less(
     one: Kernel, tuples: int, name: str, more: int
@@ -91,7 +88,6 @@ def test_more_of_a_kernel_limit_never_allows_less(
     assert least((raised,), tuples)[1] >= least((one,), tuples)[1]
 
 
-@settings(deadline=None)
 @given(
     shares,
     limit,
@@ -110,7 +106,6 @@ def test_more_of_a_host_limit_never_allows_less(
     assert least((kernel(raised),), tuples)[1] >= least((kernel(one),), tuples)[1]
 
 
-@settings(deadline=None)
 @given(shares, limit, st.floats(0, 10_000))
 def test_dearer_connections_never_allow_more(one: Share, tuples: int, more: float) -> None:
     dearer = replace(one, kernel_bytes=one.kernel_bytes + more)
@@ -118,7 +113,6 @@ def test_dearer_connections_never_allow_more(one: Share, tuples: int, more: floa
     assert maxima((kernel(dearer),), tuples).get("memory", 0) <= before
 
 
-@settings(deadline=None)
 @given(st.lists(kernels, min_size=1, max_size=3).map(tuple), limit, limit)
 def test_more_tuples_never_allow_less(some: tuple[Kernel, ...], tuples: int, more: int) -> None:
     assert least(some, tuples + more)[1] >= least(some, tuples)[1]

@@ -185,7 +185,7 @@ def test_garbage_that_is_held_is_held(folder: Path, text: bytes) -> None:
     assert os.listdir(folder) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text_of(who=text)))
 def test_any_text_gives_a_holder_in_one_line(text: bytes) -> None:
     entry = hostlock._fields(text)

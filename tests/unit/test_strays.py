@@ -117,7 +117,7 @@ def test_what_was_accepted_counts_also_when_it_is_closed() -> None:
     assert strays.found() == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(
