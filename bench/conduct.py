@@ -61,6 +61,10 @@ POLL_SECONDS = 0.05
 """Between two questions to the servers how many they hold."""
 
 
+STRANGERS = 65_536
+"""Connections of others that a server's agent may hold besides: a full accept queue of them."""
+
+
 @dataclass
 class Evidence:
     """What a run has gathered so far."""
@@ -70,6 +74,8 @@ class Evidence:
     peak: Established = field(default_factory=lambda: Established(clients=0, servers=0, ss=0))
     ramp_seconds: float = 0.0
     lost: int = 0
+    lost_in_hold: int = 0
+    held_end: Established | None = None
     retried: int = 0
     errors: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     """(``server`` or ``client``, host) to errno name to count."""
@@ -176,6 +182,7 @@ class Conduct:
         for agent in self.servers:
             ends = paths.endpoints(scenario, inventory, agent.host)
             self._ending[agent] = tuples.held_by(ends)
+            agent.planned = self._ending[agent] * (1 + scenario.retries) + STRANGERS
             spec = specs.server(scenario, inventory, agent.host, tuples, self._nonce)
             agent.tell({"op": "serve", "spec": spec})
         serving = self.session.gather(self.servers, "serving", START_SECONDS)
@@ -331,16 +338,28 @@ class Conduct:
         else:
             self.session.wait(rest, self.recorder.sample)
         alive = self.session.ask(self.clients, "verify", "verified", COLLECT_SECONDS)
-        found.lost += sum(int(message["dead"]) for message in alive.values())
+        dead = sum(int(message["dead"]) for message in alive.values())
+        found.lost += dead
+        found.lost_in_hold += dead
         self.collect("hold_end")
+        for client, message in alive.items():
+            own = found.hosts[client.name].phases["hold_end"].held
+            if message["alive"] != own:
+                raise LabError(
+                    f"host {client.name}: protocol: verified: alive: got {message['alive']}, "
+                    f"expected the {own} held"
+                )
+        found.held_end = self._counts("hold_end")
         if found.churn:
-            found.churn = found.churn.model_copy(update={"held": self._counts("hold_end")})
+            found.churn = found.churn.model_copy(update={"held": found.held_end})
 
     def _soak(self, seconds: float) -> None:
         found = self.found
         peak = {agent: found.hosts[agent.name].phases["peak"].held for agent in self.clients}
         if not sum(peak.values()):
             return
+        if self.scenario.path != "proxied" and self.scenario.churn_percent:
+            self._strays = Strays(self._ahead(), self._ending, counted="held")
         lost = found.lost
         soaking = soak.Soak(
             self.session,
@@ -349,6 +368,7 @@ class Conduct:
             self.servers,
             self.recorder,
             lambda: self._short_of_memory,
+            self._stop_strays,
         )
         earlier = list(found.rounds)
         try:
@@ -357,6 +377,8 @@ class Conduct:
             found.rounds = earlier + soaking.rounds
             found.churn, found.agents_memory = soaking.churn, soaking.memory
             found.lost = lost + soaking.lost
+            found.lost_in_hold = soaking.lost
+            self._strays = None
 
     def drain(self) -> None:
         """Close everything from the client side and prove that nothing is left."""
@@ -367,6 +389,9 @@ class Conduct:
         self.found.resets_lost, self.found.drain_seconds = ended
         self.recorder.sample(force=True)
         self.collect("after", state="connected")
+        after = [self.found.hosts[server.name].phases["after"] for server in self.servers]
+        if any(phase.established is None for phase in after):
+            return  # not counted: nothing is proven
         left = self._counts("after").ss
         # An agent that was killed leaves its ends in TIME-WAIT, and they outlive its run.
         if left and self._waiting:

@@ -130,6 +130,8 @@ def _assemble(
         ramp_seconds=round(seconds, 3),
         connections_per_second=round(held / seconds, 1) if seconds else 0.0,
         lost=found.lost,
+        lost_in_hold=found.lost_in_hold,
+        held_end=found.held_end,
         retried=found.retried,
         errors=_sum(found.errors.values()),
         connect_latency_us=curve.latency(found.latency),

@@ -27,9 +27,9 @@ def prove(
     :param held: connections of each client
     :param sample: called while there is nothing else to do
     :raises LabError: if an agent fails, takes longer than :data:`ECHO_SECONDS`, or did not ask on
-        as many connections as it was told to.
+        as many connections as it was told to; if more were answered than the servers answered.
     """
-    session.ask(servers, "answer", "answering", ECHO_SECONDS, on=True)
+    before = session.ask(servers, "answer", "answering", ECHO_SECONDS, on=True)
     each = max(1, scenario.liveness_sample // len(clients))
     replies = session.ask(
         clients,
@@ -48,7 +48,14 @@ def prove(
                 f"host {client.name}: protocol: echoed: asked: got {message['asked']}, expected "
                 f"{wanted}"
             )
-    ended = session.ask(servers, "answer", "answering", ECHO_SECONDS, on=False).values()
+    after = session.ask(servers, "answer", "answering", ECHO_SECONDS, on=False)
+    echoes = sum(int(after[one]["echoes"]) - int(before[one]["echoes"]) for one in servers)
+    answered = sum(int(message["answered"]) for message in replies.values())
+    if echoes < answered:
+        raise LabError(
+            f"the clients had {answered:,} echoes answered, and the servers answered {echoes:,}: "
+            "one of them is wrong"
+        )
     unanswered = {
         agent.name: int(message["asked"]) - int(message["answered"])
         for agent, message in replies.items()
@@ -56,7 +63,7 @@ def prove(
     return Liveness(
         mode=scenario.liveness,
         asked=sum(int(message["asked"]) for message in replies.values()),
-        answered=sum(int(message["answered"]) for message in replies.values()),
-        wrong=sum(int(message["wrong"]) for message in [*replies.values(), *ended]),
+        answered=answered,
+        wrong=sum(int(message["wrong"]) for message in [*replies.values(), *after.values()]),
         unanswered={name: count for name, count in sorted(unanswered.items()) if count},
     )

@@ -177,6 +177,10 @@ class Measured(Model):
         description="given up after the last retry, or found dead while held; of a run that "
         "looks for its limit only the latter"
     )
+    lost_in_hold: int = Field(0, description="of those, while they were held")
+    held_end: Established | None = Field(
+        None, description="the three counts at the end of the hold; null if it was not reached"
+    )
     retried: int = 0
     errors: dict[str, int] = Field(default_factory=dict, description="errno name to count")
     connect_latency_us: Latency = Field(description="from connect() to established")
@@ -195,7 +199,7 @@ class Measured(Model):
     left_after: int | None = Field(
         None,
         description="sockets on the servers' endpoints, in any state, after the drain, beyond "
-        "those of before the ramp",
+        "those of before the ramp; null where they were not counted",
     )
     resets_lost: int | None = Field(
         None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import keystroke, report
 from bench.curve import Recorder, latency, merge
+from bench.errors import LabError
 from bench.results import AgentsMemory, Churn, EchoRound, MemoryPoint
 from bench.scenario import Scenario
 from bench.session import Agent, Session
@@ -25,6 +26,9 @@ ANSWER_SECONDS = 300.0
 STILL_SECONDS = 10.0
 """Without a change in what both ends hold, until they are taken not to agree any more."""
 
+SETTLE_SECONDS = 60.0
+"""For both ends to agree, however much moves meanwhile."""
+
 POLL_SECONDS = 0.05
 """Between two questions to the agents how many they hold."""
 
@@ -40,14 +44,20 @@ class Soak:
         servers: Sequence[Agent],
         recorder: Recorder,
         short: Callable[[], bool],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """``short``: whether a host is short of memory, which ends it early."""
+        """Prepare a hold.
+
+        :param short: whether a host is short of memory, which ends it early
+        :param check: called about once a second of churn; what it raises ends the hold
+        """
         self.rounds: list[EchoRound] = []
         self.churn: Churn | None = None
         self.memory = AgentsMemory()
         self.lost = 0
         self._session, self._scenario, self._recorder = session, scenario, recorder
         self._clients, self._servers, self._short = clients, servers, short
+        self._check = check
         self._histogram: dict[int, int] = {}
         self._asking = keystroke.Asking(session, scenario, clients, servers, recorder)
 
@@ -84,6 +94,7 @@ class Soak:
         def watch() -> None:
             nonlocal halted
             self._recorder.sample()
+            self._check()
             if self._short() and not halted:
                 halted = True
                 self._session.tell(asked, "halt")
@@ -116,15 +127,27 @@ class Soak:
         )
 
     def _settle(self) -> None:
-        """Wait until the servers hold what the clients hold, or nothing moves any more."""
-        before, moved = (-1, -1), time.monotonic()
-        while time.monotonic() - moved < STILL_SECONDS:
-            now = self._held(self._clients), self._held(self._servers)
-            if now[0] == now[1]:
+        """Wait until the servers hold what the clients hold, or nothing moves any more.
+
+        :raises LabError: if clients hold connections then that no server has.
+        """
+        before = (-1, -1)
+        began = moved = time.monotonic()
+        while True:
+            held = self._held(self._clients), self._held(self._servers)
+            if held[0] == held[1]:
                 return
-            if now != before:
-                before, moved = now, time.monotonic()
+            now = time.monotonic()
+            if held != before:
+                before, moved = held, now
+            if now - moved > STILL_SECONDS or now - began > SETTLE_SECONDS:
+                break
             self._session.wait(POLL_SECONDS, self._recorder.sample)
+        if held[0] > held[1]:
+            raise LabError(
+                f"the clients hold {held[0] - held[1]:,} connections after the churn that no "
+                "server has: some lead elsewhere; everything is closed"
+            )
 
     def _held(self, agents: Sequence[Agent]) -> int:
         status = self._session.ask(agents, "status", "status", ANSWER_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 PAUSE_SECONDS = 1.0
 """Between a look at the clients and the servers' figures that it is compared with: a tick that was
@@ -25,6 +25,8 @@ class Strays:
     :param allowed: places in all queues, and connections under way, together
     :param planned: every server and the connections of the plan that end at it: it counts for no
         more, whatever it says
+    :param counted: what counts of a server: ``opened`` while connections only come; ``held`` where
+        they go as well
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class Strays:
         allowed: int,
         planned: Mapping[Any, int],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        counted: Literal["opened", "held"] = "opened",
     ) -> None:
         self._allowed, self._planned = allowed, planned
-        self._clock = clock
+        self._counted, self._clock = counted, clock
         self._held: dict[Hashable, int] = {}
         self._accepted: dict[Hashable, tuple[float, int]] = {}
         """When it was counted, by our clock, and the count."""
@@ -51,7 +55,7 @@ class Strays:
         self._offset[agent] = offset
         self._accepted[agent] = (
             message["t"] + offset,
-            min(message["opened"], self._planned.get(agent, 0)),
+            min(message[self._counted], self._planned.get(agent, 0)),
         )
 
     def found(self) -> int:
@@ -61,8 +65,8 @@ class Strays:
             self._looked = now, sum(self._held.values())
             return 0
         looked, held = self._looked
-        counted = [at for at, _ in self._accepted.values()]
-        if len(counted) < len(self._planned) or min(counted) < looked + PAUSE_SECONDS:
+        times = [at for at, _ in self._accepted.values()]
+        if len(times) < len(self._planned) or min(times) < looked + PAUSE_SECONDS:
             return 0
         self._looked = now, sum(self._held.values())
         ahead = held - sum(count for _, count in self._accepted.values())

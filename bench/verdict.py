@@ -50,13 +50,15 @@ def verdict(
                 f"{max(one.asked, wanted):,} bytes were answered, {one.wrong:,} wrongly, "
                 f"{one.silent:,} connections were silent"
             )
-    if measured.churn and measured.churn.held:
-        left, last = counts.clients - gone, measured.churn.held
-        if not last.clients == last.servers == last.ss == left:
-            return "fail", (
-                f"after the churn the three counts disagree: clients {last.clients:,}, servers "
-                f"{last.servers:,}, ss {last.ss:,}, expected {left:,}"
-            )
+    end = measured.held_end
+    left = counts.clients - measured.lost_in_hold
+    if end and not end.clients == end.servers == end.ss == left:
+        return "fail", (
+            f"at the end of the hold the three counts disagree: clients {end.clients:,}, servers "
+            f"{end.servers:,}, ss {end.ss:,}, expected {left:,}"
+        )
+    if measured.left_after is None and measured.drain_seconds is not None:
+        return "fail", "what is left after the drain was not counted"
     if measured.left_after:
         return "fail", f"{measured.left_after:,} sockets were left after the drain"
     echoes = f", {live.answered:,} of {live.asked:,} echoes answered" if live.asked else ""

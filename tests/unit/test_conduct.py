@@ -62,6 +62,9 @@ class FakeAgent:
         return {told["op"]: told["spec"] for told in self.heard if "spec" in told}
 
 
+ECHO = ("echo", {"mode": "sample", "sample": 5, "patience_ms": 90_000})
+
+
 class FakeSession:
     """Agents that answer at once; what takes time calls ``idle`` as often as ``during`` says."""
 
@@ -107,7 +110,7 @@ class FakeSession:
             "echo": {"asked": 5, "answered": 5, "wrong": 0},
             "count": {"total": 0},
         }
-        return answers.get(op, {"held": 0, "wrong": 0})
+        return answers.get(op, {"held": 0, "wrong": 0, "echoes": 5 * self.asked.count(ECHO)})
 
 
 class Bed:
@@ -332,7 +335,7 @@ def test_echoes_are_given_the_time_that_the_scenario_says(tmp_path: Path) -> Non
     held = dict.fromkeys(clients, 100)
     found = liveness.prove(session, bed.conduct.scenario, clients, servers, held, lambda: None)
     assert (found.asked, found.answered, found.wrong) == (5, 5, 0)
-    assert ("echo", {"mode": "sample", "sample": 5, "patience_ms": 90_000}) in bed.session.asked
+    assert ECHO in bed.session.asked
 
 
 @pytest.mark.parametrize(("watch", "sweeps"), [("none", 3), ("epoll", 0)])

@@ -89,7 +89,7 @@ class FakeSession:
         answers: dict[str, dict[str, Any]] = {
             "facts": {**FACTS, "addresses": list(one.host.data_addresses)},
             "ramp": {"held": 500, "lost": 2 + number, "latency": {}, "reason": "lost"},
-            "verify": {"alive": 500, "dead": 10 * number},
+            "verify": {"alive": HELD[one.name], "dead": 10 * number},
             "echo": {"asked": 5, "answered": 5, "wrong": 0},
             "count": {"total": 0},
         }
@@ -169,8 +169,14 @@ def test_each_client_is_held_to_its_part_of_the_plan(bed: Callable[..., Bed]) ->
     made = bed()
     made.conduct.prepare()
     planned = [one.planned for one in made.session.agents]
-    assert planned[:2] == [None, None]
     assert sorted(planned[2:]) == [501, 502]
+
+
+def test_a_server_is_held_to_its_part_and_a_queue_of_strangers(bed: Callable[..., Bed]) -> None:
+    made = bed(retries=2)
+    made.conduct.prepare()
+    planned = [one.planned for one in made.session.agents]
+    assert sorted(planned[:2]) == [501 * 3 + 65_536, 502 * 3 + 65_536]
 
 
 @pytest.mark.parametrize(
@@ -246,13 +252,27 @@ def test_what_all_clients_lost_and_found_dead_is_lost(bed: Callable[..., Bed]) -
     assert made.conduct.found.lost == 3 + 4
     made.conduct.hold()
     assert made.conduct.found.lost == 3 + 4 + 10 + 20
+    assert made.conduct.found.lost_in_hold == 10 + 20
+
+
+def test_a_client_whose_living_are_not_those_that_it_holds_is_wrong(
+    bed: Callable[..., Bed],
+) -> None:
+    made = bed(hold_seconds=0)
+    made.conduct.prepare()
+    usual = made.session.answer
+    made.session.answer = lambda one, op: {**usual(one, op), "alive": 501}  # type: ignore[method-assign]
+    line = "^host client1: protocol: verified: alive: got 501, expected the 502 held$"
+    with pytest.raises(LabError, match=line):
+        made.conduct.hold()
 
 
 def test_each_count_is_that_of_its_own_side(bed: Callable[..., Bed]) -> None:
     made = bed(hold_seconds=0)
     made.conduct.prepare()
     made.conduct.hold()
-    assert made.conduct.found.peak == Established(clients=1_003, servers=1_003, ss=1_001)
+    counts = Established(clients=1_003, servers=1_003, ss=1_001)
+    assert made.conduct.found.peak == made.conduct.found.held_end == counts
     states = [told["state"] for op, _, told in made.session.log if op == "collect"]
     assert set(states[4:]) == {"established"}
 
@@ -269,3 +289,35 @@ def test_what_is_left_after_the_drain_is_looked_for_in_every_state(
     assert {(each["phase"], each["state"]) for each in told} == {("after", "connected")}
     counts = [each["count"] for each in told]
     assert counts == [[("198.18.0.1", 5000)], [("198.18.0.2", 5000)], None, None]
+    assert made.conduct.found.left_after == 1_001
+
+
+def test_what_a_server_did_not_count_after_the_drain_is_not_none(
+    bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bed()
+    made.conduct.prepare()
+    monkeypatch.setattr(conduct.drain, "everything", lambda *_: (0, 1.5))
+    usual = made.session.collected
+
+    def uncounted(one: FakeAgent) -> dict[str, Any]:
+        found = usual(one)
+        return found if one.name != "server2" else {**found, "established": None}
+
+    made.session.collected = uncounted  # type: ignore[method-assign]
+    made.conduct.drain()
+    assert made.conduct.found.left_after is None
+
+
+def test_time_waits_of_an_earlier_run_are_not_left_over(
+    bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bed()
+    usual = made.session.answer
+    made.session.answer = lambda one, op: (  # type: ignore[method-assign]
+        {"total": 300} if op == "count" else usual(one, op)
+    )
+    made.conduct.prepare()
+    monkeypatch.setattr(conduct.drain, "everything", lambda *_: (0, 1.5))
+    made.conduct.drain()
+    assert made.conduct.found.left_after == 1_001 - 600

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from bench import liveness
+from bench.errors import LabError
 from bench.results import Liveness
 from bench.scenario import Scenario
 
@@ -18,6 +21,8 @@ class _Named(SimpleNamespace):
 class FakeSession:
     def __init__(self) -> None:
         self.asked: list[tuple[list[str], str, dict[str, Any]]] = []
+        self.echoes = 1_000
+        """That each server sends."""
 
     def ask(
         self,
@@ -31,13 +36,17 @@ class FakeSession:
         self.asked.append(([one.name for one in agents], op, fields))
         if op == "answer":
             # What came to them that is of no client of this run.
-            return {one: {"wrong": 0 if fields["on"] else 3} for one in agents}
+            on = fields["on"]
+            return {
+                one: {"wrong": 0 if on else 3, "echoes": 1_000 if on else 1_000 + self.echoes}
+                for one in agents
+            }
         asked = fields["sample"]
         return {one: {"asked": asked, "answered": asked - 1, "wrong": 1} for one in agents}
 
 
-def proven(sample: int, **fields: Any) -> tuple[FakeSession, Liveness]:
-    session: Any = FakeSession()
+def proven(sample: int, session: Any = None, **fields: Any) -> tuple[FakeSession, Liveness]:
+    session = session or FakeSession()
     wanted = Scenario(name="test", title="test", liveness_sample=sample, **fields)
     clients: Any = [_Named(name="client1"), _Named(name="client2")]
     servers: Any = [_Named(name="server1"), _Named(name="server2")]
@@ -66,3 +75,14 @@ def test_wrong_echoes_count_at_both_ends() -> None:
 
 def test_of_a_small_sample_each_client_asks_one() -> None:
     assert proven(1)[0].asked[1][2]["sample"] == 1
+
+
+def test_echoes_that_no_server_has_sent_are_not_believed() -> None:
+    session = FakeSession()
+    session.echoes = 49  # 98 of both, and as many are said to have come
+    assert proven(101, session)[1].answered == 98
+    session.echoes = 48
+    with pytest.raises(
+        LabError, match=r"^the clients had 98 echoes answered, and the servers answered 96: one of"
+    ):
+        proven(101, session)

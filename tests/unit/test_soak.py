@@ -10,6 +10,7 @@ import pytest
 
 from bench import report, soak
 from bench.curve import Progress, Recorder
+from bench.errors import LabError
 from bench.results import AgentsMemory, Churn, Latency, MemoryPoint
 from bench.scenario import Scenario
 
@@ -110,7 +111,11 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Session:
 
 
 def soaked(
-    session: Session, seconds: float = 90, short: Callable[[], bool] = lambda: False, **fields: Any
+    session: Session,
+    seconds: float = 90,
+    short: Callable[[], bool] = lambda: False,
+    check: Callable[[], None] = lambda: None,
+    **fields: Any,
 ) -> tuple[soak.Soak, list[Progress]]:
     wanted = Scenario.model_validate(
         {"name": "soak", "title": "A hold", "connections": HELD, "hold_seconds": seconds, **fields}
@@ -124,6 +129,7 @@ def soaked(
         [session.server],  # type: ignore[list-item]
         recorder,
         short,
+        check,
     )
     held = {agent: agent.held for agent in session.clients}
     one.hold(held, seconds, 3)  # type: ignore[arg-type]
@@ -176,6 +182,36 @@ def test_servers_that_are_behind_are_waited_for_but_not_for_ever(session: Sessio
     before = session.clock[0]
     soaked(session, seconds=30, churn_percent=1)
     assert 40 <= session.clock[0] - before < 42
+
+
+def test_connections_that_no_server_has_after_the_churn_end_it(session: Session) -> None:
+    session.server.held -= 2
+    line = r"^the clients hold 2 connections after the churn that no server has: some lead else"
+    with pytest.raises(LabError, match=line):
+        soaked(session, seconds=30, churn_percent=1)
+
+
+def test_ends_that_never_come_to_rest_are_not_waited_for_for_ever(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "wait", lambda seconds, idle: turn(seconds))
+
+    def turn(seconds: float) -> None:
+        session.clock[0] += seconds
+        session.server.held = HELD + 1 + (session.server.held == HELD + 1)
+
+    session.server.held = HELD + 1
+    before = session.clock[0]
+    soaked(session, seconds=30, churn_percent=1)
+    assert 90 <= session.clock[0] - before < 92
+
+
+def test_the_check_of_the_run_goes_on_while_connections_come_and_go(session: Session) -> None:
+    def check() -> None:
+        raise LabError("strays")
+
+    with pytest.raises(LabError, match=r"^strays$"):
+        soaked(session, seconds=30, churn_percent=1, check=check)
 
 
 def test_want_of_memory_ends_it(session: Session) -> None:

@@ -156,3 +156,13 @@ def test_servers_that_accept_all_within_the_allowance_are_never_accused(
         clock.now = 1000 + at
         strays.tick(role, role, message)
         assert strays.found() == 0
+
+
+def test_where_connections_go_as_well_those_that_are_held_count() -> None:
+    clock = Clock()
+    strays = Strays(ALLOWED, {"s": PLENTY}, clock, counted="held")
+    for t, held in ((0.0, 900), (1.0, 899)):
+        strays.tick("c", "client", client(1000))
+        strays.tick("s", "server", {"t": t, "held": held, "opened": 5000})
+        assert strays.found() == (0 if held == 900 else ALLOWED + 1)
+        clock.now += 1

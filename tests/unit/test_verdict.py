@@ -120,19 +120,38 @@ def test_churn_is_part_of_the_proof() -> None:
     found, reason = judged(churn=churned(), rounds=[echo_round()])
     assert found == "pass"
     assert reason.endswith("in 1 echo rounds, 9,000,000 closed and opened again meanwhile")
-    assert judged(churn=churned().model_copy(update={"held": None}))[0] == "pass"
+
+
+def ended(held: int = 1_000_000, **counts: int) -> Established:
+    """Counts at the end of the hold."""
+    return Established(**{**dict.fromkeys(("clients", "servers", "ss"), held), **counts})
 
 
 @pytest.mark.parametrize(
-    "held", [{"clients": 999_999}, {"servers": 1_000_001}, {"ss": 999_999}, {"lost": 1}]
+    ("end", "lost"),
+    [
+        (ended(clients=999_999), 0),
+        (ended(servers=1_000_001), 0),
+        (ended(servers=0), 0),
+        (ended(ss=999_999), 0),
+        (ended(), 1),
+        (ended(999_999), 0),
+    ],
 )
-def test_counts_that_disagree_after_the_churn(held: dict[str, int]) -> None:
-    lost = held.pop("lost", 0)
-    bad = churned(**held).model_copy(update={"lost": lost})
-    found, reason = judged(churn=bad)
+def test_counts_that_disagree_at_the_end_of_the_hold(end: Established, lost: int) -> None:
+    found, reason = judged(held_end=end, lost_in_hold=lost)
     assert found == "fail"
-    assert reason.startswith("after the churn the three counts disagree: clients ")
+    assert reason.startswith("at the end of the hold the three counts disagree: clients ")
     assert reason.endswith(f", expected {1_000_000 - lost:,}")
+
+
+def test_what_was_lost_in_the_hold_is_not_there_at_its_end() -> None:
+    lenient = SCENARIO.model_copy(update={"expect_lost": 7})
+    for end, verdict_ in ((ended(999_993), "pass"), (ended(), "fail")):
+        seen = measured(1_000_000, held_end=end, lost=7, lost_in_hold=7)
+        assert verdict(lenient, seen, diagnose(lenient, seen, Found(hosts())), "complete")[0] == (
+            verdict_
+        )
 
 
 def test_what_churn_has_lost_fails_unless_it_was_expected() -> None:
@@ -148,7 +167,9 @@ def test_what_churn_has_lost_fails_unless_it_was_expected() -> None:
 
 
 def test_verdict_without_echoes_or_drain() -> None:
-    assert judged(liveness=Liveness(mode="none"), left_after=None)[0] == "pass"
+    changes: dict[str, Any] = {"liveness": Liveness(mode="none"), "left_after": None}
+    assert judged(**changes, drain_seconds=None)[0] == "pass"
+    assert judged(**changes) == ("fail", "what is left after the drain was not counted")
 
 
 def floored(held: int = 983_120, stopped_by: str = "memory", **changes: Any) -> tuple[str, str]:
