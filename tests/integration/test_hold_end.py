@@ -114,7 +114,9 @@ def test_connections_that_come_back_elsewhere_end_a_long_hold(bed: Bed, nft: Rul
         assert stranger.stdout and stranger.stdout.readline() == "listening\n"
         redirect = f"tcp dport {PORT} dnat to :{PORT + 7}"
         thread = meanwhile(bed, lambda: nft("client", NAT_OUT, redirect))
-        with pytest.raises(LabError, match=r"^the clients hold [0-9]+ connections more than the servers"):
+        with pytest.raises(
+            LabError, match=r"^the clients hold [0-9]+ connections more than the servers"
+        ):
             bed.run(
                 connections=300, hold_seconds=600, churn_percent=10, backlog=64, max_in_flight=32
             )
