@@ -6,6 +6,8 @@ import errno
 import socket
 import time
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.agent import board as cell
-from bench.agent import churn
+from bench.agent import churn, sweep
 from bench.agent.attempts import Attempts
 from bench.agent.churnorder import ChurnOrder
 from bench.agent.client import spread
@@ -124,6 +126,35 @@ class Worker:
             one.close()
 
 
+@contextmanager
+def unanswered(made: Worker) -> Iterator[Worker]:
+    """Have what a worker opens again lead to a listener that answers no SYN: its queue is full."""
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    waiting = [socket.socket() for _ in range(4)]
+    for one in waiting:
+        one.setblocking(False)
+        one.connect_ex(full.getsockname())
+    target, real = full.getsockname(), made.attempts.open
+    made.attempts.open = lambda ends, *rest: real((ends[0], target), *rest)  # type: ignore[method-assign]
+    try:
+        yield made
+    finally:
+        for one in (*waiting, full):
+            one.close()
+        made.close()
+
+
+class Clock:
+    """The module time, as far as a churn needs it; ``now`` has the one number that it tells."""
+
+    perf_counter_ns = staticmethod(time.perf_counter_ns)
+
+    def __init__(self, now: list[float]) -> None:
+        self.monotonic = lambda: now[0]
+
+
 @pytest.fixture
 def worker():
     made = Worker(7)
@@ -173,34 +204,44 @@ def test_what_cannot_be_opened_again_is_lost(worker):
 
 
 def test_no_more_are_under_way_than_the_window_allows():
-    """A listener whose queue is full answers no SYN: what is closed waits, and is lost in time."""
-    made = Worker(5, max_in_flight=2, connect_timeout_ms=150)
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    waiting = [socket.socket() for _ in range(4)]
-    for one in waiting:
-        one.setblocking(False)
-        one.connect_ex(full.getsockname())
     most = []
-    try:
-        target = full.getsockname()
-        real = made.attempts.open
-        made.attempts.open = lambda ends, *rest: real((ends[0], target), *rest)  # type: ignore[method-assign]
+    with unanswered(Worker(5, max_in_flight=2, connect_timeout_ms=150)) as made:
         made.churn(5, 0.05, publish=lambda: most.append(len(made.attempts)))
         assert max(most) == 2
         assert made.row[cell.LOST] == len(made.away) > 0
         assert made.row[cell.ERRORS + errno.ETIMEDOUT] == made.row[cell.LOST]
-    finally:
-        for one in (*waiting, full):
-            one.close()
-        made.close()
 
 
-def test_a_halt_gives_up_what_is_under_way_and_counts_it_as_lost(worker):
-    def halt() -> None:
-        worker.common[cell.HALT] = 1
+def test_a_halt_gives_up_what_is_under_way_and_counts_it_as_lost():
+    with unanswered(Worker(5, max_in_flight=2, connect_timeout_ms=60_000)) as made:
 
-    assert worker.churn(1_000_000, 1000, publish=halt) <= 5
-    assert worker.row[cell.CLOSED] == len(worker.began) + worker.row[cell.LOST]
-    assert len(worker.attempts) == 0
+        def halt() -> None:
+            assert not made.common[cell.HALT]  # nothing goes on after it
+            made.common[cell.HALT] = int(len(made.attempts) == 2)
+
+        made.churn(1_000_000, 1000, publish=halt)
+        assert (made.row[cell.CLOSED], made.row[cell.LOST], made.began) == (2, 2, [])
+        assert len(made.attempts) == 0
+        assert sorted(made.away) == [0, 1]
+
+
+def test_what_the_server_closed_is_lost_and_not_opened_again(worker):
+    fd = worker.fds[0]
+    worker.accepted[0].close()
+    assert worker.churn(3, 0.02) == 3
+    assert worker.fds[0] == fd
+    assert sweep.dead(worker.fds) == [fd]
+    assert (worker.row[cell.CLOSED], len(worker.began)) == (2, 2)
+
+
+def test_a_quota_is_spread_over_its_time(worker, monkeypatch):
+    """Eighths of a second, by a clock that goes on when the worker has published."""
+    now, closed = [100.0], []
+    monkeypatch.setattr(churn, "time", Clock(now))
+
+    def publish() -> None:
+        closed.append(worker.row[cell.CLOSED])
+        now[0] += 0.125
+
+    worker.churn(8, 1, publish=publish)
+    assert closed[:9] == list(range(9))
