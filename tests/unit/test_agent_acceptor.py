@@ -384,6 +384,15 @@ def test_workers_share_the_rate_at_which_they_close(bed):
     assert one.worker._rate() == 90.0
 
 
+def test_no_rate_holds_up_the_end_of_the_agent(bed):
+    """A drain asks for its rate again and again: one that is under way goes on at once."""
+    one = bed()
+    one.board.common[board.RATE], one.board.common[board.ACTIVE] = 1, 1
+    assert one.worker._rate() == 1.0
+    one.board.common[board.OVER] = 1
+    assert one.worker._rate() == 0.0  # no limit
+
+
 def test_a_door_that_is_shut_lets_nobody_else_in(bed):
     """At the floor the queue has no room: tcp_conn_request() drops further SYNs."""
     one = bed()
