@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,14 @@ def test_what_is_granted_is_enough_for_a_prefix_of_least_size(each: int) -> None
     granted = layout.granted(each)
     assert each <= granted <= layout.MOST
     assert granted == each or granted < 2 * each + 2
+
+
+@pytest.mark.parametrize("bits", range(9, 17))
+def test_a_prefix_is_full_to_its_last_usable_address(bits: int) -> None:
+    usable = (1 << bits) - 2
+    assert layout.granted(usable) == usable
+    # One more than the prefix before has, of which two are no host's.
+    assert layout.granted((1 << (bits - 1)) - 1) == usable
 
 
 def test_the_prefix_is_for_benchmarks_and_full_at_last() -> None:
