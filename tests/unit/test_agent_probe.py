@@ -31,6 +31,14 @@ def test_a_text_has_an_end(tmp_path, monkeypatch):
         probe.text(str(path))
 
 
+@pytest.mark.parametrize(("pids", "workers"), [([70], 0), ([70, 71, 72], 2)])
+def test_of_an_agent_and_its_workers_the_workers_count(pids, workers, monkeypatch):
+    monkeypatch.setattr(probe, "SOURCES", {})
+    monkeypatch.setattr(probe, "_rollup", lambda pid: {"Pss": pid})
+    found = probe.collect("peak", None, "src", "established", lambda: [5, 6], pids)
+    assert (found["workers"], found["pss_kib"], found["held"]) == (workers, sum(pids), 11)
+
+
 def test_what_ss_prints_is_counted_by_lines(tmp_path, monkeypatch):
     fake = tmp_path / "ss"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
