@@ -12,7 +12,7 @@ from bench.agent import bundle
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
 from bench.session import Connect, Session
-from bench.units import printable
+from bench.units import printable, whole
 
 SECONDS = 60.0
 """For one host's answer: a million sockets take about one, their addresses as text some more."""
@@ -133,4 +133,5 @@ def _count(host: str, message: Mapping[str, Any]) -> Count:
 
 def _rank(key: str) -> tuple[int, str]:
     """Ports by number, the rest by name."""
-    return (int(key), "") if key.isdigit() else (0, key)
+    port = whole(key)
+    return (0, key) if port is None else (port, "")

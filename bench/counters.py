@@ -19,8 +19,10 @@ from bench.findings import (
     hosts_with,
     too_few,
 )
+from bench.headroom import number, numbers
 from bench.results import HostRecord, Measured, Phase
 from bench.scenario import Scenario
+from bench.units import whole
 
 
 def said(name: str, host: HostRecord) -> Iterator[Finding]:
@@ -72,13 +74,14 @@ def said(name: str, host: HostRecord) -> Iterator[Finding]:
 
 def _full(host: HostRecord, peak: Phase) -> Iterator[tuple[str, str]]:
     """What the host shows as used up: (limit, in words)."""
-    most, open_now = peak.limits.get("fs.file-max"), str(peak.limits.get("fs.file-nr", "")).split()
-    if isinstance(most, int) and open_now and int(open_now[0]) >= 0.99 * most:
-        yield "fs.file-max", f"{int(open_now[0]):,} files open of at most {most:,}"
+    most = peak.limits.get("fs.file-max")
+    open_now = whole(" ".join(str(peak.limits.get("fs.file-nr", "")).split()[:1]))
+    if isinstance(most, int) and open_now is not None and open_now >= 0.99 * most:
+        yield "fs.file-max", f"{open_now:,} files open of at most {most:,}"
     orphans = peak.sockstat.get("TCP", {}).get("orphan", 0)
-    allowed = host.sysctl.get("net.ipv4.tcp_max_orphans", "")
-    if allowed.isdigit() and orphans >= int(allowed) > 0:
-        yield "tcp_max_orphans", f"{orphans:,} orphaned sockets of at most {int(allowed):,}"
+    allowed = number(host, "net.ipv4.tcp_max_orphans")
+    if allowed is not None and orphans >= allowed > 0:
+        yield "tcp_max_orphans", f"{orphans:,} orphaned sockets of at most {allowed:,}"
 
 
 _BY_MESSAGE = {
@@ -150,11 +153,10 @@ def tcp_pressure(found: Evidence) -> tuple[str, str] | None:
     """Which host's TCP was short of ``tcp_mem``, and how that shows; None if nobody's was."""
     for name, host in sorted(found.hosts.items()):
         peak = host.phases.get("peak")
-        marks = host.sysctl.get("net.ipv4.tcp_mem", "").split()
+        marks = numbers(host, "net.ipv4.tcp_mem")
         pages = peak.sockstat.get("TCP", {}).get("mem_pages", 0) if peak else 0
-        if len(marks) == 3 and pages >= int(marks[1]):
-            begins = int(marks[1])
-            return name, f"TCP was charged {pages:,} pages, pressure begins at {begins:,}"
+        if len(marks) == 3 and pages >= marks[1]:
+            return name, f"TCP was charged {pages:,} pages, pressure begins at {marks[1]:,}"
         times = sum(grown({name: host}, group, "TcpExtTCPMemoryPressures") for group in host.groups)
         if times:
             return name, f"TCP came under memory pressure {times:,} times"

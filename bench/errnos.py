@@ -19,6 +19,7 @@ from bench.findings import (
     hosts_with,
     too_few,
 )
+from bench.headroom import number
 from bench.results import HostRecord, Measured
 from bench.scenario import Scenario
 
@@ -120,5 +121,5 @@ def _nr_open_binds(scenario: Scenario, host: HostRecord | None) -> bool:
     """Whether fs.nr_open is below the agents' nofile on a host."""
     if host is None:
         return False
-    most, nofile = host.sysctl.get("fs.nr_open", ""), host.limits.get(f"nofile_{scenario.nofile}")
-    return most.isdigit() and isinstance(nofile, int) and int(most) < nofile
+    most, nofile = number(host, "fs.nr_open"), host.limits.get(f"nofile_{scenario.nofile}")
+    return most is not None and isinstance(nofile, int) and most < nofile

@@ -9,17 +9,24 @@ from bench import paths
 from bench.agent.memory import PINNED_BYTES
 from bench.agent.workers import RESERVE, SPARE
 from bench.bounds import Kernel, Room, Share
-from bench.collect import cgroups, objects, slab
+from bench.collect import ParseError, cgroups, objects, slab
 from bench.footprint import WORKER_BYTES
 from bench.inventory import Host, Inventory
 from bench.results import HostRecord, Phase, Side
 from bench.scenario import Scenario
+from bench.units import whole
 
 OWN_FDS = {"server": 12, "client": 11}
 """Descriptors that a worker really has open beside its connections and listeners: its streams,
 its orders, the bell, epoll, the memory gauge, the run's lock and what else it inherits. Where a
 limit is looked for, or the number of workers is given, nothing is kept in reserve, and this is what
 counts."""
+
+LAST_PORT = 65_535
+"""16 bits (RFC 9293 section 3.1)."""
+
+PORTS = 32_768, 60_999
+"""ip_local_port_range as the kernel has it by default (net/ipv4/af_inet.c ``inet_init_net``)."""
 
 SIDES: dict[str, Side] = {"servers": "server", "clients": "client"}
 """The inventory's groups that take part in a run, and the end that each is."""
@@ -41,19 +48,24 @@ def local_ports(scenario: Scenario, inventory: Inventory, host: Host, record: Ho
     From one address to one endpoint, as many as ``ip_local_port_range`` has, less
     ``ip_local_reserved_ports`` (ip-sysctl.rst). A host that told of no range has the default.
     """
-    words = record.sysctl.get("net.ipv4.ip_local_port_range", "32768 60999").split()
-    first, last = int(words[0]), int(words[1])
+    told = numbers(record, "net.ipv4.ip_local_port_range")
+    first, last = (told[0], told[1]) if len(told) == 2 else PORTS
     reserved = set(_ports(record.sysctl.get("net.ipv4.ip_local_reserved_ports", "")))
-    each = len(set(range(first, last + 1)) - reserved)
+    each = len(set(range(first, min(last, LAST_PORT) + 1)) - reserved)
     used = paths.sources(scenario, inventory, host)
     return each * len(used) * len(paths.targets(scenario, inventory))
 
 
 def _ports(text: str) -> Iterable[int]:
-    """Ports of a list such as ``8080,9000-9010``."""
-    for item in text.replace(",", " ").split():
-        first, _, last = item.partition("-")
-        yield from range(int(first), int(last or first) + 1)
+    """Ports of a list such as ``8080,9000-9010``; what is none of them is left out."""
+    begins = 0  # the kernel lists them in order (kernel/sysctl.c proc_do_large_bitmap)
+    for item in text.split(","):
+        first, _, last = map(str.strip, item.partition("-"))
+        low, high = whole(first), whole(last or first)
+        if low is not None and high is not None:
+            high = min(high, LAST_PORT)
+            yield from range(max(begins, low), high + 1)
+            begins = max(begins, high + 1)
 
 
 def share(
@@ -82,7 +94,7 @@ def share(
     try:
         caches = slab.parse(texts.get("slabinfo", ""))
         aliases = slab.parse_aliases(texts.get("slab_aliases", ""))
-    except ValueError:  # the phase names it in ``missing``; the table stands in
+    except ParseError:  # the phase names it in ``missing``; the table stands in
         caches, aliases = {}, {}
     nofile = _nofile(scenario, record)
     listeners = len(paths.endpoints(scenario, inventory, host)) if server else 0
@@ -145,11 +157,12 @@ def _tasks(record: HostRecord, before: Phase | None, own_run: int, agents: int) 
     if isinstance(own, int) and isinstance(allowed, int):
         rooms.append(Room(allowed, own + SPARE * agents))
     running = str(before.limits.get("/proc/loadavg", "")).partition("/")[2].split(" ")[0]
-    if running.isdigit():
+    tasks = whole(running)
+    if tasks is not None:
         for key in ("kernel.pid_max", "kernel.threads-max"):
             most = before.limits.get(key)
             if isinstance(most, int):
-                rooms.append(Room(most, int(running) + SPARE * agents - own_run))
+                rooms.append(Room(most, tasks + SPARE * agents - own_run))
     return min(rooms, key=lambda room: room.limit - room.used, default=None)
 
 
@@ -189,18 +202,21 @@ def kernel(
 
 def number(host: HostRecord, key: str) -> int | None:
     """A sysctl that is one number; None where the host has none of that name."""
-    text = host.sysctl.get(key, "")
-    return int(text) if text.strip().isdigit() else None
+    return whole(host.sysctl.get(key, "").strip())
+
+
+def numbers(host: HostRecord, key: str) -> list[int]:
+    """A sysctl that is some numbers; none where the host has none of that name, or another."""
+    found = [whole(word) for word in host.sysctl.get(key, "").split()]
+    return [one for one in found if one is not None] if None not in found else []
 
 
 def _files(before: Phase | None) -> int:
     """Open files of the kernel: fs.file-nr's first number, else the file objects in use."""
     if before is None:
         return 0
-    listed = before.limits.get("fs.file-nr")
-    if listed is not None:
-        return int(str(listed).split()[0])
-    return before.slab_objects.get("filp", 0)
+    listed = whole(" ".join(str(before.limits.get("fs.file-nr", "")).split()[:1]))
+    return before.slab_objects.get("filp", 0) if listed is None else listed
 
 
 def _free_kib(before: Phase | None, files: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from bench.headroom import number, numbers
 from bench.results import HostRecord
 from bench.scenario import Scenario
 
@@ -35,7 +36,7 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
     servers = "servers" in host.groups
     share = scenario.connections
     if servers:
-        most = _number(host, "net.core.somaxconn")
+        most = number(host, "net.core.somaxconn")
         if most is not None:
             # net/socket.c __sys_listen(); include/net/sock.h sk_acceptq_is_full(): more than
             queue = min(most, scenario.backlog) + 1
@@ -45,14 +46,14 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
                 f"a listener's accept queue holds {queue:,} (the lesser of backlog and somaxconn, "
                 "and one); more in one burst, before the server accepts, are dropped",
             )
-        syns = _number(host, "net.ipv4.tcp_max_syn_backlog")
+        syns = number(host, "net.ipv4.tcp_max_syn_backlog")
         if syns is not None:
             yield (
                 "tcp_max_syn_backlog",
                 f"{syns:,}",
                 "half-open connections of a listener without SYN cookies; a handshake under way",
             )
-    marks = [int(word) for word in host.sysctl.get("net.ipv4.tcp_mem", "").split()]
+    marks = numbers(host, "net.ipv4.tcp_mem")
     if len(marks) == 3:
         yield (
             "tcp_mem",
@@ -60,14 +61,14 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
             f"data queued in sockets: {marks[2] * PAGE_BYTES >> 20:,} MiB, a page each for "
             f"{marks[2]:,} connections with something unread; idle ones take none",
         )
-    orphans = _number(host, "net.ipv4.tcp_max_orphans")
+    orphans = number(host, "net.ipv4.tcp_max_orphans")
     if orphans is not None:
         yield (
             "tcp_max_orphans",
             f"{orphans:,}",
             "closed sockets whose FIN is not acknowledged; more of them are reset",
         )
-    waits = _number(host, "net.ipv4.tcp_max_tw_buckets")
+    waits = number(host, "net.ipv4.tcp_max_tw_buckets")
     if waits is not None:
         yield ("tcp_max_tw_buckets", f"{waits:,}", "sockets in TIME_WAIT; more are just dropped")
     buckets = int(host.limits.get("ehash_entries", 0))
@@ -80,7 +81,7 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
             f"{buckets:,} buckets",
             f"no bound: {load:.2g} connections a bucket with {share:,}{slow}",
         )
-    hashed, most = (_number(host, f"net.netfilter.nf_conntrack_{x}") for x in ("buckets", "max"))
+    hashed, most = (number(host, f"net.netfilter.nf_conntrack_{x}") for x in ("buckets", "max"))
     if hashed and most and host.limits.get("tracking"):
         yield (
             "nf_conntrack_buckets",
@@ -88,8 +89,3 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
             f"no bound: {2 * most / hashed:.2g} entries a bucket with the table full (each "
             "connection is in it for both directions)",
         )
-
-
-def _number(host: HostRecord, key: str) -> int | None:
-    text = host.sysctl.get(key, "")
-    return int(text) if text.strip().isdigit() else None

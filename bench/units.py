@@ -1,4 +1,5 @@
-"""Figures as a reader takes them in, and as a person types them; text that a screen can show."""
+"""Figures as a reader takes them in, as a person types them and as hosts print them; text that a
+screen can show."""
 
 from __future__ import annotations
 
@@ -27,6 +28,12 @@ THOUSANDS = {"k": 10**3, "M": 10**6, "G": 10**9}
 _TYPED = re.compile(r"([0-9]+(?:_[0-9]+|,[0-9]{3})*(?:\.[0-9]+)?) *([A-Za-z]*)")
 _LONGEST = 30
 """Characters of a typed figure: more of them are a slip of the hand."""
+
+MOST_WHOLE = (1 << 64) - 1
+"""The largest number that a host prints: no counter of a kernel is wider."""
+
+_DIGITS = re.compile("[0-9]{1,20}")
+"""As many digits as :data:`MOST_WHOLE` has. Of this alphabet: ``str.isdigit`` has others too."""
 
 
 _UNSEEN = re.compile(
@@ -85,6 +92,19 @@ def pair(one: str, two: str) -> Markup:
     first, unit = one.rpartition(" ")[::2]
     shown = first if unit == two.rpartition(" ")[2] and first else one
     return Markup("<span>{}</span> <small>/</small> <span>{}</span>").format(shown, two)
+
+
+def whole(text: str) -> int | None:
+    """Return the number that a host printed as ASCII digits; None where it is none, or wider than
+    64 bits."""
+    number = int(text) if _DIGITS.fullmatch(text) else None
+    return number if number is not None and number <= MOST_WHOLE else None
+
+
+def signed(text: str) -> int | None:
+    """Return the same of a number that may have a minus before it."""
+    number = whole(text.removeprefix("-"))
+    return -number if number is not None and text.startswith("-") else number
 
 
 def parse_size(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.model import Parameters
+from bench.units import whole
 
 LAST = 65_535
 """The last port there is: 16 bits (RFC 9293, 3.1)."""
@@ -44,10 +45,9 @@ def span(ports: str) -> range:
 
     :raises ValueError: if it is none.
     """
-    words = ports.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
+    first, last = map(whole, words) if len(words := ports.split()) == 2 else (None, None)
+    if first is None or last is None:
         raise ValueError(f"got {ports!r}, expected a first and a last port, as in '20000 24999'")
-    first, last = int(words[0]), int(words[1])
     if not 1 <= first <= last <= LAST:
         raise ValueError(f"got {ports!r}, expected ports from 1 to 65535 in order")
     return range(first, last + 1)

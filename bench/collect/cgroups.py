@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bench.collect import ParseError, number, shown
+
 UNLIMITED = "max"
 
 
 def parse(text: str) -> dict[str, dict[str, int]]:
     """Cgroup to figure to value; events as ``pids.events:max``. No limit (``max``) is left out.
 
-    :raises ValueError: if a line cannot be understood
+    :raises ParseError: if a line cannot be understood
     """
     found: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words:
             continue
         if len(words) not in (3, 4) or not words[0].startswith("/"):
-            raise ValueError(f"cgroup line {number}: {line!r} is not `/cgroup file [key] value`")
+            raise ParseError(f"cgroup line {row}: {shown(line)} is not `/cgroup file [key] value`")
         group = found.setdefault(words[0], {})
         name, value = ":".join(words[1:-1]), words[-1]
         if value == UNLIMITED:
             continue
-        if not value.isdigit():
-            raise ValueError(f"cgroup line {number}: {value!r} is not a number")
-        group[name] = int(value)
+        group[name] = number(value, f"cgroup line {row}")
     return found
 
 

@@ -42,7 +42,9 @@ _INODES = re.compile(
     r"|ext4_inode_cache|ovl_inode|btrfs_inode|xfs_inode|fuse_inode|squashfs_inode_cache"
     r"|erofs_inode|isofs_inode_cache|fat_inode_cache|nfs_inode_cache"
 )
-_RECORDS = re.compile(r"radix_tree_node|buffer_head|extent_status|mb_cache_entry|kmalloc-rcl-\d+k?")
+_RECORDS = re.compile(
+    r"radix_tree_node|buffer_head|extent_status|mb_cache_entry|kmalloc-rcl-[0-9]+k?"
+)
 _PER_INODE = ("dentry", "lsm_inode_cache")
 
 Growth = dict[str, float]
@@ -53,13 +55,24 @@ def observes(cache: str) -> bool:
     return bool(_INODES.fullmatch(cache) or _RECORDS.fullmatch(cache))
 
 
+def known(before: Phase, peak: Phase) -> bool:
+    """Whether both phases tell of slab in the same way: by cache, or as a sum."""
+    summed = "Slab" in before.meminfo_kib and "Slab" in peak.meminfo_kib
+    return summed or _listed(before, peak)
+
+
+def _listed(before: Phase, peak: Phase) -> bool:
+    return bool(before.slab_bytes and peak.slab_bytes)
+
+
 def growth(before: Phase, peak: Phase) -> tuple[Growth, float]:
     """Signed growth in bytes by slab cache without observers, and the observers' in bytes.
 
     A cache that shrank counts negative: leaving it out would make noise look like cost. Where
-    slabinfo could not be read (only root may), the growth of meminfo's ``Slab`` stands alone.
+    slabinfo could not be read (only root may), the growth of meminfo's ``Slab`` stands alone: one
+    of the two has to be in both phases (:func:`known`).
     """
-    if not (before.slab_bytes and peak.slab_bytes):
+    if not _listed(before, peak):
         return {"Slab": 1024.0 * (peak.meminfo_kib["Slab"] - before.meminfo_kib["Slab"])}, 0.0
     deltas = {
         name: float(peak.slab_bytes.get(name, 0) - before.slab_bytes.get(name, 0))
@@ -148,27 +161,23 @@ def _cost(pairs: list[Pair], held: int | None = None) -> KernelBytes:
 
     :param held: connections; by default the pairs' own
     """
-    known = [
-        pair
-        for pair in pairs
-        if all(phase.slab_bytes or "Slab" in phase.meminfo_kib for phase in pair)
-    ]
-    connections = _held(known) if held is None else held
-    if not known or connections <= 0:
+    told = [pair for pair in pairs if known(*pair)]
+    connections = _held(told) if held is None else held
+    if not told or connections <= 0:
         return KernelBytes()
     total: Growth = {}
     observers = sockets = 0.0
-    for before, peak in known:
+    for before, peak in told:
         deltas, theirs = growth(before, peak)
         observers += theirs
         for name, delta in deltas.items():
             total[name] = total.get(name, 0.0) + delta
         for name in ("TCP", "TCPv6"):
             sockets += peak.slab_objects.get(name, 0) - before.slab_objects.get(name, 0)
-    counted = all(phase.slab_objects for pair in known for phase in pair)
+    counted = all(phase.slab_objects for pair in told for phase in pair)
     return KernelBytes(
         both_ends=round(sum(total.values()) / connections, 1),
-        by_cache=by_cache(total, connections, known[0][1].slab_shared),
+        by_cache=by_cache(total, connections, told[0][1].slab_shared),
         observer_bytes=round(observers / connections, 1),
         sockets=round(sockets / connections, 2) if counted else None,
     )

@@ -23,12 +23,16 @@ TELLING = {
 }
 """What bound, to the message that says so."""
 
+MOST_LINE = 2_048
+"""Characters of a message that are looked at: the kernel writes 1,024 at most (kernel/printk
+``PRINTKRB_RECORD_MAX``), dmesg(1) a time before them."""
+
 _ANY = re.compile("|".join(TELLING.values()))
 
 
 def telling(text: str) -> list[str]:
     """The messages that tell of a limit, as printed, oldest first."""
-    return [line for line in text.splitlines() if _ANY.search(line)]
+    return [line for line in text.splitlines() if _ANY.search(line, 0, MOST_LINE)]
 
 
 def fresh(before: list[str], after: list[str]) -> dict[str, list[str]]:
@@ -39,6 +43,6 @@ def fresh(before: list[str], after: list[str]) -> dict[str, list[str]]:
         if line in old:
             continue
         for name, pattern in TELLING.items():
-            if re.search(pattern, line):
+            if re.search(pattern, line[:MOST_LINE]):
                 found.setdefault(name, []).append(line)
     return found

@@ -9,8 +9,17 @@ from __future__ import annotations
 
 import re
 
+from bench.collect import ParseError, number, shown
+from bench.units import signed
+
 _HEAD = re.compile(r"==> (/\S+) <==")
-_RLIMIT = re.compile(r"(Max [a-z ]+?) {2,}(\d+|unlimited) +(\d+|unlimited)(?: +[a-z]+)? *")
+_RLIMIT = re.compile(
+    r"(Max [a-z]+(?: [a-z]+)*) {2,}([0-9]+|unlimited) +([0-9]+|unlimited)(?: +[a-z]+)? *"
+)
+UNLIMITED = "unlimited"
+
+NUMBERS = ("fs.file-nr",)
+"""Of files that have more than one value, those of which each is a number."""
 
 
 def parse(text: str) -> dict[str, int | str]:
@@ -20,36 +29,42 @@ def parse(text: str) -> dict[str, int | str]:
     resource limits as ``max_open_files_soft`` and ``max_open_files_hard``, in the units of
     getrlimit(2). A value that is one integer is a number; others are text with single blanks.
 
-    :raises ValueError: if a line cannot be understood
+    :raises ParseError: if a line cannot be understood
     """
     found: dict[str, int | str] = {}
     path = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(text.splitlines(), 1):
         head = _HEAD.fullmatch(line)
         if head:
             path = head[1]
         elif not line.strip() or line.startswith("#"):
             continue
         elif not path:
-            raise ValueError(f"limits line {number}: {line!r} comes before any `==> PATH <==`")
+            raise ParseError(f"limits line {row}: {shown(line)} comes before any `==> PATH <==`")
         elif path.endswith("/limits"):
-            found |= _rlimit(number, line)
+            found |= _rlimit(f"limits line {row}", line)
         elif _key(path) in found:
-            raise ValueError(f"limits line {number}: {line!r} is a second line of {path}")
+            raise ParseError(f"limits line {row}: {shown(line)} is a second line of {shown(path)}")
         else:
             found[_key(path)] = _value(line)
+            if _key(path) in NUMBERS:
+                for word in line.split():
+                    number(word, f"limits line {row}: {_key(path)}")
     return found
 
 
-def _rlimit(number: int, line: str) -> dict[str, int | str]:
+def _rlimit(where: str, line: str) -> dict[str, int | str]:
     """One line of /proc/<pid>/limits; its title line says nothing."""
     if line.startswith("Limit "):
         return {}
     match = _RLIMIT.fullmatch(line)
     if not match:
-        raise ValueError(f"limits line {number}: {line!r} is not `Max thing  soft  hard  unit`")
+        raise ParseError(f"{where}: {shown(line)} is not `Max thing  soft  hard  unit`")
     name = match[1].replace(" ", "_").lower()
-    return {f"{name}_soft": _value(match[2]), f"{name}_hard": _value(match[3])}
+    return {
+        f"{name}_{which}": UNLIMITED if value == UNLIMITED else number(value, where)
+        for which, value in (("soft", match[2]), ("hard", match[3]))
+    }
 
 
 def _key(path: str) -> str:
@@ -62,4 +77,5 @@ def _key(path: str) -> str:
 
 def _value(text: str) -> int | str:
     words = " ".join(text.split())
-    return int(words) if words.lstrip("-").isdigit() else words
+    value = signed(words)
+    return words if value is None else value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bench.collect import ParseError, shown
+from bench.units import signed
+
 
 def parse(text: str) -> dict[str, int]:
     """Counter name to value since the network namespace was made.
 
-    :raises ValueError: if a line cannot be understood
+    :raises ParseError: if a line cannot be understood
     """
     found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -14,7 +17,8 @@ def parse(text: str) -> dict[str, int]:
         if not words or line.startswith("#"):
             continue
         # Some gauges (such as TcpMaxConn, -1) are signed.
-        if len(words) not in (2, 3) or not words[1].lstrip("-").isdigit():
-            raise ValueError(f"nstat line {number}: {line!r} is not `Counter value rate`")
-        found[words[0]] = int(words[1])
+        value = signed(words[1]) if len(words) in (2, 3) else None
+        if value is None:
+            raise ParseError(f"nstat line {number}: {shown(line)} is not `Counter value rate`")
+        found[words[0]] = value
     return found

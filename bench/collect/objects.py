@@ -62,7 +62,7 @@ def release(kernel: str) -> tuple[int, int]:
 
     :raises ValueError: if it does not start with them
     """
-    match = re.match(r"(\d+)\.(\d+)", kernel)
+    match = re.match(r"([0-9]{1,5})\.([0-9]{1,5})", kernel)
     if not match:
         raise ValueError(f"kernel {kernel!r} does not start with a release such as 6.1")
     return int(match[1]), int(match[2])

@@ -11,10 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from bench.collect import ParseError, number, shown
+from bench.units import MOST_WHOLE
+
 _LINE = re.compile(
-    r"(?P<name>\S+)\s+(?P<active>\d+)\s+(?P<objects>\d+)\s+(?P<size>\d+)\s+(?P<per>\d+)"
-    r"\s+(?P<pages>\d+)(?:\s+: tunables(?:\s+\d+){3})?"
-    r"(?:\s+: slabdata\s+\d+\s+(?P<slabs>\d+)\s+\d+)?(?:\s+: .*)?\s*"
+    r"(?P<name>\S+)\s+(?P<active>[0-9]+)\s+(?P<objects>[0-9]+)\s+(?P<size>[0-9]+)"
+    r"\s+(?P<per>[0-9]+)\s+(?P<pages>[0-9]+)(?:\s+: tunables(?:\s+[0-9]+){3})?"
+    r"(?:\s+: slabdata\s+[0-9]+\s+(?P<slabs>[0-9]+)\s+[0-9]+)?(?:\s+: .*)?\s*"
 )
 
 
@@ -49,33 +52,38 @@ def parse(text: str, page_bytes: int = 4096) -> dict[str, Cache]:
     """Slab caches by name. Lines of one name are added up (two modules may use one name).
 
     :param page_bytes: the host's page size
-    :raises ValueError: if a line cannot be understood or the version is not 2.1
+    :raises ParseError: if a line cannot be understood or the version is not 2.1
     """
     found: dict[str, Cache] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(text.splitlines(), 1):
+        where = f"slabinfo line {row}"
         if not line.strip() or line.startswith("#"):
             continue
         if line.startswith("slabinfo - version:"):
-            if line.split(":")[1].split()[0] != "2.1":
-                raise ValueError(f"slabinfo line {number}: {line!r}: only version 2.1 is known")
+            if line.split(":")[1].split()[:1] != ["2.1"]:
+                raise ParseError(f"{where}: {shown(line)}: only version 2.1 is known")
             continue
         match = _LINE.fullmatch(line)
         if not match:
-            raise ValueError(f"slabinfo line {number}: {line!r} is not a slab cache")
-        per, objects = int(match["per"]), int(match["objects"])
-        if not per:
-            raise ValueError(f"slabinfo line {number}: {line!r}: no object fits a slab")
-        slabs = -(-objects // per) if match["slabs"] is None else int(match["slabs"])
+            raise ParseError(f"{where}: {shown(line)} is not a slab cache")
+        active, objects, size, per, pages = (
+            number(match[name], where) for name in ("active", "objects", "size", "per", "pages")
+        )
+        if not per or not pages:
+            raise ParseError(f"{where}: {shown(line)}: no object fits a slab")
+        slabs = -(-objects // per) if match["slabs"] is None else number(match["slabs"], where)
         cache = Cache(
             match["name"],
-            int(match["active"]),
+            active,
             objects,
-            int(match["size"]),
+            size,
             per,
-            int(match["pages"]),
+            pages,
             slabs,
             page_bytes,
         )
+        if slabs * pages * page_bytes > MOST_WHOLE:
+            raise ParseError(f"{where}: {shown(line)}: more memory than there are addresses")
         found[cache.name] = _sum(found[cache.name], cache) if cache.name in found else cache
     return found
 
@@ -124,13 +132,13 @@ def parse_aliases(text: str) -> dict[str, str]:
     """``slab_aliases``: ``name target`` for every link in ``/sys/kernel/slab``.
 
     :return: alias to the merged cache's identity, such as ``:A-0000128``
-    :raises ValueError: if a line cannot be understood
+    :raises ParseError: if a line cannot be understood
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if len(words) not in (0, 2):
-            raise ValueError(f"slab_aliases line {number}: {line!r} is not `name target`")
+            raise ParseError(f"slab_aliases line {row}: {shown(line)} is not `name target`")
         if words:
             found[words[0]] = words[1]
     return found

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-_PAIR = re.compile(r"([a-z]+) (\d+)")
-_COUNT = re.compile(r"\d+|-|\*")
+from bench.collect import ParseError, number, shown
+from bench.units import whole
+
+_PAIR = re.compile(r"\b([a-z]+) ([0-9]+)")
+_COUNT = re.compile(r"[0-9]+|-|\*")
 
 
 def parse(text: str) -> dict[str, int]:
@@ -16,28 +19,28 @@ def parse(text: str) -> dict[str, int]:
     ``<transport>_total``, ``_ip`` and ``_ipv6`` in lower case from the table (its TCP row is
     ``inet_tcp_*``, for it leaves TIME_WAIT out while the TCP line does not).
 
-    :raises ValueError: if a line cannot be understood
+    :raises ParseError: if a line cannot be understood
     """
     found: dict[str, int] = {}
     in_table = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        words = line.split()
+        words, where = line.split(), f"ss_s line {row}"
         if in_table:
             if len(words) != 4 or not all(_COUNT.fullmatch(word) for word in words[1:]):
-                raise ValueError(f"ss_s line {number}: {line!r} is not a row of transports")
+                raise ParseError(f"ss_s line {row}: {shown(line)} is not a row of transports")
             name = {"tcp": "inet_tcp", "*": "kernel"}.get(words[0].lower(), words[0].lower())
             for column, word in zip(("total", "ip", "ipv6"), words[1:], strict=True):
-                if word.isdigit():
-                    found[f"{name}_{column}"] = int(word)
+                if word not in ("-", "*"):
+                    found[f"{name}_{column}"] = number(word, where)
         elif words[0] == "Transport":
             in_table = True
-        elif words[0] in ("Total:", "TCP:") and len(words) > 1 and words[1].isdigit():
+        elif words[0] in ("Total:", "TCP:") and whole("".join(words[1:2])) is not None:
             name = words[0][:-1].lower()
-            found[f"{name}_total" if name == "tcp" else name] = int(words[1])
+            found[f"{name}_total" if name == "tcp" else name] = number(words[1], where)
             if name == "tcp":
-                found |= {f"tcp_{key}": int(value) for key, value in _PAIR.findall(line)}
+                found |= {f"tcp_{key}": number(value, where) for key, value in _PAIR.findall(line)}
         else:
-            raise ValueError(f"ss_s line {number}: {line!r} is not of `ss -s`")
+            raise ParseError(f"ss_s line {row}: {shown(line)} is not of `ss -s`")
     return found
