@@ -8,6 +8,7 @@ names from closed lists, and text that can be written and shown. Everything else
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import re
@@ -26,8 +27,8 @@ from pydantic import (
 )
 
 from bench import wire
-from bench.errors import refusal
-from bench.units import printable
+from bench.errors import brief, refusal
+from bench.units import printable, signed
 
 MOST_DEPTH = 16
 """Of objects and lists within each other: the deepest, a role's record among facts, has 6."""
@@ -52,6 +53,9 @@ HEAD = re.compile(rb'\{ ?"event": ?"([a-z]{1,20})"')
 
 MOST_COUNT = 1 << 53
 """No counter of a run comes near: ten thousand million connections a second for a week."""
+
+LAST_PORT = 65_535
+"""16 bits (RFC 9293 section 3.1)."""
 
 MOST_SECONDS = 1e7
 """Four months."""
@@ -95,6 +99,86 @@ def _sources(texts: dict[str, str]) -> dict[str, str]:
     return texts
 
 
+def _is_number(text: str) -> bool:
+    return signed(text) is not None
+
+
+def _are_numbers(text: str) -> bool:
+    """Whether it is three numbers: a least, a usual and a most."""
+    words = text.split(" ")
+    return len(words) == 3 and all(map(_is_number, words))
+
+
+def _is_port_range(text: str) -> bool:
+    return bool(re.fullmatch("[0-9]{1,5} [0-9]{1,5}", text)) and _in_order(text.replace(" ", "-"))
+
+
+def _are_ports(text: str) -> bool:
+    """Whether it is a list such as ``8080,9000-9010``, or empty."""
+    item = "[0-9]{1,5}(?:-[0-9]{1,5})?"
+    return not text or (bool(re.fullmatch(f"{item}(?:,{item})*", text)) and _in_order(text))
+
+
+def _in_order(text: str) -> bool:
+    """Whether these are ports as the kernel lists them: each once, from the lowest up."""
+    least = 0
+    for item in text.split(","):
+        first, _, last = item.partition("-")
+        low, high = int(first), int(last or first)
+        if not least <= low <= high <= LAST_PORT:
+            return False
+        least = high + 1
+    return True
+
+
+NUMBER = _is_number, "a number"
+NUMBERS = _are_numbers, "three numbers"
+
+SYSCTLS: Mapping[str, tuple[Callable[[str], bool], str]] = {
+    "fs.epoll.max_user_watches": NUMBER,
+    "fs.file-max": NUMBER,
+    "fs.nr_open": NUMBER,
+    "net.core.netdev_max_backlog": NUMBER,
+    "net.core.somaxconn": NUMBER,
+    "net.ipv4.ip_local_port_range": (_is_port_range, "a first and a last port"),
+    "net.ipv4.ip_local_reserved_ports": (_are_ports, "ports and ranges of them, in order"),
+    "net.ipv4.tcp_ehash_entries": NUMBER,
+    "net.ipv4.tcp_max_orphans": NUMBER,
+    "net.ipv4.tcp_max_syn_backlog": NUMBER,
+    "net.ipv4.tcp_max_tw_buckets": NUMBER,
+    "net.ipv4.tcp_mem": NUMBERS,
+    "net.ipv4.tcp_rmem": NUMBERS,
+    "net.ipv4.tcp_wmem": NUMBERS,
+    "net.netfilter.nf_conntrack_buckets": NUMBER,
+    "net.netfilter.nf_conntrack_count": NUMBER,
+    "net.netfilter.nf_conntrack_max": NUMBER,
+}
+"""The parameters that every host is asked for (ip-sysctl.rst and its neighbours), each with what
+its value has to be. Another that a host tells of is recorded, and nothing looks at it."""
+
+
+def _sysctls(values: dict[str, str]) -> dict[str, str]:
+    for key, value in values.items():
+        fits, expected = SYSCTLS.get(key, (None, ""))
+        if fits and not fits(value):
+            raise ValueError(f"{key}: got {brief(value)}, expected {expected}")
+    return values
+
+
+def _release(kernel: str) -> str:
+    if not re.match(r"[0-9]{1,5}\.[0-9]{1,5}", kernel):
+        raise ValueError(f"got {brief(kernel)}, expected a release such as 6.1.0")
+    return kernel
+
+
+def _network(address: str) -> str:
+    try:
+        ipaddress.ip_network(address, strict=False)
+    except ValueError:
+        raise ValueError(f"got {brief(address)}, expected an address or a prefix") from None
+    return address
+
+
 def _storable(text: Any) -> Any:
     """Text without what UTF-8 has no bytes for: JSON can name one half of a surrogate pair."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
@@ -117,8 +201,9 @@ def _cut(most: int) -> Callable[[Any], Any]:
 
 Text = Annotated[str, BeforeValidator(_cut(4096)), AfterValidator(printable)]
 Word = Annotated[str, BeforeValidator(_cut(256)), AfterValidator(printable)]
-Value = Annotated[str, BeforeValidator(_cut(1 << 16)), AfterValidator(printable)]
-"""Of a sysctl: net.ipv4.ip_local_reserved_ports may list thousands of ports."""
+Value = Annotated[str, BeforeValidator(_cut(1 << 18)), AfterValidator(printable)]
+"""Of a sysctl: net.ipv4.ip_local_reserved_ports has 196,607 characters with every other port."""
+Address = Annotated[Word, AfterValidator(_network)]
 Evidence = Annotated[str, Field(max_length=MOST_SOURCE), BeforeValidator(_storable)]
 Errors = Annotated[dict[str, Count], Field(max_length=256), AfterValidator(_errors)]
 Latency = Annotated[dict[str, Count], AfterValidator(_latency)]
@@ -194,17 +279,17 @@ class Facts(Event):
     """:class:`bench.wire.Facts`."""
 
     hostname: Word
-    kernel: Word
+    kernel: Annotated[Word, AfterValidator(_release)]
     python: Word
     cpu: Annotated[int, Field(ge=1, le=1 << 16)]
-    mem_total_kib: Count
+    mem_total_kib: Annotated[int, Field(ge=1, le=MOST_COUNT)]
     nofile_soft: Annotated[int, Field(ge=-1, le=MOST_COUNT)]
     nofile_hard: Annotated[int, Field(ge=-1, le=MOST_COUNT)]
     own_tasks: Count
     tracking: bool
     cap_sys_resource: bool
-    sysctl: Annotated[dict[Word, Value], Field(max_length=1024)]
-    addresses: Annotated[list[Word], Field(max_length=200_000)]
+    sysctl: Annotated[dict[Word, Value], Field(max_length=1024), AfterValidator(_sysctls)]
+    addresses: Annotated[list[Address], Field(max_length=200_000)]
     ehash_entries: Count
     roles: Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_records)]
 
@@ -253,6 +338,15 @@ class Floor(Event):
 
     mem_free_kib: Count
     floor_kib: Count
+
+    @model_validator(mode="after")
+    def _below(self) -> Floor:
+        if self.mem_free_kib >= self.floor_kib:
+            raise ValueError(
+                f"mem_free_kib: got {self.mem_free_kib}, expected less than the floor of "
+                f"{self.floor_kib}"
+            )
+        return self
 
 
 class Ramped(Event):

@@ -17,6 +17,9 @@ from bench.agent.sockets import reset_on_close
 ROLES = Path("/var/lib/connlab")
 CAP_SYS_RESOURCE = 24  # include/uapi/linux/capability.h
 
+ALL = {"-4": "0.0.0.0/0", "-6": "::/0"}
+"""What ip-route(8) calls ``default``."""
+
 TRACKED = 8
 """Connections over loopback that show whether there is connection tracking."""
 
@@ -109,9 +112,10 @@ def _addresses() -> List[str]:
     for family in ("-4", "-6"):
         query = [tool("ip"), "-j", family, "route", "show", "table", "local", "type", "local"]
         try:
-            found += [route["dst"] for route in json.loads(output(query) or "[]")]
+            told = [route["dst"] for route in json.loads(output(query) or "[]")]
         except (Unreadable, ValueError):
             continue  # a kernel without that family
+        found += [ALL[family] if dst == "default" else dst for dst in told]
     return found
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.agent import probe
+from bench.agent import about, probe
 
 
 def test_a_tool_that_fails_is_no_evidence():
@@ -60,3 +60,13 @@ def test_ipv6_addresses_are_in_brackets(monkeypatch):
     with pytest.raises(OSError, match="no such file"):
         probe.sockets([("198.18.0.1", 5000), ("fd00::1", 5001)], "dst", "established")
     assert asked[0][-1] == "( dst = 198.18.0.1:5000 or dst = [fd00::1]:5001 )"
+
+
+def test_a_route_to_everything_is_told_as_a_prefix(monkeypatch):
+    told = {
+        "-4": '[{"dst":"default"},{"dst":"198.18.0.1"}]',
+        "-6": '[{"dst":"default"},{"dst":"fd63::/64"}]',
+    }
+    monkeypatch.setattr(about, "tool", lambda name: name)
+    monkeypatch.setattr(about, "output", lambda argv: told[argv[2]])
+    assert about._addresses() == ["0.0.0.0/0", "198.18.0.1", "::/0", "fd63::/64"]

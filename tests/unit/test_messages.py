@@ -147,11 +147,54 @@ def test_text_is_made_fit_to_be_shown_or_kept() -> None:
 def test_what_a_host_has_more_to_say_of_than_is_shown_is_cut() -> None:
     error = read(line({"event": "error", "kind": "fault", "message": "x" * 50_000}))
     assert error["message"] == "x" * 4096
-    ports = ",".join(str(port) for port in range(30_000, 33_000))
+    ports = ",".join(str(port) for port in range(1, 65_536, 2))  # no list is longer
     found = read(line({**FACTS, "sysctl": {"net.ipv4.ip_local_reserved_ports": ports}}))
     assert found["sysctl"]["net.ipv4.ip_local_reserved_ports"] == ports
     missing = {"ss_s": "no " * 5000}
     assert len(read(line({**COLLECTED, "missing": missing}))["missing"]["ss_s"]) == 256
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("net.core.somaxconn", "4096"),
+        ("net.core.somaxconn", "-1"),
+        ("fs.file-max", "9223372036854775807"),
+        ("fs.file-max", "18446744073709551615"),
+        ("net.ipv4.tcp_ehash_entries", "-262144"),  # of a namespace that shares the table
+        ("net.ipv4.ip_local_port_range", "32768 60999"),
+        ("net.ipv4.ip_local_port_range", "7 7"),
+        ("net.ipv4.ip_local_reserved_ports", ""),
+        ("net.ipv4.ip_local_reserved_ports", "0-65535"),
+        ("net.ipv4.ip_local_reserved_ports", "8080,9000-9010,65535"),
+        ("net.ipv4.tcp_mem", "287901 383868 575802"),
+        ("net.some.other", "what² ever"),
+    ],
+)
+def test_what_kernels_print_of_their_parameters_gets_through(key: str, value: str) -> None:
+    assert read(line({**FACTS, "sysctl": {key: value}}))["sysctl"] == {key: value}
+
+
+def test_what_a_host_answers_for_gets_through() -> None:
+    addresses = ["198.18.0.1", "198.18.1.0/24", "0.0.0.0/0", "fd63:6f6e::1", "fe80::/64", "::/0"]
+    assert read(line({**FACTS, "addresses": addresses}))["addresses"] == addresses
+
+
+def test_a_line_that_is_just_long_enough_is_taken() -> None:
+    def long(size: int) -> bytes:
+        text = line({"event": "error", "kind": "fault", "message": ""})
+        return text[:-2] + b"x" * (size - len(text)) + text[-2:]
+
+    most = messages.SHORT_BYTES
+    assert len(long(most)) == most and read(long(most))["kind"] == "fault"
+    with pytest.raises(ProtocolError, match=f"^a line of {most + 1} bytes, .* {most} of its kind$"):
+        read(long(most + 1))
+
+
+def test_no_line_of_any_kind_is_longer_than_the_longest() -> None:
+    most = wire.LINE_BYTES
+    with pytest.raises(ProtocolError, match=rf"^a line of {most + 1} bytes, .* at most {most}$"):
+        read(b'{"event":"collected","x":"' + b"x" * (most - 27) + b'"}')
 
 
 def test_a_damaged_record_of_a_role_is_named_and_no_fault_of_the_agent() -> None:
@@ -217,6 +260,41 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({**FACTS, "cpu": 0}, "facts: cpu: got 0, expected"),
     ({**FACTS, "roles": {"../x": {}}}, "facts: roles: got '../x', expected the name of a role"),
     ({**FACTS, "addresses": "198.18.0.1"}, "facts: addresses: got"),
+    ({**FACTS, "addresses": ["junk"]}, "facts: addresses.0: got 'junk', expected an address"),
+    ({**FACTS, "addresses": ["198.18.0.1", "1.2.3.4/33"]}, "facts: addresses.1: got '1.2.3.4/33'"),
+    ({**FACTS, "kernel": "junk"}, "facts: kernel: got 'junk', expected a release such as 6.1.0"),
+    ({**FACTS, "kernel": "6.²"}, "facts: kernel: got '6.²', expected a release"),
+    ({**FACTS, "mem_total_kib": 0}, "facts: mem_total_kib: got 0, expected"),
+    *(
+        (
+            {**FACTS, "sysctl": {"net.core.somaxconn": value}},
+            "facts: sysctl: net.core.somaxconn: got '",
+        )
+        for value in ("²", "9" * 5_000, str(1 << 64), "", "x", "1 2", "--1", "1\n")
+    ),
+    *(
+        (
+            {**FACTS, "sysctl": {"net.ipv4.ip_local_port_range": value}},
+            f"facts: sysctl: net.ipv4.ip_local_port_range: got {value!r}, expected a first and",
+        )
+        for value in ("x", "1", "60999 32768", "1 65536", "1-2", "1 2 3", "² 9")
+    ),
+    *(
+        (
+            {**FACTS, "sysctl": {"net.ipv4.ip_local_reserved_ports": value}},
+            f"facts: sysctl: net.ipv4.ip_local_reserved_ports: got {value!r}, expected ports",
+        )
+        for value in ("0-99999999999", "0-65536", "2,1", "1,1", "1-9,9", "9-1", "1,", ",", "x")
+    ),
+    *(
+        ({**FACTS, "sysctl": {"net.ipv4.tcp_mem": value}}, "facts: sysctl: net.ipv4.tcp_mem: got ")
+        for value in ("a b c", "1 2", "1 2 3 4", "1  2 3")
+    ),
+    (
+        {"event": "floor", "mem_free_kib": 1 << 40, "floor_kib": 1},
+        "floor: mem_free_kib: got 1099511627776, expected less than the floor of 1",
+    ),
+    ({"event": "floor", "mem_free_kib": 2, "floor_kib": 2}, "floor: mem_free_kib: got 2, expected"),
     ({"event": "verified", "alive": 7, "dead": 4}, "verified: got 11, expected at most the 10"),
     ({"event": "hello"}, "hello: version: missing"),
     ({"event": "nonsense"}, "event: got 'nonsense', expected a known one"),
