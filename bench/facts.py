@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from bench.collect import (
+    ParseError,
     cgroups,
     conntrack,
     kernellog,
@@ -18,6 +20,7 @@ from bench.collect import (
     sockstat,
     ss,
 )
+from bench.errors import LabError
 from bench.results import HostRecord, Phase, Setting
 from bench.units import printable
 
@@ -45,7 +48,7 @@ def phase(
             return {}
         try:
             return parser(texts[name])
-        except ValueError as error:
+        except ParseError as error:
             missing[name] = f"not understood: {error}"
             return {}
 
@@ -80,6 +83,17 @@ def phase(
     )
 
 
+def check_phase(host: str, event: Mapping[str, Any], asked: str) -> None:
+    """See that evidence is of the phase that was asked for.
+
+    :raises LabError: if it is not
+    """
+    if event["phase"] != asked:
+        raise LabError(
+            f"host {host}: protocol: collected: phase: got {event['phase']!r}, expected {asked!r}"
+        )
+
+
 def _idle_limit(key: str) -> bool:
     """Whether a limit is a resource limit that no connection meets."""
     return key.startswith("max_") and not key.startswith(("max_open_files", "max_processes"))
@@ -112,9 +126,33 @@ def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
     )
 
 
-def local_networks(host: HostRecord) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """What the host answers for: its addresses, and prefixes that it routes to itself."""
-    return [ipaddress.ip_network(text, strict=False) for text in host.addresses]
+class Local:
+    """What a host answers for: its addresses, and prefixes that it routes to itself.
+
+    Looked up by bisection: a host may have hundreds of thousands of them.
+    """
+
+    def __init__(self, host: HostRecord) -> None:
+        networks = (ipaddress.ip_network(text, strict=False) for text in host.addresses)
+        self._spans: list[tuple[int, int, int]] = []
+        """IP version, first and last address; in order, none within another."""
+        for version, first, minus in sorted(
+            (one.version, int(one.network_address), -one.num_addresses) for one in networks
+        ):
+            last = first - minus - 1
+            # Networks lie within each other, or apart.
+            if not self._spans or (version, last) > (self._spans[-1][0], self._spans[-1][2]):
+                self._spans.append((version, first, last))
+
+    def __contains__(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        version: int = address.version
+        place = bisect.bisect_right(
+            self._spans, (version, int(address)), key=lambda span: (span[0], span[1])
+        )
+        return place > 0 and (version, int(address)) <= (
+            self._spans[place - 1][0],
+            self._spans[place - 1][2],
+        )
 
 
 def _roles(roles: Mapping[str, Any]) -> tuple[dict[str, dict[str, Setting]], dict[str, str]]:

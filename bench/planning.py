@@ -31,10 +31,10 @@ def there(
 
     :raises LabError: if a server lacks an address that it should listen on.
     """
-    networks = {name: facts.local_networks(host) for name, host in hosts.items()}
+    local = {name: facts.Local(host) for name, host in hosts.items()}
 
     def has(host: Host, address: str) -> bool:
-        return any(ipaddress.ip_address(address) in network for network in networks[host.name])
+        return ipaddress.ip_address(address) in local[host.name]
 
     for server in inventory.of("servers"):
         for address in paths.listening(scenario, inventory, server):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from bench import facts, paths
+from bench import facts, messages, paths
 from bench.agent import bundle
 from bench.inventory import Inventory
 from bench.results import HostRecord
@@ -15,25 +15,7 @@ from bench.session import Agent, Connect, Session
 SECONDS = 60.0
 """For one host's answer: its evidence takes a fraction of a second while it holds nothing."""
 
-SYSCTLS = (
-    "fs.epoll.max_user_watches",
-    "fs.file-max",
-    "fs.nr_open",
-    "net.core.netdev_max_backlog",
-    "net.core.somaxconn",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_ehash_entries",
-    "net.ipv4.tcp_max_orphans",
-    "net.ipv4.tcp_max_syn_backlog",
-    "net.ipv4.tcp_max_tw_buckets",
-    "net.ipv4.tcp_mem",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-    "net.netfilter.nf_conntrack_buckets",
-    "net.netfilter.nf_conntrack_count",
-    "net.netfilter.nf_conntrack_max",
-)
+SYSCTLS = tuple(messages.SYSCTLS)
 """Recorded of every host."""
 
 
@@ -63,6 +45,7 @@ def look(
         )
         taken = datetime.now(UTC)
         for agent, message in told.items():
+            facts.check_phase(agent.name, message, "before")
             found[agent.name].phases["before"] = facts.phase(message, taken)
         texts = {agent.name: message["texts"] for agent, message in told.items()}
         session.close(drained=True)

@@ -116,11 +116,11 @@ def addresses(lab: Lab, host: Host, family: int) -> list[str]:
 
     Without those that are reached only through a router.
     """
-    networks = facts.local_networks(lab.hosts[host.name])
+    local = facts.Local(lab.hosts[host.name])
     return [
         str(one)
         for one in map(ipaddress.ip_address, host.data_addresses)
-        if one.version == family and any(one in network for network in networks)
+        if one.version == family and one in local
         if str(one) not in host.routed_addresses
     ]
 

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from captured import collected
 
 from bench import facts
+from bench.errors import LabError
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
@@ -93,3 +95,11 @@ def test_host_record() -> None:
     assert record.tuning["alias_ips"]["x"].found == "absent"
     assert record.reported["net.core.netdev_max_backlog"] == "read-only"
     assert record.reported["tune_limits"].endswith("Permission denied")
+
+
+def test_evidence_of_another_phase_than_was_asked_for_is_named() -> None:
+    facts.check_phase("server1", {"phase": "peak"}, "peak")
+    with pytest.raises(
+        LabError, match=r"^host server1: protocol: collected: phase: got 'before', "
+    ):
+        facts.check_phase("server1", {"phase": "before"}, "peak")
