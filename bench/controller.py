@@ -22,11 +22,15 @@ from bench.inventory import Inventory
 from bench.planning import plan_for
 from bench.results import (
     CurvePoint,
+    Diagnosis,
     HostRecord,
+    KernelBytes,
+    Latency,
     Measured,
     Predicted,
     Requested,
     Run,
+    UserlandBytes,
     Verdict,
     Workers,
 )
@@ -85,9 +89,13 @@ def run(
 
         @INTERRUPTS.cleaning()
         def keep(ended: tuple[Verdict, str] | None) -> Run:
-            made = _assemble(
-                scenario, inventory, conduct.found, recorder.points, run_id, started, ended
-            )
+            broken: Exception | None = None
+            gathered = scenario, inventory, conduct.found, recorder.points, run_id, started
+            try:
+                made = _assemble(*gathered, ended)
+            except Exception as error:  # of whatever it has gathered: what there is, is kept
+                broken = error
+                made = _assemble(*gathered, ended or ("aborted", _unreckoned(error)), bare=True)
             page = _pages.submit(report.render, made)
             with ThreadPoolExecutor(1) as pool:
                 written = pool.submit(store.write, made)
@@ -95,6 +103,8 @@ def run(
                 session.close(drained=ended is None)
             written.result()
             store.write_page(run_id, page.result())
+            if broken and not ended:
+                raise broken
             return made
 
         try:
@@ -115,6 +125,14 @@ def run(
         return keep(None)
 
 
+UNKNOWN = Diagnosis(bound_by="unknown", sure="unsure")
+"""Of a run that was not looked into."""
+
+
+def _unreckoned(error: Exception) -> str:
+    return f"internal error: figures: {type(error).__name__}: {error}"
+
+
 def _assemble(
     scenario: Scenario,
     inventory: Inventory,
@@ -123,7 +141,13 @@ def _assemble(
     run_id: str,
     started: datetime,
     ended: tuple[Verdict, str] | None,
+    bare: bool = False,
 ) -> Run:
+    """Put a run together.
+
+    :param ended: its verdict, where that is known
+    :param bare: without what is reckoned from evidence, and so cannot fail
+    """
     held, seconds = found.peak.clients, found.ramp_seconds
     measured = Measured(
         established=found.peak,
@@ -134,10 +158,6 @@ def _assemble(
         held_end=found.held_end,
         retried=found.retried,
         errors=_sum(found.errors.values()),
-        connect_latency_us=curve.latency(found.latency),
-        kernel_bytes_per_connection=cost.kernel_bytes(found.hosts, inventory.underlay),
-        userland_bytes_per_connection=cost.userland_bytes(found.hosts),
-        workers=_workers(found.hosts),
         liveness=found.liveness,
         rounds=found.rounds,
         churn=found.churn,
@@ -146,8 +166,9 @@ def _assemble(
         left_after=found.left_after,
         resets_lost=found.resets_lost,
         steps=found.steps,
+        **(NOT_RECKONED if bare else _reckoned(found, inventory.underlay)),
     )
-    diagnosis = diagnose.diagnose(scenario, measured, found)
+    diagnosis = UNKNOWN if bare else diagnose.diagnose(scenario, measured, found)
     verdict, reason = ended or judge(scenario, measured, diagnosis, found.stopped_by)
     return Run(
         schema_=1,
@@ -170,6 +191,23 @@ def _assemble(
         packages=packages(),
         image=_image(inventory.state),
     )
+
+
+NOT_RECKONED: dict[str, Any] = {
+    "connect_latency_us": Latency(),
+    "kernel_bytes_per_connection": KernelBytes(),
+    "userland_bytes_per_connection": UserlandBytes(),
+}
+
+
+def _reckoned(found: Evidence, shared_kernel: bool) -> dict[str, Any]:
+    """Fields of :class:`Measured` that are reckoned from what hosts printed."""
+    return {
+        "connect_latency_us": curve.latency(found.latency),
+        "kernel_bytes_per_connection": cost.kernel_bytes(found.hosts, shared_kernel),
+        "userland_bytes_per_connection": cost.userland_bytes(found.hosts),
+        "workers": _workers(found.hosts),
+    }
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -151,3 +151,26 @@ def test_one_that_holds_connections_is_closed_in_order(
     assert run.verdict == "aborted"
     assert run.reason == (str(ends) or "interrupted")
     assert run.measured.lost == 3  # what there was is kept
+
+
+@pytest.mark.parametrize("ends", [None, KeyboardInterrupt(), LabError("host client1: gone")])
+def test_a_run_whose_figures_cannot_be_reckoned_is_kept_as_aborted(
+    led: Callable[[BaseException | None], Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: BaseException | None,
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("Slab")
+
+    monkeypatch.setattr(controller.cost, "kernel_bytes", fails)
+    with pytest.raises(KeyError if ends is None else type(ends)):
+        led(ends)
+    assert FakeSession.closed == [ends is None]
+    (run,) = Store(tmp_path).runs()
+    assert run.verdict == "aborted"
+    reason = "internal error: figures: KeyError: 'Slab'" if ends is None else str(ends)
+    assert run.reason == (reason or "interrupted")
+    assert (run.measured.lost, run.measured.established.clients) == (3, 901)
+    assert set(run.hosts) == {"server1", "client1", "client2"}
+    assert (tmp_path / run.run_id / "report.html").read_text() == "page"
