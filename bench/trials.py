@@ -12,6 +12,7 @@ from bench.errors import LabError
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
 from bench.session import MOST_ERROR, MOST_NOT_PUT_BACK, OWNER, Agent, Connect, Session
+from bench.told import Told
 from bench.units import printable
 
 STEP_SECONDS = 60.0
@@ -24,16 +25,17 @@ class Trial:
     def __init__(self, session: Session, agent: Agent, name: str) -> None:
         self.name = name
         self.agent = agent
-        self.first: Mapping[str, Any] = {}
+        self.first = Told(agent.name, {})
         """What it told when it had begun."""
         self._session = session
 
-    def go(self, seconds: float = STEP_SECONDS, **fields: Any) -> Mapping[str, Any]:
+    def go(self, seconds: float = STEP_SECONDS, **fields: Any) -> Told:
         """Take the next step and return its figures.
 
         :raises LabError: if the trial fails, rejects what it was told, dies, or takes longer.
         """
-        return self._session.ask([self.agent], "go", "told", seconds, **fields)[self.agent]
+        told = self._session.ask([self.agent], "go", "told", seconds, **fields)
+        return Told(self.agent.name, told[self.agent])
 
     def end(self) -> None:
         """End it before the others: it puts back what it has changed."""
@@ -81,7 +83,7 @@ class Trials:
         agent = self._session.start([(host, "root" if root else "trial")])[0]
         trial = Trial(self._session, agent, name)
         told = self._session.ask([agent], "trial", "told", seconds, name=name, args=args)
-        trial.first = told[agent]
+        trial.first = Told(agent.name, told[agent])
         for line in _kept(host, trial.first):
             print(f"connlab: host {host.name}: {line}", file=sys.stderr)
         return trial
@@ -96,19 +98,17 @@ class Trials:
 
     def together(
         self, steps: Mapping[Trial, Mapping[str, Any]], seconds: float = STEP_SECONDS
-    ) -> dict[Trial, Mapping[str, Any]]:
+    ) -> dict[Trial, Told]:
         """Take a step in several trials at once."""
         for trial, fields in steps.items():
             trial.agent.tell({"op": "go", **fields})
         return self.gather(steps, seconds)
 
-    def gather(
-        self, trials: Iterable[Trial], seconds: float = STEP_SECONDS
-    ) -> dict[Trial, Mapping[str, Any]]:
+    def gather(self, trials: Iterable[Trial], seconds: float = STEP_SECONDS) -> dict[Trial, Told]:
         """The answers of steps that are under way."""
         asked = list(trials)
         told = self._session.gather([trial.agent for trial in asked], "told", seconds)
-        return {trial: told[trial.agent] for trial in asked}
+        return {trial: Told(trial.agent.name, told[trial.agent]) for trial in asked}
 
 
 def _kept(host: Host, told: Mapping[str, Any]) -> list[str]:

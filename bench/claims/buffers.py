@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from pydantic import Field
 from bench.claims.ends import between
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.told import Told
 from bench.trials import Trial, Trials
 from bench.units import size
 
@@ -101,12 +102,12 @@ class _Pair(NamedTuple):
     server: Trial
     client: Trial
 
-    def both(self, server: dict[str, Any], client: dict[str, Any]) -> tuple[Any, Any]:
+    def both(self, server: dict[str, Any], client: dict[str, Any]) -> tuple[Told, Told]:
         """A step on both sides at once."""
         told = self.trials.together({self.server: server, self.client: client}, SECONDS)
         return told[self.server], told[self.client]
 
-    def connect(self, number: int) -> Any:
+    def connect(self, number: int) -> Told:
         """Open connections; returns what they hold at the server."""
         return self.both({"accept": number}, {"connect": number})[0]
 
@@ -125,9 +126,10 @@ def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> Soc
     """Open, send what nobody reads, then send without end, with the kernel's own buffer sizes."""
     number = parameters.connections
 
-    def gained(first: Mapping[str, Any], then: Mapping[str, Any], what: str) -> float | None:
+    def gained(first: Told, then: Told, what: str) -> float | None:
         """Bytes per connection, where they are the server's alone."""
-        return None if lab.shared_kernel else round((then[what] - first[what]) * 1024 / number, 1)
+        grown = then.number(what) - first.number(what)
+        return None if lab.shared_kernel else round(grown * 1024 / number, 1)
 
     with lab.settings([lab.server, lab.client], sysctl=BUFFERS), _pair(lab) as pair:
         before = pair.server.first
@@ -136,32 +138,33 @@ def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> Soc
         full, sender = pair.both({"expect": expected}, {"send": parameters.each})
         pair.connect(1)
         first = pair.client.go(flood=parameters.flood)
-        never = pair.server.go()["last"]
+        never = pair.server.go().within("last")
         pair.both({"read": parameters.flood}, {"flood": parameters.flood})
         after = pair.client.go(flood=parameters.flood)
-        stopped = pair.server.go()["last"]
+        stopped = pair.server.go().within("last")
+    rmem, wmem = (before.each(name, Told.number, 3) for name in ("rmem", "wmem"))
     found = SocketBuffersFound(
         connections=number,
-        minimum=before["rmem"][0] + before["wmem"][0],
-        idle_charged=idle["charged"] / number,
-        idle_pages=idle["pages"] - before["pages"],
+        minimum=rmem[0] + wmem[0],
+        idle_charged=idle.number("charged") / number,
+        idle_pages=idle.number("pages") - before.number("pages"),
         idle_slab=gained(before, idle, "slab_kib"),
-        sent=sender["sent"] / number,
-        unread=full["unread"] / number,
-        buffered=full["buffered"] / number,
-        charged=full["charged"] / number,
-        unread_pages=round((full["pages"] - idle["pages"]) / number, 2),
+        sent=sender.number("sent") / number,
+        unread=full.number("unread") / number,
+        buffered=full.number("buffered") / number,
+        charged=full.number("charged") / number,
+        unread_pages=round((full.number("pages") - idle.number("pages")) / number, 2),
         available_fall=gained(full, idle, "available_kib"),
-        rmem_max=before["rmem"][2],
-        wmem_max=before["wmem"][2],
-        never_read=never["unread"],
-        never_read_rcvbuf=never["rcvbuf"],
-        never_read_sent=first["sent"],
-        stopped=stopped["unread"],
-        stopped_rcvbuf=stopped["rcvbuf"],
-        stopped_queued=after["queued"],
+        rmem_max=rmem[2],
+        wmem_max=wmem[2],
+        never_read=never.number("unread"),
+        never_read_rcvbuf=never.number("rcvbuf"),
+        never_read_sent=first.number("sent"),
+        stopped=stopped.number("unread"),
+        stopped_rcvbuf=stopped.number("rcvbuf"),
+        stopped_queued=after.number("queued"),
     )
-    return found.model_copy(update=_capped(lab, parameters, before["pages"]))
+    return found.model_copy(update=_capped(lab, parameters, before.number("pages")))
 
 
 def _capped(lab: Lab, parameters: SocketBuffersParameters, pages: int) -> dict[str, Any]:
@@ -184,8 +187,8 @@ def _capped(lab: Lab, parameters: SocketBuffersParameters, pages: int) -> dict[s
         return {"shared": str(error)}
     return {
         "cap_pages": most,
-        "capped_pages": full["pages"],
-        "capped_unread": round(full["unread"] / number, 1),
+        "capped_pages": full.number("pages"),
+        "capped_unread": round(full.number("unread") / number, 1),
     }
 
 
@@ -213,7 +216,7 @@ def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
     if found.cap_pages is not None:
         parts.append(f"{found.capped_pages:,} pages charged under a tcp_mem of {found.cap_pages:,}")
     measured = "; ".join(parts)
-    if found.unread < 0.9 * found.sent or found.buffered < found.unread:
+    if not found.unread or found.unread < 0.9 * found.sent or found.buffered < found.unread:
         return Judgement(
             "inconclusive", measured, "what was sent and not read is not what the kernel accounts"
         )

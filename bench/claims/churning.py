@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.claims.ends import Ends, Look
 from bench.claims.lab import Lab
 from bench.claims.portrange import RANGE
+from bench.collect.slab import Cache
+from bench.errors import LabError
+from bench.told import Told
 from bench.trials import Trial, Trials
 
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
@@ -25,6 +29,13 @@ STEP_SECONDS = 120.0
 REUSE_PATIENCE = 3.0
 """Seconds that a four-tuple is tried again: with tcp_tw_reuse and timestamps a TIME_WAIT is reused
 after one (net/ipv4/tcp_ipv4.c ``tcp_twsk_unique``); a socket that bound its port need not wait."""
+
+
+def _listed(caches: Mapping[str, Cache], name: str) -> Cache:
+    """:raises LabError: where slabinfo does not list a cache that every kernel has"""
+    if name not in caches:
+        raise LabError(f"the client's slabinfo does not list {name}")
+    return caches[name]
 
 
 class Churn(BaseModel):
@@ -87,9 +98,9 @@ class Churning:
             "reuse_after": reuse_after,
             "loopback_only_after": loopback_only_after,
             "loopback_after": loopback_after,
-            "object_bytes": after[name].bytes_each,
-            "socket_bytes": after[name.removeprefix("tw_sock_")].bytes_each,
-            "objects_gained": after[name].active - before[name].active,
+            "object_bytes": _listed(after, name).bytes_each,
+            "socket_bytes": _listed(after, name.removeprefix("tw_sock_")).bytes_each,
+            "objects_gained": _listed(after, name).active - _listed(before, name).active,
         }
 
     def _churn(self, place: int, first: str, how: str, count: int) -> Churn:
@@ -101,9 +112,9 @@ class Churning:
         [there] = self._there.count([target], "src", "time-wait")
         return Churn(
             asked=count,
-            done=told["done"],
-            error=told["error"],
-            seconds=told["seconds"],
+            done=told.number("done"),
+            error=told.maybe("error", Told.text),
+            seconds=told.real("seconds"),
             client_time_wait=here,
             server_time_wait=there,
         )
@@ -111,5 +122,4 @@ class Churning:
     def _reuse(self, place: int, **fields: Any) -> float | None:
         target = self._ends.endpoints[place]
         told = self._client.go(do="reuse", target=target, patience=REUSE_PATIENCE, **fields)
-        seconds: float | None = told["seconds"]
-        return seconds
+        return told.maybe("seconds", Told.real)

@@ -11,7 +11,10 @@ from bench.claims.ends import Ends, between
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.portrange import LAST
+from bench.errors import LabError
+from bench.told import Told
 from bench.trials import Trial
+from bench.units import whole
 
 FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"
 
@@ -105,9 +108,9 @@ def measure_time_wait(lab: Lab, parameters: TimeWaitParameters) -> TimeWaitFound
             rest = Churning(lab, trials, ends, client, parameters.ports).measured()
             lab.note("waits for the watched to end")
             ended = trials.gather([lasting], WATCH_SECONDS + STEP_SECONDS)[lasting]
-            told, armed = ended["seconds"], ended["armed"]
+            told, armed = (ended.each(name, _maybe, 4) for name in ("seconds", "armed"))
     return TimeWaitFound(
-        fin_timeout=int(before[lab.client.name][FIN_TIMEOUT]),
+        fin_timeout=_whole(before[lab.client.name].get(FIN_TIMEOUT, "")),
         time_wait=told[0],
         armed=armed[0],
         short_armed=armed[2],
@@ -115,9 +118,20 @@ def measure_time_wait(lab: Lab, parameters: TimeWaitParameters) -> TimeWaitFound
         short_fin_timeout=SHORT,
         short_time_wait=told[2],
         short_fin_wait_2=told[3],
-        max_tw_buckets=client.first["max_tw_buckets"],
+        max_tw_buckets=client.first.number("max_tw_buckets", -(1 << 31)),
         **rest,
     )
+
+
+def _maybe(told: Told, name: str) -> float | None:
+    return told.maybe(name, Told.real)
+
+
+def _whole(found: str) -> int:
+    number = whole(found)
+    if number is None:
+        raise LabError(f"{FIN_TIMEOUT}: got {found!r}, expected a number")
+    return number
 
 
 def _close(lasting: Trial, ends: Ends) -> None:

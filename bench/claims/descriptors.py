@@ -8,6 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.headroom import number
+from bench.told import Told
 from bench.trials import Trial
 
 OTHER_USER = "nobody"
@@ -88,7 +90,7 @@ def measure_fd_levels(lab: Lab, parameters: FdLevelsParameters) -> FdLevelsFound
     """Provoke each level on the server, and log in with each kind of line in limits.d."""
     with lab.trials() as trials:
         user = trials.begin(lab.server, "openfiles")
-        if user.first["uid"] == 0:
+        if user.first.number("uid") == 0:
             raise NotMeasurable("the lab logs in as root, whom fs.file-max and limits.d's * spare")
         root = trials.begin(lab.server, "openfiles", root=True)
         found = {**_process(user, root, parameters), **_logins(lab, parameters)}
@@ -101,60 +103,78 @@ def measure_fd_levels(lab: Lab, parameters: FdLevelsParameters) -> FdLevelsFound
 
 def _process(user: Trial, root: Trial, parameters: FdLevelsParameters) -> dict[str, Any]:
     """The limits of a process: soft, hard, and fs.nr_open above both."""
-    soft, hard, nr_open = parameters.soft, user.first["hard"], user.first["nr_open"]
+    soft, hard, nr_open = parameters.soft, _hard(user), user.first.number("nr_open")
     user.go(limit=[soft, hard])
     filled = user.go(fill=2 * soft)
     user.go(drop=True)
-    above = user.go(limit=[hard + 1, hard])["limit"]
-    raised = user.go(limit=[soft, hard + 1])["limit"]
+    above = user.go(limit=[hard + 1, hard]).text("limit")
+    raised = user.go(limit=[soft, hard + 1]).text("limit")
     user.go(limit=[soft, soft])
-    each = user.go(together=[2, 2 * soft])["each"]
+    each = user.go(together=[2, 2 * soft]).each("each", Told.within)
+    usual = root.first.number("soft")
     return {
         "soft": soft,
-        "process_open": filled["own"],
-        "process_errno": filled["errno"],
+        "process_open": filled.number("own"),
+        "process_errno": filled.text("errno"),
         "soft_above_hard": above,
         "hard_raised": raised,
         "hard": soft,
-        "together": sum(number for number, _ in each),
+        "together": sum(one.number("0") for one in each),
         "nr_open": nr_open,
-        "at_nr_open": root.go(limit=[root.first["soft"], nr_open])["limit"],
-        "above_nr_open": root.go(limit=[root.first["soft"], nr_open + 1])["limit"],
+        "at_nr_open": root.go(limit=[usual, nr_open]).text("limit"),
+        "above_nr_open": root.go(limit=[usual, nr_open + 1]).text("limit"),
     }
 
 
 def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
     """Which logins a line for ``*``, one for root and one above fs.nr_open reach."""
-    high = int(lab.hosts[lab.server.name].sysctl["fs.nr_open"]) + 1
+    most = number(lab.hosts[lab.server.name], "fs.nr_open")
+    if most is None:
+        raise NotMeasurable(f"{lab.server.name} does not tell its fs.nr_open")
+    high = most + 1
     with lab.trials() as trials:
         guard = trials.guard(lab.server)
         logins = trials.begin(
             lab.server, "logins", root=True, users=[OTHER_USER, "root"], hard=parameters.inherited
         )
-        before = logins.first["users"]
+        before = logins.first.within("users")
         # Root may have a line of its own for nofile, which goes before one for all; for locks it
         # has none: nothing has counted them since Linux 2.4.25 (getrlimit(2)).
         both = "".join(f"* hard {item} {parameters.login}\n" for item in ("nofile", "locks"))
         guard.go(files={FILE.format("all"): both})
-        star = logins.go()["users"]
+        star = logins.go().within("users")
         guard.go(files={FILE.format("root"): f"root hard nofile {parameters.login}\n"})
-        named = logins.go()["users"]
+        named = logins.go().within("users")
         # A user's own line goes before one for all (limits.conf(5)).
         guard.go(files={FILE.format("user"): f"{OTHER_USER} hard nofile {high}\n"})
-        high_one = logins.go()["users"][OTHER_USER]
+        high_one = logins.go().within("users").within(OTHER_USER)
         guard.go(back=True)
     return {
         "star": parameters.login,
         "inherited": parameters.inherited,
-        "star_ordinary": star[OTHER_USER]["hard"],
-        "star_root": star["root"]["hard"],
-        "before_root": before["root"]["hard"],
-        "locks_ordinary": star[OTHER_USER]["locks"],
-        "locks_root": star["root"]["locks"],
-        "named_root": named["root"]["hard"],
-        "too_high": high_one["hard"],
-        "too_high_said": high_one["said"],
+        "star_ordinary": _limit(star, OTHER_USER),
+        "star_root": _limit(star, "root"),
+        "before_root": _limit(before, "root"),
+        "locks_ordinary": _limit(star, OTHER_USER, "locks"),
+        "locks_root": _limit(star, "root", "locks"),
+        "named_root": _limit(named, "root"),
+        "too_high": high_one.maybe("hard", _or_none),
+        "too_high_said": high_one.text("said"),
     }
+
+
+def _hard(trial: Trial) -> int:
+    """The hard nofile of a trial's process."""
+    return trial.first.number("hard", 64)
+
+
+def _limit(users: Told, user: str, name: str = "hard") -> int | None:
+    """A hard limit of a user's login; -1: none, None: no session."""
+    return users.within(user).maybe(name, _or_none)
+
+
+def _or_none(told: Told, name: str) -> int:
+    return told.number(name, -1)
 
 
 def _system(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
@@ -166,22 +186,22 @@ def _system(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
         user = trials.begin(lab.server, "openfiles")
         root = trials.begin(lab.server, "openfiles", root=True)
         for trial in (user, root):
-            hard = trial.first["hard"]
+            hard = _hard(trial)
             trial.go(limit=[hard, hard])
-        most = int(root.first["files"]) + parameters.room
+        most = root.first.number("files") + parameters.room
         with lab.settings([lab.server], sysctl={"fs.file-max": most}):
             try:
-                filled = user.go(fill=user.first["hard"] - 64)
+                filled = user.go(fill=_hard(user) - 64)
                 spared = root.go(fill=parameters.spared)
             finally:
                 user.go(drop=True)
                 root.go(drop=True)
     return {
         "file_max": most,
-        "system_open": filled["files"],
-        "system_errno": filled["errno"],
-        "root_opened": spared["opened"],
-        "root_errno": spared["errno"],
+        "system_open": filled.number("files"),
+        "system_errno": filled.text("errno"),
+        "root_opened": spared.number("opened"),
+        "root_errno": spared.text("errno"),
     }
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import paths, scenario
 from bench.claims.lab import Lab
 from bench.claims.model import NotMeasurable
-from bench.collect import nstat, slab
+from bench.collect import ParseError, nstat, slab
+from bench.errors import LabError
 from bench.inventory import Host
+from bench.told import Told
 from bench.trials import Trial, Trials
 
 FIRST_PORT = 6_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,28 +80,35 @@ class Look:
 
     def counters(self) -> dict[str, int]:
         """The kernel's counters of the host (nstat(8)), by name."""
-        return nstat.parse(self._trial.go(texts=["nstat"])["texts"]["nstat"])
+        return self._parsed("nstat", nstat.parse)
 
     def caches(self) -> dict[str, slab.Cache]:
         """The kernel's slab caches, by name."""
-        return slab.parse(self._trial.go(texts=["slabinfo"])["texts"]["slabinfo"])
+        return self._parsed("slabinfo", slab.parse)
 
     def text(self, name: str) -> str:
         """A source of evidence (``bench.wire.SOURCES``)."""
-        return str(self._trial.go(texts=[name])["texts"][name])
+        return self._trial.go(texts=[name]).within("texts").text(name)
+
+    def _parsed(self, name: str, parser: Callable[[str], T]) -> T:
+        """:raises LabError: if it is no such source"""
+        try:
+            return parser(self.text(name))
+        except ParseError as error:
+            raise LabError(f"host {self._trial.agent.name}: {error}") from None
 
     def listening(self) -> set[int]:
         """Ports that the host's sockets listen on."""
-        return set(self._trial.go(listening=True)["ports"])
+        return set(self._trial.go(listening=True).each("ports", Told.number))
 
     def pss_bytes(self, named: str) -> int:
         """Memory of all processes of that name (PSS); of another user's as root alone."""
-        return 1024 * int(self._trial.go(named=named)["pss_kib"])
+        return 1024 * self._trial.go(named=named).number("pss_kib")
 
     def count(self, ends: Sequence[tuple[str, int]], side: str, *states: str) -> list[int]:
         """Sockets of these ends in each of the states, by ss(8). ``side``: src or dst."""
         asked = [{"ends": list(ends), "side": side, "state": state} for state in states]
-        return [int(one) for one in self._trial.go(count=asked)["counts"]]
+        return self._trial.go(count=asked).each("counts", Told.number, len(asked))[: len(asked)]
 
 
 def gained(before: Mapping[str, int], after: Mapping[str, int], name: str) -> int:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.told import Told
 
 FD_SETSIZE = 1_024
 """Descriptors of an ``fd_set`` (POSIX ``sys/select.h``; glibc's ``__FD_SETSIZE``)."""
@@ -75,32 +76,44 @@ def measure_multiplexers(lab: Lab, parameters: MultiplexersParameters) -> Multip
     with lab.trials() as trials:
         trial = trials.begin(lab.server, "waiting", milliseconds=parameters.milliseconds)
         first = trial.first
-        if first["nofile"] <= 2 * FD_SETSIZE:
+        nofile, most = first.number("nofile"), first.number("most", 1)
+        if nofile <= 2 * FD_SETSIZE:
             raise NotMeasurable(
-                f"{lab.server.name} lets a process open {first['nofile']:,} files, expected more "
+                f"{lab.server.name} lets a process open {nofile:,} files, expected more "
                 f"than {2 * FD_SETSIZE:,}: raise the hard nofile limit (role tune_limits)"
             )
         for wanted in sorted(parameters.watched):
-            if waits and waits[-1].watched >= int(first["most"]):
+            if waits and waits[-1].watched >= most:
                 break
             lab.note(f"watches {wanted:,} connections")
-            told = trial.go(STEP_SECONDS, watched=min(wanted, int(first["most"])))
-            costs = {name: told.get(name) or {} for name in ("select", "poll", "epoll")}
+            told = trial.go(STEP_SECONDS, watched=min(wanted, most))
+            select = told.maybe("select", _cost)
+            poll, epoll = _cost(told, "poll"), _cost(told, "epoll")
             waits.append(
-                Wait.model_validate(
-                    {"watched": told["watched"]}
-                    | {name: cost.get("wall_us") for name, cost in costs.items()}
-                    | {f"{name}_cpu": cost.get("cpu_us") for name, cost in costs.items()}
+                Wait(
+                    watched=told.number("watched", 1),
+                    select=select and select[0],
+                    poll=poll[0],
+                    epoll=epoll[0],
+                    select_cpu=select and select[1],
+                    poll_cpu=poll[1],
+                    epoll_cpu=epoll[1],
                 )
             )
         trial.end()
     return MultiplexersFound(
-        select_refused=first["refused"],
-        select_words=first["words"],
-        select_kernel_goes_on=first["kernel_goes_on"],
-        nofile=first["nofile"],
+        select_refused=first.maybe("refused", Told.number),
+        select_words=first.text("words"),
+        select_kernel_goes_on=first.maybe("kernel_goes_on", Told.flag),
+        nofile=nofile,
         waits=waits,
     )
+
+
+def _cost(told: Told, name: str) -> tuple[float, float]:
+    """Wall and processor time of a call, µs."""
+    cost = told.within(name)
+    return cost.real("wall_us"), cost.real("cpu_us")
 
 
 def judge_multiplexers(found: MultiplexersFound) -> Judgement:
@@ -111,6 +124,8 @@ def judge_multiplexers(found: MultiplexersFound) -> Judgement:
             "inconclusive", "", f"growth needs two numbers of watched connections from {AT} on"
         )
     least, most = usual[0], usual[-1]
+    if not least.poll_cpu or not least.epoll_cpu:
+        return Judgement("inconclusive", "", "no processor time of a call was measured")
     more = most.watched / least.watched
     # Of processor time: what else a machine does lengthens the other.
     poll, epoll = most.poll_cpu / least.poll_cpu, most.epoll_cpu / least.epoll_cpu

@@ -10,6 +10,7 @@ from pydantic import Field
 from bench.claims import portspace
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.told import Told
 
 SAID = 1 << 48
 """2^32 addresses x 2^16 ports."""
@@ -46,6 +47,9 @@ BY_TUPLE = ("EADDRNOTAVAIL", "EADDRINUSE")
 """What refuses four values that are taken (net/ipv4/inet_hashtables.c ``__inet_hash_connect``,
 net/ipv4/inet_connection_sock.c ``inet_csk_get_port``); any other errno is the path's or the
 server's."""
+
+LACKING = ("client address", "server address")
+"""What a host may have no second of."""
 
 ELEMENTS = ("client address", "client port", "server address", "server port")
 
@@ -115,7 +119,11 @@ def _cases(lab: Lab, family: int) -> dict[str, str | None]:
             nonce=nonce,
         )
         server.go()
-    return dict(client.first["cases"])
+    cases = client.first.within("cases")
+    return {
+        name: cases.maybe(name, Told.text) if name in LACKING else cases.text(name)
+        for name in ("first", PLAIN, SAME, *ELEMENTS)
+    }
 
 
 def judge_four_tuple(found: FourTupleFound) -> Judgement:

@@ -17,6 +17,7 @@ from bench.inventory import Host, Inventory
 from bench.results import HostRecord, Run
 from bench.session import Connect
 from bench.store import Store
+from bench.told import Told
 from bench.trials import Trial, Trials
 
 KERNEL_WIDE = (
@@ -167,7 +168,7 @@ class Lab:
                 )
                 for host in hosts
             }
-            yield {name: dict(guard.first["found"]) for name, guard in guards.items()}
+            yield {name: guard.first.named("found", Told.text) for name, guard in guards.items()}
             for guard in guards.values():
                 guard.go(back=True)  # here, so that what cannot be put back is an error
 

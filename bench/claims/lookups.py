@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.errors import LabError
+from bench.told import Told
 
 SLOWER = 1.1
 """A ratio below it is taken for no difference: rounds on one table differ by a few percent."""
+
+SHORTEST = 1e-6
+"""µs: no connection opens sooner."""
 
 STEP_SECONDS = 600.0
 """For one table to be filled."""
@@ -69,7 +72,7 @@ def measure(lab: Lab, parameters: HashTableParameters) -> HashTableFound:
     """Fill both tables in turns, in namespaces of their own on the server's host."""
     connections = parameters.connections
     sizes = (parameters.entries, sized(connections))
-    told: dict[int, list[dict[str, Any]]] = {entries: [] for entries in sizes}
+    told: dict[int, list[Told]] = {entries: [] for entries in sizes}
     with lab.trials() as trials:
         trial = trials.begin(
             lab.server,
@@ -78,13 +81,13 @@ def measure(lab: Lab, parameters: HashTableParameters) -> HashTableFound:
             connections=connections,
             echoes=parameters.echoes,
         )
-        _possible(trial.first["reason"], lab)
+        _possible(trial.first.text("reason"), lab)
         for number in range(parameters.rounds):
             for entries in sizes:
                 lab.note(f"{entries:,} buckets, round {number + 1}")
                 answer = trial.go(seconds=STEP_SECONDS, entries=entries)
-                _possible(answer["reason"], lab)
-                told[entries].append(dict(answer))
+                _possible(answer.text("reason"), lab)
+                told[entries].append(answer)
     small, large = (_table(entries, connections, told[entries]) for entries in sizes)
     return HashTableFound(connections=connections, small=small, large=large)
 
@@ -98,18 +101,27 @@ def _possible(reason: str, lab: Lab) -> None:
         )
 
 
-def _table(entries: int, connections: int, rounds: list[dict[str, Any]]) -> Table:
-    ways = [one["connect_us"] for one in rounds]
+def _table(entries: int, connections: int, rounds: list[Told]) -> Table:
+    ways = [one.each("connect_us", _step, 1) for one in rounds]
+    if len({len(way) for way in ways}) > 1:
+        raise LabError(
+            f"host {rounds[0].host}: protocol: told: connect_us: expected as many steps each time"
+        )
     return Table(
         entries=entries,
         chain=round(2 * connections / entries, 2),
         steps=[
-            Step(held=same[0]["held"], us=min(step["us"] for step in same))
+            Step(held=same[0].held, us=min(step.us for step in same))
             for same in zip(*ways, strict=True)
         ],
-        connect_us=[way[-1]["us"] for way in ways],
-        echo_us=[one["echo_us"] for one in rounds],
+        connect_us=[way[-1].us for way in ways],
+        echo_us=[one.real("echo_us") for one in rounds],
     )
+
+
+def _step(told: Told, name: str) -> Step:
+    one = told.within(name)
+    return Step(held=one.number("held"), us=one.real("us", SHORTEST))
 
 
 def judge(found: HashTableFound) -> Judgement:

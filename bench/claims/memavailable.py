@@ -16,6 +16,8 @@ RECLAIMABLE = ("sock_inode_cache", "dentry")
 """Caches with SLAB_RECLAIM_ACCOUNT that a socket has an object of (net/socket.c init_inodecache,
 fs/dcache.c dcache_init)."""
 
+PAGE_CACHE = "Active(file)", "Inactive(file)"
+
 SAID_PROMISED = 1_100
 """Bytes (bench.agent.memory PINNED_BYTES)."""
 
@@ -61,12 +63,13 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
     if not sockets:
         raise NotMeasurable("the server's slab caches could not be read, or show no new socket")
 
-    def pages(meminfo: dict[str, int]) -> int:
-        return meminfo["Active(file)"] + meminfo["Inactive(file)"]
+    def kib(phase: str, *fields: str) -> int:
+        return slabs.kib(lab.server.name, phases, phase, *fields)
 
-    was, now = before.meminfo_kib, peak.meminfo_kib
-    available = (was["MemAvailable"] - now["MemAvailable"]) * 1024 / sockets
-    free = (was["MemFree"] + pages(was) - now["MemFree"] - pages(now)) * 1024 / sockets
+    def fell(*fields: str) -> float:
+        return (kib("before", *fields) - kib("peak", *fields)) * 1024 / sockets
+
+    available, free = fell("MemAvailable"), fell("MemFree", *PAGE_CACHE)
     return MemAvailableFound(
         sockets=sockets,
         reclaimable=round(sum(parts.get(name, 0.0) for name in RECLAIMABLE), 1),
@@ -75,10 +78,10 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
         available_fall=round(available, 1),
         free_fall=round(free, 1),
         promised=round(free - available, 1),
-        counted=round((now["SReclaimable"] - was["SReclaimable"]) * 1024 / sockets, 1),
-        mem_available_kib=now["MemAvailable"],
-        mem_free_kib=now["MemFree"],
-        page_cache_kib=pages(now),
+        counted=round(0.0 - fell("SReclaimable"), 1),
+        mem_available_kib=kib("peak", "MemAvailable"),
+        mem_free_kib=kib("peak", "MemFree"),
+        page_cache_kib=kib("peak", *PAGE_CACHE),
     )
 
 

@@ -67,7 +67,10 @@ def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
             raise LabError(f"run {done.run_id}: {done.reason}")
     server = slabs.of_servers(done, lab.shared_kernel)
     phases = done.hosts[lab.server.name].phases
-    before, peak = phases["before"].meminfo_kib, phases["peak"].meminfo_kib
+
+    def kib(phase: str, field: str) -> int:
+        return slabs.kib(lab.server.name, phases, phase, field)
+
     reckoned = parameters.extrapolate
     return MillionFound(
         extrapolated=reckoned,
@@ -79,10 +82,10 @@ def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
         by_cache=server.by_cache,
         split=server.split,
         disturbed=server.disturbed,
-        slab_kib=round(server.each * CONNECTIONS / 1024) if reckoned else peak["Slab"],
-        mem_free_kib=None if reckoned else peak["MemFree"],
-        mem_available_kib=None if reckoned else peak["MemAvailable"],
-        used_before_kib=record.mem_total_kib - before["MemAvailable"],
+        slab_kib=round(server.each * CONNECTIONS / 1024) if reckoned else kib("peak", "Slab"),
+        mem_free_kib=None if reckoned else kib("peak", "MemFree"),
+        mem_available_kib=None if reckoned else kib("peak", "MemAvailable"),
+        used_before_kib=record.mem_total_kib - kib("before", "MemAvailable"),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from bench.claims.ends import Ends, Look, between, gained
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.told import Told
 from bench.trials import Trial
 
 SAID_TO_FAIL = 5_000
@@ -129,24 +130,24 @@ class _Bed:
 
     def burst(self, backlog: int, connects: int, patience: BurstParameters) -> Burst:
         """Have the server listen anew, and the client open a burst."""
-        granted = self._server.go(backlog=backlog)["granted"]
+        granted = self._server.go(backlog=backlog).number("granted")
         there, here = self._there.counters(), self._here.counters()
         told = self._client.go(connects=connects, timeout_ms=patience.timeout_ms)
         [theirs] = self._there.count(self._ends.endpoints, "src", "established")
         served = self._client.go(wait_ms=patience.answer_ms)
         now_there, now_here = self._there.counters(), self._here.counters()
-        errors = dict(told["errors"])
+        errors = told.named("errors", Told.number)
         timed_out = errors.pop("ETIMEDOUT", 0)
         return Burst(
             backlog=granted,
             connects=connects,
-            connected=told["connected"],
+            connected=told.number("connected"),
             timed_out=timed_out,
             failed=sum(errors.values()),
-            connect_ms=told["milliseconds"],
-            served=served["served"],
-            served_ms=served["milliseconds"],
-            stranded=max(0, told["connected"] - theirs),
+            connect_ms=told.each("milliseconds", Told.real),
+            served=served.number("served"),
+            served_ms=served.each("milliseconds", Told.real),
+            stranded=max(0, told.number("connected") - theirs),
             listen_overflows=gained(there, now_there, "TcpExtListenOverflows"),
             listen_drops=gained(there, now_there, "TcpExtListenDrops"),
             syn_retransmits=gained(here, now_here, "TcpExtTCPSynRetrans"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from bench.claims.model import Claim, Found, Judgement, NotMeasurable
 from bench.claims.portrange import RANGE, PortRange
 from bench.inventory import Host
 from bench.results import KernelBytes, Run
+from bench.told import Told
 
 SOCKETS = 4
 """Of a proxied connection: the client's, the proxy's two, the server's."""
@@ -172,10 +172,10 @@ def _seen(lab: Lab, server: str, source: str, front: str) -> dict[str, bool | No
             nonce=nonce,
         )
         told = trials.together({sees: {"count": 3, "within": 5.0}, asks: {"targets": fronts}})
-    at: dict[int, Mapping[str, Any]] = {one["port"]: one for one in told[sees]["seen"]}
+    at = {one.number("port"): one for one in told[sees].each("seen", Told.within)}
 
     def names(port: int, by: str) -> bool | None:
-        return at[port][by] == source if port in at else None
+        return at[port].maybe(by, Told.text) == source if port in at else None
 
     return {
         "plain_sees_client": names(PLAIN, "peer"),

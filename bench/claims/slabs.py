@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.claims.model import NotMeasurable
 from bench.collect import cost, objects
+from bench.errors import LabError
 from bench.results import Phase, Run
 
 ALIKE = frozenset(objects.parts(server=True)) | {"TCPv6"}
@@ -65,6 +67,19 @@ def of_servers(run: Run, shared_kernel: bool) -> Ends:
         "a kernel of its own: growth of its slabs per connection",
         disturbed,
     )
+
+
+def kib(server: str, phases: Mapping[str, Phase], phase: str, *fields: str) -> int:
+    """The sum of fields of a server's ``/proc/meminfo`` in a phase, KiB.
+
+    :raises LabError: if it did not tell one of them
+    """
+    told = phases[phase].meminfo_kib
+    for field in fields:
+        if field not in told:
+            why = phases[phase].missing.get("meminfo", "no such line")
+            raise LabError(f"host {server}: evidence {phase}: meminfo: {field}: {why}")
+    return sum(told[field] for field in fields)
 
 
 def sockets(before: Phase, peak: Phase) -> int:

@@ -22,6 +22,9 @@ net/ipv4/tcp_ipv4.c ``tcp_prot``)."""
 STEP_SECONDS = 90.0
 SETTLE_SECONDS = 5.0
 
+SHORTEST = 1e-6
+"""Seconds: no connection opens sooner."""
+
 
 class UserlandTcpParameters(Parameters):
     """How many connections are tried without a filter, and held with one."""
@@ -70,7 +73,7 @@ def measure_userland_tcp(lab: Lab, parameters: UserlandTcpParameters) -> Userlan
     ends = between(lab, family=4)
     with lab.trials() as trials:
         server = trials.begin(lab.server, "echoer", endpoint=ends.endpoints[0], **ends.server)
-        wanted = min(parameters.connections, int(server.first["most"]))
+        wanted = min(parameters.connections, server.first.number("most", 1))
         client = trials.begin(
             lab.client,
             "rawtcp",
@@ -86,7 +89,7 @@ def measure_userland_tcp(lab: Lab, parameters: UserlandTcpParameters) -> Userlan
         plain = client.go(do="raw", ports=parameters.tried)
         after = here.counters()
         [plain_held] = there.count(ends.endpoints, "src", "established")
-        filtered = {TABLE: _chain(ends, wanted, int(client.first["mark"]))}
+        filtered = {TABLE: _chain(ends, wanted, client.first.number("mark"))}
         with lab.settings([lab.client], tables=filtered):
             lab.note(f"{wanted:,} handshakes by hand, the kernel's RSTs dropped")
             start = here.counters()
@@ -95,7 +98,7 @@ def measure_userland_tcp(lab: Lab, parameters: UserlandTcpParameters) -> Userlan
             [held] = there.count(ends.endpoints, "src", "established")
             [sockets] = here.count(ends.endpoints, "dst", "established")
             asked = min(parameters.echoes, wanted)
-            echoed = client.go(do="echo", ports=asked)["echoed"]
+            echoed = client.go(do="echo", ports=asked).number("echoed")
             client.go(do="reset")
             left = _left(there, ends)
         lab.note(f"{wanted:,} connections by the kernel")
@@ -103,22 +106,22 @@ def measure_userland_tcp(lab: Lab, parameters: UserlandTcpParameters) -> Userlan
         caches = here.caches()
     return UserlandTcpFound(
         tried=parameters.tried,
-        tried_answered=plain["syn_acks"],
-        tried_resets=plain["kernel_resets"],
+        tried_answered=plain.number("syn_acks"),
+        tried_resets=plain.number("kernel_resets"),
         tried_out_rsts=gained(before, after, "TcpOutRsts"),
         tried_held=plain_held,
         wanted=wanted,
         held=held,
-        resets=told["kernel_resets"],
+        resets=told.number("kernel_resets"),
         out_rsts=gained(start, end, "TcpOutRsts"),
         kernel_sockets=sockets,
-        open_files=client.first["files"],
+        open_files=client.first.number("files"),
         echoes_asked=asked,
         echoes_answered=echoed,
         left=left,
-        rate=told["held"] / told["seconds"],
-        kernel_rate=kernel["held"] / kernel["seconds"],
-        bytes_each=told["bytes"] / max(1, told["held"]),
+        rate=told.number("held") / told.real("seconds", SHORTEST),
+        kernel_rate=kernel.number("held") / kernel.real("seconds", SHORTEST),
+        bytes_each=told.number("bytes") / max(1, told.number("held")),
         kernel_bytes_each=sum(caches[name].bytes_each for name in SOCKET_CACHES if name in caches),
     )
 

@@ -7,7 +7,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from bench.claims.article import MEM_TOTAL_KIB
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.errors import LabError
 from bench.headroom import watches_default
+from bench.units import whole
 
 WATCHES = "fs.epoll.max_user_watches"
 
@@ -52,7 +54,10 @@ def measure_epoll_watches(lab: Lab, parameters: EpollWatchesParameters) -> Epoll
     """Lower the limit on the server and connect until something refuses."""
     record = lab.hosts[lab.server.name]
     tuned = record.tuning.get("tune_sysctl", {}).get(WATCHES)
-    default = int(tuned.found if tuned else record.sysctl[WATCHES])
+    told = tuned.found if tuned else record.sysctl.get(WATCHES, "")
+    default = whole(told)
+    if not default:
+        raise LabError(f"host {lab.server.name}: {WATCHES}: got {told!r}, expected a number from 1")
     found = EpollWatchesFound(
         mem_total_kib=record.mem_total_kib,
         default=default,

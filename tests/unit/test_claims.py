@@ -21,6 +21,7 @@ from bench.claims.record import Figure, Kept, Record, Records
 from bench.cli import app
 from bench.errors import InputError, LabError
 from bench.inventory import Inventory
+from bench.told import Told
 
 
 class Size(Parameters):
@@ -295,6 +296,23 @@ def test_each_claim_ends_in_a_record(
     assert found.reason == (reason if error else "that is why")
     assert list(Records(tmp_path).all()) == [found]
     assert said[0] == "begins" and said[-1].startswith(verdict)
+
+
+def test_a_figure_of_another_kind_fails_its_claim_alone(
+    hosts: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def lied_to(lab: Lab, parameters: Size) -> Seen:
+        return Seen(held=Told("a", {"held": "many"}).number("held"))
+
+    one, _ = made(hosts, tmp_path, monkeypatch)
+    asked = [runner.Asked(claim, claim.small) for claim in (replace(CLAIM, measure=lied_to), CLAIM)]
+    found = one.run(asked, "small", by_name=False)
+    assert [record.verdict for record in found] == ["failed", "confirmed"]
+    assert found[0].reason == ("host a: protocol: told: held: got 'many', expected a whole number")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_what_the_inventory_lacks_is_bad_input_for_who_asks_by_name(

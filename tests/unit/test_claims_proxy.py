@@ -17,6 +17,7 @@ from bench.claims.proxy import (
     _seen,
     judge,
 )
+from bench.told import Told
 
 
 def found(**fields: Any) -> ProxyFound:
@@ -90,7 +91,7 @@ class Trials:
         return host
 
     def together(self, steps: dict[str, Any]) -> dict[str, Any]:
-        return {"server": {"seen": self.seen}, "client": {}}
+        return {"server": Told("server", {"seen": self.seen}), "client": Told("client", {})}
 
 
 CLIENT, PROXY = "198.18.1.1", "198.18.2.1"

@@ -17,7 +17,10 @@ HOST = Host("x", ("servers",), "192.0.2.1", 22, "lab", None, None, ("198.18.0.1"
 
 
 def begin(told: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = object()
+    class Agent:
+        name = HOST.name
+
+    agent = Agent()
 
     class Fake:
         def __init__(self, *_: Any, **__: Any) -> None:
