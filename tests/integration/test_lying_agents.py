@@ -72,6 +72,15 @@ def files(folder: Path) -> set[Path]:
 
 
 LIES = {
+    "an address that is none": (
+        'if event == "facts": message["addresses"].append("junk")',
+        r"facts: addresses.[0-9]+: got 'junk', expected an address or a prefix",
+    ),
+    "ports beyond the last": (
+        'if event == "facts":\n'
+        '    message["sysctl"]["net.ipv4.ip_local_reserved_ports"] = "0-99999999999"',
+        r"facts: sysctl: net.ipv4.ip_local_reserved_ports: got '0-99999999999', expected ports",
+    ),
     "evidence that climbs": (
         'if event == "collected": message["texts"]["../../../x"] = "owned"',
         r"collected: texts: got '../../../x', expected one of ss_s, ",
@@ -165,12 +174,68 @@ def test_a_client_that_lies_ends_the_run(bed: Bed, tmp_path: Path, kind: str) ->
         ('if event == "collected": message["held_each"] = [7]', "collected: held_each: adds up"),
         ('if event == "tick": message["opened"] = 10 ** 30', "tick: opened: got 1"),
         ('if event == "answering": message["wrong"] = -1', "answering: wrong: got -1, expected"),
+        (
+            'if event == "facts": message["sysctl"]["net.core.somaxconn"] = "\\u00b2"',
+            "facts: sysctl: net.core.somaxconn: got '²', expected a number",
+        ),
+        (
+            'if event == "facts": message["sysctl"]["net.core.somaxconn"] = "9" * 5000',
+            "facts: sysctl: net.core.somaxconn: got '999",
+        ),
     ],
 )
 def test_a_server_that_lies_ends_the_run(bed: Bed, lie: str, line: str) -> None:
     lying(bed, "server", lie)
     with pytest.raises(LabError, match=rf"^host server: protocol: {line}"):
         bed.run(connections=300, silence_seconds=6)
+    assert next(bed.store.runs()).verdict == "aborted"
+    assert bed.clean()
+
+
+ODD = {
+    "limits": (
+        'message["texts"]["limits"] = message["texts"]["limits"].replace('
+        '"file-nr <==\\n", "file-nr <==\\nx")'
+    ),
+    "slabinfo": 'message["texts"]["slabinfo"] = "slabinfo - version:"',
+    "slabinfo twice": 'message["texts"]["slabinfo"] = "TCP 1 1 8 1 0\\nTCP 1 1 8 1 0\\n"',
+    "meminfo": 'message["texts"]["meminfo"] = "Slab: " + "9" * 400 + " kB"',
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_evidence_is_named_and_the_run_goes_on(bed: Bed, kind: str) -> None:
+    lying(bed, "server", f'if event == "collected":\n    {ODD[kind]}')
+    done = bed.run(connections=300)
+    assert done.verdict == "pass", done.reason
+    peak = done.hosts["server"].phases["peak"]
+    assert peak.missing[kind.split(maxsplit=1)[0]].startswith("not understood: ")
+    assert bed.clean()
+
+
+def test_slab_that_is_told_of_in_other_ways_before_and_at_the_peak_is_no_figure(bed: Bed) -> None:
+    lying(
+        bed,
+        "server",
+        'if event == "collected":\n'
+        '    odd = "meminfo" if message["phase"] == "before" else "slabinfo"\n'
+        '    message["texts"][odd] = ""',
+    )
+    done = bed.run(connections=300)
+    assert done.verdict == "pass", done.reason
+    assert next(bed.store.runs()).run_id == done.run_id
+
+
+def test_a_floor_that_was_not_reached_ends_the_run(bed: Bed) -> None:
+    lying(
+        bed,
+        "client",
+        'if event == "tick" and message["held"] > 10:\n'
+        '    floor = {"event": "floor", "mem_free_kib": 1 << 40, "floor_kib": 1}\n'
+        "    return _encode(floor) + _encode(message)",
+    )
+    with pytest.raises(LabError, match=r"^host client: protocol: floor: mem_free_kib: got 10995"):
+        bed.run(connections=3_000, expect="floor", connect_rate=300)
     assert next(bed.store.runs()).verdict == "aborted"
     assert bed.clean()
 
