@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import ipaddress
 from datetime import UTC, datetime
 
 import pytest
 from captured import collected
+from model_parts import record
 
 from bench import facts
 from bench.errors import LabError
@@ -103,3 +105,27 @@ def test_evidence_of_another_phase_than_was_asked_for_is_named() -> None:
         LabError, match=r"^host server1: protocol: collected: phase: got 'before', "
     ):
         facts.check_phase("server1", {"phase": "before"}, "peak")
+
+
+@pytest.mark.parametrize(
+    ("address", "has"),
+    [
+        ("198.17.255.255", False),
+        ("198.18.0.0", True),
+        ("198.18.0.9", True),
+        ("198.18.0.255", True),
+        ("198.18.1.0", False),
+        ("198.19.0.1", True),
+        ("198.19.0.2", False),
+        ("fd63::", True),
+        ("fd63::ffff:ffff:ffff:ffff", True),
+        ("fd63:0:0:1::", False),
+        ("::c612:1", False),  # 198.18.0.1 as a number
+    ],
+)
+def test_a_host_answers_for_its_networks_from_the_first_to_the_last(
+    address: str, has: bool
+) -> None:
+    networks = ["198.19.0.1", "198.18.0.7", "198.18.0.0/24", "198.18.0.8/31", "fd63::/64"]
+    host = record("6.1", "clients").model_copy(update={"addresses": networks})
+    assert (ipaddress.ip_address(address) in facts.Local(host)) is has
