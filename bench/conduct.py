@@ -431,6 +431,7 @@ class Conduct:
         for agent, message in told.items():
             if log:
                 message["texts"].setdefault("kernel_log", log)
+            facts.check_phase(agent.name, message, phase)
             self._store.write_raw(self._run_id, agent.name, phase, message["texts"])
             self.found.hosts[agent.name].phases[phase] = facts.phase(message, taken)
         return {agent.name: message["texts"] for agent, message in told.items()}

@@ -98,7 +98,10 @@ class FakeSession:
             return {one: {"workers": 1} for one in agents}
         if event != "collected":
             return {}
-        return {one: collected("6.1", "before", held=0) for one in agents}
+        return {
+            one: {**collected("6.1", "before", held=0), "phase": one.heard[-1]["phase"]}
+            for one in agents
+        }
 
     def wait(self, seconds: float, idle: Any = None) -> None:
         return None

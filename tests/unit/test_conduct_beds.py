@@ -106,7 +106,11 @@ class FakeSession:
     def collected(self, one: FakeAgent) -> dict[str, Any]:
         held = HELD[one.name]
         counted = held - 1 if one.role == "server" else None
-        return collected("6.1", "before", held=held, held_each=[held], established=counted)
+        phase = next(told["phase"] for op, _, told in reversed(self.log) if op == "collect")
+        return {
+            **collected("6.1", "before", held=held, held_each=[held], established=counted),
+            "phase": phase,
+        }
 
     def wait(self, seconds: float, idle: Any = None) -> None:
         return None
@@ -330,3 +334,12 @@ def test_time_waits_of_an_earlier_run_are_not_left_over(
     monkeypatch.setattr(conduct.drain, "everything", lambda *_: (0, 1.5))
     made.conduct.drain()
     assert made.conduct.found.left_after == 999 - 600
+
+
+def test_evidence_of_another_phase_is_refused(bed: Callable[..., Bed]) -> None:
+    made = bed()
+    usual = made.session.collected
+    made.session.collected = lambda one: {**usual(one), "phase": "peak"}  # type: ignore[method-assign]
+    line = r"^host server1: protocol: collected: phase: got 'peak', expected 'before'$"
+    with pytest.raises(LabError, match=line):
+        made.conduct.prepare()
