@@ -10,7 +10,7 @@ import secrets
 import socket
 import string
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import paramiko
 
@@ -67,6 +67,33 @@ fi
 
 # paramiko reports what it also raises; one line for the user is enough.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+
+
+class AsksForMore(paramiko.AuthenticationException):
+    """A host wants something else than a key, or besides it."""
+
+    def __init__(self) -> None:
+        super().__init__("it asks for more than the key; refused")
+
+
+class KeyTransport(paramiko.Transport):
+    """An SSH connection that is logged in to by key alone.
+
+    Of a host that takes the key for a part of a login paramiko shows what it says, as it is, on the
+    terminal, and sends back what is typed there (``auth_interactive_dumb``).
+    """
+
+    def auth_interactive_dumb(self, *words: Any, **options: Any) -> NoReturn:
+        """Refuse to ask a person."""
+        raise AsksForMore
+
+    def auth_interactive(self, *words: Any, **options: Any) -> NoReturn:
+        """Refuse to answer a host's questions."""
+        raise AsksForMore
+
+    def auth_password(self, *words: Any, **options: Any) -> NoReturn:
+        """Refuse to send a password."""
+        raise AsksForMore
 
 
 class Process(Protocol):
@@ -155,9 +182,12 @@ class SshLink:
             banner_timeout=LOGIN_SECONDS,
             auth_timeout=LOGIN_SECONDS,
             sock=self._socket,
+            transport_factory=KeyTransport,  # type: ignore[arg-type]  # its stubs are older
         )
         transport = self._client.get_transport()
         assert transport is not None
+        if not transport.is_authenticated():  # another key is asked for besides
+            raise AsksForMore
         transport.set_keepalive(KEEPALIVE_SECONDS)
         return transport
 
@@ -309,6 +339,8 @@ def _reason(error: BaseException) -> str:
         return "it hung up"
     if isinstance(error, paramiko.PasswordRequiredException):
         return "the key file is encrypted, expected one without a passphrase"
+    if isinstance(error, AsksForMore):
+        return str(error)
     if isinstance(error, paramiko.AuthenticationException):
         return "SSH key refused"
     if isinstance(error, paramiko.ChannelException):

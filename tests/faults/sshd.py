@@ -60,6 +60,9 @@ class Fault(enum.Enum):
     NO_KEYS = "identifies itself and exchanges no keys"
     HANGS_UP_LOGIN = "hangs up while logging in"
     REFUSES_LOGIN = "accepts nobody's key"
+    ASKS_INTERACTIVE = "takes the key for a part of a login, and then asks whoever sits there"
+    ASKS_PASSWORD = "takes the key for a part of a login, and then wants a password"
+    ASKS_ANOTHER = "takes the key for a part of a login, and then wants another"
 
     REFUSES_CHANNEL = "grants no channel"
     NO_CHANNEL_REPLY = "does not answer the request for a channel"
@@ -82,6 +85,13 @@ class Fault(enum.Enum):
     PROFILE = "has a profile that prints, to both outputs"
     NO_SHELL = "has no shell for this user"
 
+
+METHODS = {
+    Fault.ASKS_INTERACTIVE: "publickey,keyboard-interactive",
+    Fault.ASKS_PASSWORD: "publickey,password",
+    Fault.ASKS_ANOTHER: "publickey",
+}
+"""What else such a login wants."""
 
 CONNECTION = {
     Fault.GARBAGE: os.urandom(4096).replace(b"SSH-", b"...."),
@@ -125,6 +135,8 @@ class Sshd:
         """All that it was asked to run, as asked for."""
         self.offered: list[paramiko.PKey] = []
         """Keys by which a client has tried to log in."""
+        self.typed: list[object] = []
+        """What a person was asked for, and what came of it."""
         self.ended = threading.Event()
         self.children: list[subprocess.Popen[bytes]] = []
         self._transports: list[paramiko.Transport] = []
@@ -237,7 +249,10 @@ class _Interface(paramiko.ServerInterface):
         self.made = made
 
     def get_allowed_auths(self, username: str) -> str:
-        return "publickey"
+        return METHODS.get(self.server.fault, "publickey")
+
+    def get_banner(self) -> tuple[str, str]:
+        return "\x1b[2JWelcome, or not\x9b31m\n", "en"
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         self.server.offered.append(key)
@@ -245,6 +260,21 @@ class _Interface(paramiko.ServerInterface):
             self.made.shutdown(socket.SHUT_RDWR)
         if self.server.fault is Fault.REFUSES_LOGIN or key != self.server.accepted:
             return paramiko.AUTH_FAILED
+        if self.server.fault in METHODS:
+            return paramiko.AUTH_PARTIALLY_SUCCESSFUL
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_auth_interactive(self, username: str, submethods: str) -> paramiko.InteractiveQuery:
+        self.server.typed.append(submethods)
+        query = ("password\x1b[5m:", False)
+        return paramiko.InteractiveQuery("\x1b[2Jtitle", "\x9b31mAgain", query)
+
+    def check_auth_interactive_response(self, responses: list[str]) -> int:
+        self.server.typed.append(responses)
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        self.server.typed.append(password)
         return paramiko.AUTH_SUCCESSFUL
 
     def check_channel_request(self, kind: str, chanid: int) -> int:

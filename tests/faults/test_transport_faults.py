@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import paramiko
 import pytest
 from cryptography.hazmat.primitives import serialization
-from sshd import NOBODY, Fault, Sshd, new_key, nothing_left
+from sshd import METHODS, NOBODY, Fault, Sshd, new_key, nothing_left
 
 from bench import channel, transport
 from bench.errors import LabError
@@ -179,6 +180,60 @@ def test_a_login_that_fails(
         with failing(rf"^host server1: 127.0.0.1 port \d+: {line}"):
             SshLink(server.host())
         assert server.commands == []
+
+
+ASKS = "it asks for more than the key; refused$"
+
+
+@pytest.mark.parametrize("fault", METHODS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("by_agent", [False, True], ids=["file", "agent"])
+def test_nobody_is_asked_for_what_a_host_wants_to_know(
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault: Fault,
+    by_agent: bool,
+) -> None:
+    """Neither is what it says shown, nor what somebody types read and handed to it."""
+
+    class Nobody:
+        def readline(self, *_: object) -> str:
+            asked.append("read")
+            return "secret\n"
+
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin", Nobody())
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append("input") or "secret")
+    with Sshd(tmp_path, fault) as server:
+        host = server.host()
+        if by_agent:
+            monkeypatch.setattr(paramiko.Agent, "get_keys", lambda self: (server.accepted,))
+            host = replace(host, key_file=None)
+        with failing(rf"^host server1: 127.0.0.1 port \d+: {ASKS}"):
+            SshLink(host)
+        assert (asked, server.typed, server.commands) == ([], [], [])
+        assert len(server.offered) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_login_but_by_a_key_is_tried_whoever_asks_for_it(tmp_path: Path) -> None:
+    with Sshd(tmp_path) as server, linked(server) as link:
+        made = link._transport
+        for attempt in (
+            lambda: made.auth_interactive_dumb("lab"),
+            lambda: made.auth_interactive("lab", lambda *_: []),
+            lambda: made.auth_password("lab", "secret"),
+        ):
+            with pytest.raises(paramiko.AuthenticationException, match=ASKS):
+                attempt()
+        assert server.typed == []
+
+
+def test_a_hosts_banner_is_not_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Sshd(tmp_path) as server, linked(server) as link:
+        assert link._transport.get_banner()
+    assert capfd.readouterr() == ("", "")
 
 
 # Commands
