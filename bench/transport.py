@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import queue
 import re
 import secrets
 import socket
 import string
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -21,7 +24,10 @@ from bench.inventory import Host
 from bench.units import printable
 
 REACH_SECONDS = 15.0
-"""For a host to accept a TCP connection."""
+"""For a host's name to be looked up, and one of its addresses to accept a TCP connection."""
+
+LEAST_SHARE = 0.01
+"""Of that time, for one of many addresses: 0 would mean not to wait at all."""
 
 LOGIN_SECONDS = 60.0
 """For the key exchange and the login after that: seconds on an emulated guest that nobody else is
@@ -145,12 +151,7 @@ class SshLink:
         :raises LabError: if the host cannot be reached, or its key is not the one.
         """
         self.host = host
-        try:
-            self._socket = socket.create_connection((host.address, host.port), REACH_SECONDS)
-        except TimeoutError:
-            raise _unreachable(host, f"no answer within {REACH_SECONDS:g} s") from None
-        except (OSError, ValueError) as error:
-            raise _unreachable(host, "cannot be reached by SSH") from error
+        self._socket = _reached(host)
         self._client = paramiko.SSHClient()
         self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
         try:
@@ -326,6 +327,58 @@ class SshLink:
 def connect(host: Host, lost_seconds: float = LOST_SECONDS) -> Link:
     """An SSH link to the host. :raises LabError: if there is none to be had."""
     return SshLink(host, lost_seconds)
+
+
+def _reached(host: Host) -> socket.socket:
+    """Return a connection to a host. :raises LabError: if there is none within the time for it."""
+    until = time.monotonic() + REACH_SECONDS
+    late = f"no address within {REACH_SECONDS:g} s"
+    problem: Exception | None = None
+    try:
+        addresses = _addresses(host, REACH_SECONDS)
+        late = f"no answer within {REACH_SECONDS:g} s"
+        for number, (family, kind, protocol, _, address) in enumerate(addresses):
+            made = socket.socket(family, kind, protocol)
+            try:
+                # Each gets a share of what is left: the next may answer where one is silent.
+                share = (until - time.monotonic()) / (len(addresses) - number)
+                made.settimeout(max(share, LEAST_SHARE))
+                made.connect(address)
+                return made
+            except OSError as error:
+                made.close()
+                problem = error
+            except BaseException:
+                made.close()
+                raise
+    except (OSError, ValueError) as error:
+        problem = error
+    if isinstance(problem, TimeoutError):
+        raise _unreachable(host, late) from None
+    raise _unreachable(host, "cannot be reached by SSH") from problem
+
+
+def _addresses(host: Host, seconds: float) -> list[tuple[Any, ...]]:
+    """Return what a host's name stands for (getaddrinfo(3), which has no deadline itself).
+
+    :raises TimeoutError: if that takes longer. :raises OSError, ValueError: if it is no name.
+    """
+    answers: queue.SimpleQueue[list[tuple[Any, ...]] | Exception] = queue.SimpleQueue()
+
+    def look() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host.address, host.port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        found = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _unreachable(host: Host, why: str) -> LabError:

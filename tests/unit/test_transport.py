@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import paramiko
@@ -41,6 +42,85 @@ def test_a_port_where_nobody_listens() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(LabError, match=rf"host server1: 127.0.0.1 port {port}: cannot be reached"):
         transport.connect(host(port))
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[int]:
+    """A port that answers no SYN: its queue is full (listen(2))."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
+        contextlib.ExitStack() as held,
+    ):
+        where = listener.getsockname()
+        for _ in range(3):
+            made = held.enter_context(socket.socket())
+            made.setblocking(False)
+            made.connect_ex(where)
+        yield where[1]
+
+
+def found(*ports: int) -> list[tuple[object, ...]]:
+    """Addresses as a lookup gives them."""
+    kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    return [(*kind, ("127.0.0.1", port)) for port in ports]
+
+
+def test_a_name_that_is_looked_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(transport, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ended.wait(10) and found())
+    began = time.monotonic()
+    line = r"^host server1: 127.0.0.1 port 9: no address within 0.3 s$"
+    try:
+        with pytest.raises(LabError, match=line):
+            transport.connect(host(9))
+    finally:
+        ended.set()
+    assert time.monotonic() - began < 5
+
+
+def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(
+        LabError, match=r"^host server1: 127.0.0.1 port 9: cannot be reached by SSH$"
+    ):
+        transport.connect(host(9))
+
+
+@pytest.mark.parametrize("answer", [UnicodeError("label too long"), ()])
+def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
+    def odd(*_: object, **__: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return list(found())
+
+    monkeypatch.setattr(socket, "getaddrinfo", odd)
+    with pytest.raises(
+        LabError, match=r"^host server1: 127.0.0.1 port 9: cannot be reached by SSH$"
+    ):
+        transport.connect(host(9))
+
+
+def test_many_addresses_have_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "REACH_SECONDS", 0.5)
+    with silent() as port:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found(*[port] * 40))
+        began = time.monotonic()
+        line = r"^host server1: 127.0.0.1 port 9: no answer within 0.5 s$"
+        with pytest.raises(LabError, match=line):
+            transport.connect(host(9))
+        assert time.monotonic() - began < 8
+
+
+def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "REACH_SECONDS", 2.0)
+    with silent() as mute, answering(b"", end=True) as port:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found(mute, port))
+        with pytest.raises(LabError, match=r"port 9: (?!no answer|cannot be)"):
+            transport.connect(host(9))
 
 
 def test_a_host_that_takes_too_long_for_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
