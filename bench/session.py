@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import resources
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from bench.inbox import Inbox
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
 from bench.messages import ProtocolError
-from bench.transport import Link, Process
+from bench.transport import Link, NotRemoved, Process, drawn
 from bench.units import printable
 
 QUIET_SECONDS = 5.0
@@ -44,6 +44,10 @@ LOST_PATIENCE = 1.0
 
 CLEAN_SECONDS = 10.0
 """For what is left then to be killed and named, over SSH."""
+
+WIND_UP_SECONDS = 30.0
+"""For what a start that is interrupted has under way: as long as a push may take
+(:data:`bench.transport.COMMAND_SECONDS`)."""
 
 HELLO_SECONDS = 60.0
 """For an agent to say that it is there: a Python starts in seconds on an emulated guest, and in
@@ -177,6 +181,11 @@ class Session:
         self._inbox: Inbox[Agent, Message | Exception | None] = Inbox()
         self._lock = threading.Lock()
         self._links: list[Link] = []
+        self._under_way: list[Future[Any]] = []
+        """What is being done with several hosts at once."""
+        self._pushing: dict[str, str] = {}
+        """Paths that agents are being pushed to, and their hosts: nothing else knows of them yet,
+        or still."""
         self._checked = self._resumed = time.monotonic()
         self._closing = False
         self.agents: list[Agent] = []
@@ -204,11 +213,14 @@ class Session:
             self.close()
             if not self.left:
                 return
-            lines = "; ".join(self.left)
+            said = str(error) if isinstance(error, LabError) else ""
+            lines = "; ".join(line for line in self.left if line not in said)
             if error is None:
                 raise LabError(lines)
             if isinstance(error, LabError):
-                raise LabError(f"{error}; {lines}") from error
+                if lines:
+                    raise LabError(f"{error}; {lines}") from error
+                return
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(lines) from error
             INTERRUPTS.say(lines)
@@ -244,9 +256,21 @@ class Session:
     def _together(
         self, work: Callable[..., Result], each: Sequence[tuple[Any, ...]]
     ) -> list[Future[Result]]:
-        """Do the same for all hosts at once, to the end."""
-        with ThreadPoolExecutor(max_workers=max(1, len(each))) as pool:
-            return [pool.submit(work, *words) for words in each]
+        """Do the same for all hosts at once, to the end.
+
+        Not with a pool, whose threads an interpreter waits for at its end, however long they take.
+        """
+        futures: list[Future[Result]] = []
+        for words in each:
+            future: Future[Result] = Future()
+            futures.append(future)
+            with self._lock:
+                self._under_way.append(future)
+            threading.Thread(target=_settle, args=(future, work, words), daemon=True).start()
+        wait(futures)
+        with self._lock:
+            self._under_way = [future for future in self._under_way if future not in futures]
+        return futures
 
     def _reach(self, host: Host) -> Link:
         """A link to a host that can run an agent and is no other run's."""
@@ -257,7 +281,7 @@ class Session:
                 self._links.append(link)
         if late:
             link.close()
-            raise LabError(f"host {host.name}: interrupted")
+            raise _interrupted(host)
         link.give_up_after(self._silence)
         _check_python(host, link)
         if self._doing:
@@ -265,8 +289,24 @@ class Session:
         return link
 
     def _push(self, host: Host, role: str, link: Link) -> Agent:
-        path = link.put(self._bundle, "agent.pyz")
+        path = drawn("agent.pyz")
+        with self._lock:
+            if self._closing:
+                raise _interrupted(host)
+            self._pushing[path] = host.name
         try:
+            return self._start(host, role, link, link.put(self._bundle, path))
+        except NotRemoved as error:
+            self.left.append(error.left)
+            raise
+        finally:
+            with self._lock:
+                self._pushing.pop(path, None)
+
+    def _start(self, host: Host, role: str, link: Link, path: str) -> Agent:
+        try:
+            if self._closing:
+                raise _interrupted(host)
             process = link.start(self._command(role, path))
         except BaseException:
             try:
@@ -284,7 +324,7 @@ class Session:
         agent.ear.start()
         if late:  # interrupted: whoever closes the session does not know of it
             self.left += filter(None, [_stop(agent)])
-            raise LabError(f"host {host.name}: interrupted")
+            raise _interrupted(host)
         threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
         threading.Thread(target=self._beat, args=(agent,), daemon=True).start()
         return agent
@@ -461,12 +501,30 @@ class Session:
             for roles in [(*first, *then, *last)] if drained else [first, then, last]:
                 self._stop_all([agent for agent in self.agents if agent.role in roles])
             self.agents.clear()
+            self._wind_up()
             for link in self._links:
                 with contextlib.suppress(Exception):
                     link.close()
             self._links.clear()
             self._inbox.close()
             INTERRUPTS.answers(self, None)
+
+    def _wind_up(self) -> None:
+        """Wait for what an interrupted start still pushes, and name what does not end.
+
+        Links are closed only then: what has been pushed has to be removed over them. A host that is
+        still being reached, or asked, has nothing that could be left there.
+        """
+        with self._lock:
+            pending = [future for future in self._under_way if not future.cancel()]
+            pushing = bool(self._pushing)
+        if pushing:
+            wait(pending, WIND_UP_SECONDS)
+        with self._lock:
+            self.left += [
+                f"host {name}: {path} may be left" for path, name in self._pushing.items()
+            ]
+            self._pushing.clear()
 
     def _stop_all(self, agents: Sequence[Agent]) -> None:
         with ThreadPoolExecutor(max(1, len(agents))) as pool:
@@ -479,7 +537,24 @@ class Session:
 
     def _open_ends(self) -> list[str]:
         """What is not cleaned up yet."""
-        return [agent.what() for agent in self.agents if not agent.gone]
+        pushed = [f"host {name}: {path}" for path, name in list(self._pushing.items())]
+        return [agent.what() for agent in self.agents if not agent.gone] + pushed
+
+
+def _interrupted(host: Host) -> LabError:
+    return LabError(f"host {host.name}: interrupted")
+
+
+def _settle(future: Future[Result], work: Callable[..., Result], words: tuple[Any, ...]) -> None:
+    """Do what a future is for, unless nobody wants it any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work(*words)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _results(futures: Sequence[Future[Result]]) -> list[Result]:

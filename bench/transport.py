@@ -55,6 +55,9 @@ MOST_TEXT = 300
 """Characters of a host's text in one line for the user."""
 
 _LETTERS = string.ascii_letters + string.digits
+_DRAWN = re.compile(
+    rf"(?P<folder>{re.escape(FOLDER)}[A-Za-z0-9]{{10}})/(?P<name>[a-z]+(\.[a-z]+)?)"
+)
 
 # mkdir fails on anything that is there, a symbolic link too, and makes the directory private from
 # its first moment. A push that is cut off midway removes what it has written by itself.
@@ -102,6 +105,15 @@ class KeyTransport(paramiko.Transport):
         raise AsksForMore
 
 
+class NotRemoved(LabError):
+    """A push has failed, and what there is of it could not be removed."""
+
+    def __init__(self, why: LabError, left: str) -> None:
+        super().__init__(f"{why}; {left}")
+        self.left = left
+        """What may be left, and where."""
+
+
 class Process(Protocol):
     """A program on a host: lines in, lines out."""
 
@@ -124,8 +136,9 @@ class Link(Protocol):
     def give_up_after(self, seconds: float) -> None:
         """Set after how long without an acknowledgement the host counts as lost."""
 
-    def put(self, data: bytes, name: str) -> str:
-        """Write a file, mode 0700, into a new private directory; return its path."""
+    def put(self, data: bytes, path: str) -> str:
+        """Write a file, mode 0700, to a path of :func:`drawn`, whose directory it makes; return
+        the path."""
 
     def remove(self, path: str) -> None:
         """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
@@ -250,16 +263,17 @@ class SshLink:
         self._transport.join(0.1)
         return not self._transport.is_active()
 
-    def put(self, data: bytes, name: str) -> str:
+    def put(self, data: bytes, path: str) -> str:
         """Write a file into a new private directory, check its sha256, return its path.
 
-        The name is drawn here, not there, so that nothing the host prints becomes a path, and so
-        that what a failed push may have left is known.
-
-        :raises LabError: if that fails; the directory is then removed, or named in the error.
+        :param path: one of :func:`drawn`.
+        :raises NotRemoved: if that fails and the directory may be left.
+        :raises LabError: if that fails otherwise, or nothing of this program has such a path.
         """
-        folder = FOLDER + "".join(secrets.choice(_LETTERS) for _ in range(10))
-        path = f"{folder}/{name}"
+        drawn_one = re.fullmatch(_DRAWN, path)
+        if drawn_one is None:
+            raise LabError(f"host {self.host.name}: {printable(path[:MOST_TEXT])}: not pushed to")
+        folder, name = drawn_one["folder"], drawn_one["name"]
         wanted = hashlib.sha256(data).hexdigest()
         try:
             output = self._complete(
@@ -274,7 +288,9 @@ class SshLink:
                 self._remove(folder, CLEAN_SECONDS)
             except LabError:
                 if isinstance(error, LabError):
-                    raise LabError(f"{error}; {folder} may be left on it") from error
+                    raise NotRemoved(
+                        error, f"host {self.host.name}: {folder} may be left"
+                    ) from error
             raise
         return path
 
@@ -322,6 +338,15 @@ class SshLink:
             # paramiko's timer of the key exchange would outlive a failed one.
             transport.packetizer.complete_handshake()
         self._socket.close()
+
+
+def drawn(name: str) -> str:
+    """Return a path for a file to be pushed to, in a directory that nobody has.
+
+    It is drawn here, not there, so that nothing the host prints becomes a path, and before anything
+    is written, so that what a push leaves that fails or is interrupted is known.
+    """
+    return f"{FOLDER}{''.join(secrets.choice(_LETTERS) for _ in range(10))}/{name}"
 
 
 def connect(host: Host, lost_seconds: float = LOST_SECONDS) -> Link:

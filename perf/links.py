@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -61,13 +60,13 @@ class NamespaceLink:
     def give_up_after(self, seconds: float) -> None:
         """Nothing is on the way to a namespace that could be lost."""
 
-    def put(self, data: bytes, name: str) -> str:
+    def put(self, data: bytes, path: str) -> str:
         """Write a file, mode 0700, into a new private directory; return its path."""
-        path = Path(f"/tmp/connlab.{secrets.token_hex(5)}") / name  # as over SSH
-        path.parent.mkdir(mode=0o700)
-        path.write_bytes(data)
-        path.chmod(0o700)
-        return str(path)
+        there = Path(path)
+        there.parent.mkdir(mode=0o700)
+        there.write_bytes(data)
+        there.chmod(0o700)
+        return path
 
     def remove(self, path: str) -> None:
         """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""

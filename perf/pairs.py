@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.errors import LabError
 from bench.inventory import Host
 from bench.session import Connect
-from bench.transport import Link, Process
+from bench.transport import Link, Process, drawn
 
 SOURCES = Path(__file__).parent
 PORT = 5001
@@ -75,7 +75,7 @@ class _Side:
 
     def __init__(self, link: Link, program: bytes, words: Sequence[str], watch: bool) -> None:
         self.link = link
-        self._path = link.put(program, "pair")
+        self._path = link.put(program, drawn("pair"))
         env = ["env", "WATCH=1"] if watch else []
         start = ["sh", "-c", 'echo $$; exec "$@"', "sh", *env, self._path, *words]
         self._process: Process = link.start(start)

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import paramiko
 import pytest
+import sshd
 from cryptography.hazmat.primitives import serialization
 from sshd import METHODS, NOBODY, Fault, Sshd, new_key, nothing_left
 
 from bench import channel, transport
 from bench.errors import LabError
 from bench.inventory import Host
-from bench.transport import SshLink
+from bench.session import Session
+from bench.transport import SshLink, drawn
 
 SECONDS = 0.25
 """For a command that will not end."""
@@ -321,9 +323,9 @@ def test_a_push_that_goes_wrong_leaves_nothing(
         # Where the connection is gone there is no way to clean up, and the error names the place.
         lost = fault in LOST
         monkeypatch.setattr(transport, "CLEAN_SECONDS", SECONDS / 4 if lost else 5.0)
-        left = rf"; {path} may be left on it" if lost else ""
+        left = rf"; host server1: {path} may be left" if lost else ""
         with failing(f"^host server1: {path}/agent.pyz: {line}{left}$"):
-            link.put(DATA, "agent.pyz")
+            link.put(DATA, drawn("agent.pyz"))
         assert server.left() == []
 
 
@@ -342,7 +344,7 @@ LOST = {
 def test_a_push_whose_sum_is_wrong_is_refused(tmp_path: Path) -> None:
     with Sshd(tmp_path, Fault.CORRUPTS) as server, linked(server) as link:
         with failing("^host server1: /tmp/connlab.*/agent.pyz: sha256 is not that of what was sen"):
-            link.put(DATA, "agent.pyz")
+            link.put(DATA, drawn("agent.pyz"))
         assert server.left() == []
 
 
@@ -355,14 +357,14 @@ def test_a_push_that_a_host_does_not_take_in(
         linked(server) as link,
     ):
         with failing(f"^host server1: .*: {LATE}$"):
-            link.put(DATA, "agent.pyz")
+            link.put(DATA, drawn("agent.pyz"))
         assert server.left() == []
 
 
 def test_a_push_that_is_cut_off_cleans_up_by_itself(tmp_path: Path) -> None:
     with Sshd(tmp_path, Fault.HANGS_UP_INPUT) as server, linked(server) as link:
-        with failing(r"^host server1: .*: connection lost.*; /tmp/connlab\.\w+ may be left on it$"):
-            link.put(DATA, "agent.pyz")
+        with failing(r"^host server1: .*: connection lost.*; host server1: /tmp/\S+ may be left$"):
+            link.put(DATA, drawn("agent.pyz"))
         until = time.monotonic() + 5
         while server.children[0].poll() is None:
             assert time.monotonic() < until
@@ -370,21 +372,48 @@ def test_a_push_that_is_cut_off_cleans_up_by_itself(tmp_path: Path) -> None:
         assert server.left() == []
 
 
+def test_a_push_that_is_interrupted_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C when all of it is there, and the host's answer still on its way."""
+    execute = sshd._execute
+
+    def slow(
+        server: Sshd, made: socket.socket, channel: paramiko.Channel, text: str, fault: Fault
+    ) -> int:
+        status = execute(server, made, channel, text, fault)
+        if "sha256sum" in text:
+            there.append(server.left())
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return status
+
+    there: list[list[str]] = []
+    monkeypatch.setattr(sshd, "_execute", slow)
+    with Sshd(tmp_path) as server:
+        with pytest.raises(KeyboardInterrupt) as said, Session(SshLink, DATA) as agents:
+            agents.start([(server.host(), "server")])
+        assert str(said.value) == ""
+        assert len(there[0]) == 1
+        assert server.left() == []
+        assert not any("agent.pyz run" in command for command in server.commands)
+
+
 def test_a_push_to_a_place_where_it_cannot_be_says_so(tmp_path: Path) -> None:
     with Sshd(tmp_path) as server, linked(server) as link:
         server.root.chmod(0o500)
         with failing(r"^host server1: /tmp/connlab.*/agent.pyz: mkdir: .*Permission denied$"):
-            link.put(DATA, "agent.pyz")
+            link.put(DATA, drawn("agent.pyz"))
 
 
 def test_a_push_is_private_and_whole(tmp_path: Path) -> None:
     with Sshd(tmp_path) as server, linked(server) as link:
-        path = link.put(DATA, "agent.pyz")
+        path = link.put(DATA, drawn("agent.pyz"))
         assert re.fullmatch(r"/tmp/connlab\.[A-Za-z0-9]{10}/agent\.pyz", path)
         there = server.root / path.removeprefix("/tmp/")
         assert there.read_bytes() == DATA
         assert (there.stat().st_mode & 0o777, there.parent.stat().st_mode & 0o777) == (0o700, 0o700)
-        assert link.put(b"", "agent.pyz") != path
+        assert link.put(b"", drawn("agent.pyz")) != path
         link.remove(path)
         link.remove(path)
         assert len(server.left()) == 1
@@ -397,8 +426,27 @@ def test_a_push_does_not_follow_what_is_there(
     with Sshd(tmp_path) as server, linked(server) as link:
         mine = linked_directory(server)
         with failing("File exists$"):
-            link.put(DATA, "agent.pyz")
+            link.put(DATA, drawn("agent.pyz"))
         assert (mine / "agent.pyz").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "agent.pyz",
+        "/tmp/agent.pyz",
+        "/tmp/connlab.aaaaaaaaaa/../agent.pyz",
+        "/tmp/connlab.aaaaaaaaaa/agent.pyz\n",
+        "/tmp/connlab.aaaaaaaaaa/../../etc/x",
+        "/tmp/connlab.aaa/agent.pyz",
+    ],
+)
+def test_nothing_is_pushed_to_a_path_that_was_not_drawn(tmp_path: Path, path: str) -> None:
+    """Where a push fails its directory is removed."""
+    with Sshd(tmp_path) as server, linked(server) as link:
+        with failing("^host server1: .*: not pushed to$"):
+            link.put(DATA, path)
+        assert server.commands == []
 
 
 def linked_directory(server: Sshd) -> Path:
@@ -463,7 +511,7 @@ def test_the_server_of_these_tests_harms_nothing(tmp_path: Path) -> None:
 def test_a_profile_that_prints_does_no_harm(tmp_path: Path) -> None:
     with Sshd(tmp_path, Fault.PROFILE) as server, linked(server) as link:
         assert link.run(["echo", "hello"]) == "hello\n"
-        link.remove(link.put(DATA, "agent.pyz"))
+        link.remove(link.put(DATA, drawn("agent.pyz")))
         process = link.start(["cat"])
         process.write(b"first\n")
         assert next(process.lines()) == b"first"

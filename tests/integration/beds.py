@@ -98,11 +98,11 @@ class LocalLink:
     def give_up_after(self, seconds: float) -> None:
         pass
 
-    def put(self, data: bytes, name: str) -> str:
-        path = Path(tempfile.mkdtemp(prefix="connlab.", suffix="00")) / name
-        path.write_bytes(repacked(data, _own_locks_in))
-        self.paths.append(str(path))
-        return str(path)
+    def put(self, data: bytes, path: str) -> str:
+        Path(path).parent.mkdir(mode=0o700)
+        Path(path).write_bytes(repacked(data, _own_locks_in))
+        self.paths.append(path)
+        return path
 
     def remove(self, path: str) -> None:
         shutil.rmtree(Path(path).parent, ignore_errors=True)

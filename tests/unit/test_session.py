@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import signal
@@ -17,6 +18,7 @@ from bench import session, wire
 from bench.errors import InputError, LabError
 from bench.inventory import Host
 from bench.session import Session
+from bench.transport import NotRemoved
 
 HELLO = {
     "event": "hello",
@@ -100,7 +102,7 @@ class FakeLink:
     def give_up_after(self, seconds: float) -> None:
         self.lost_after = seconds
 
-    def put(self, data: bytes, name: str) -> str:
+    def put(self, data: bytes, path: str) -> str:
         self.files.add(PATH)
         return PATH
 
@@ -436,6 +438,149 @@ def test_what_a_failed_start_leaves_is_named() -> None:
     with pytest.raises(LabError, match=line), Session(reach, b"zip") as agents:
         agents.start([(host("a"), "server")])
     assert not made[0].open
+
+
+class Held:
+    """A step of a link that is under way when the run is interrupted, until it is let go."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self.step = step
+        self.begun, self.free = threading.Event(), threading.Event()
+
+    def __call__(self, *words: Any) -> Any:
+        self.begun.set()
+        assert self.free.wait(20)
+        return self.step(*words)
+
+
+def interrupted(agents: Session, held: Held, later: float, *hosts: str) -> str:
+    """Interrupt a start while a step is under way, which ends so much later; what is said."""
+
+    def interrupt() -> None:
+        held.begun.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(later)
+        held.free.set()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught, agents:
+            agents.start([(host(name), "server") for name in hosts])
+    finally:
+        held.free.set()
+        thread.join()
+    return str(caught.value)
+
+
+def holding(
+    step: str, react: Callable[[dict[str, Any]], Sequence[Any]] = answering
+) -> tuple[list[FakeLink], Callable[[Host], FakeLink], Held]:
+    """Links of which that of host a does not get on with one step."""
+    made, connect = links(react)
+    held = Held(lambda *words: None)
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        if to.name == "a":
+            held.step = getattr(link, step)
+            setattr(link, step, held)
+        return link
+
+    return made, reach, held
+
+
+def test_an_interrupted_push_is_waited_for_and_taken_back() -> None:
+    made, connect, held = holding("put")
+    assert interrupted(Session(connect, b"zip"), held, 0.3, "a", "b") == ""
+    assert not any(link.files or link.open for link in made)
+    assert not held.step.__self__.argv  # type: ignore[attr-defined]  # and nothing is started
+
+
+@pytest.mark.parametrize("role", ["a", "b"])
+def test_an_agent_that_was_being_started_is_stopped(role: str) -> None:
+    made, connect, held = holding("start")
+    assert interrupted(Session(connect, b"zip"), held, 0.3, "a", "b") == ""
+    assert all(link.process.told == ["stop"] for link in made if link.argv)
+    assert not any(link.files or link.open for link in made)
+
+
+def test_what_an_agent_leaves_that_was_being_started_is_named() -> None:
+    made, connect, held = holding("start")
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+        link.remains = {"processes": [12], "folder": False}
+        return link
+
+    line = f"host a: the server agent {PATH} is left: process 12 cannot be killed"
+    assert interrupted(Session(reach, b"zip"), held, 0.3, "a") == line
+    assert not made[0].open
+
+
+def test_a_push_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "WIND_UP_SECONDS", 0.3)
+    made, connect, held = holding("put")
+    said = interrupted(Session(connect, b"zip"), held, 2.0, "a", "b")
+    assert re.fullmatch(r"host a: /tmp/connlab\.[A-Za-z0-9]{10}/agent\.pyz may be left", said)
+    assert not any(link.open for link in made)
+
+
+def test_who_interrupts_twice_learns_what_was_being_pushed() -> None:
+    _, connect, held = holding("put")
+    agents = Session(connect, b"zip")
+    seen: list[list[str]] = []
+    thread = threading.Thread(
+        target=lambda: held.begun.wait(20) and seen.append(agents._open_ends())
+    )
+    thread.start()
+    interrupted(agents, held, 0.5, "a")
+    thread.join()
+    assert len(seen[0]) == 1
+    assert re.fullmatch(r"host a: /tmp/connlab\.[A-Za-z0-9]{10}/agent\.pyz", seen[0][0])
+    assert agents._open_ends() == []
+
+
+def test_nothing_waits_for_a_host_that_was_being_reached() -> None:
+    """Nothing of it is left there; its link is closed whenever it comes."""
+    made, connect = links(answering)
+    held = Held(connect)
+    began = time.monotonic()
+    assert interrupted(Session(held, b"zip", doing="a run"), held, 0.0, "a") == ""
+    assert time.monotonic() - began < 10
+    until = time.monotonic() + 5
+    while not made or made[0].open:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert not made[0].argv and not made[0].files
+
+
+def test_a_host_that_is_being_asked_is_cut_off() -> None:
+    made, connect, held = holding("run")
+    assert interrupted(Session(connect, b"zip", doing="a run"), held, 0.3, "a", "b") == ""
+    assert not any(link.argv or link.files or link.open for link in made)
+
+
+def test_what_failed_pushes_leave_is_named_host_by_host() -> None:
+    made, connect = links(answering)
+
+    def reach(to: Host) -> FakeLink:
+        link = connect(to)
+
+        def broken(data: bytes, path: str) -> str:
+            why = LabError(f"host {to.name}: {path}: connection lost")
+            raise NotRemoved(why, f"host {to.name}: {path.rpartition('/')[0]} may be left")
+
+        link.put = broken  # type: ignore[method-assign]
+        return link
+
+    with pytest.raises(LabError) as failure, Session(reach, b"zip") as agents:
+        agents.start([(host("a"), "server"), (host("b"), "client")])
+    path = r"/tmp/connlab\.[A-Za-z0-9]{10}"
+    line = rf"host a: {path}/agent\.pyz: connection lost"
+    line += rf"; host a: {path} may be left; host b: {path} may be left"
+    assert re.fullmatch(line, str(failure.value))
+    assert not any(link.open for link in made)
 
 
 def test_an_interrupt_while_closing_waits_until_all_is_closed() -> None:
