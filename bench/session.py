@@ -316,12 +316,12 @@ class Session:
             raise
         agent = Agent(host, role, link, path, process)
         agent.locked = self._doing is not None
-        with self._lock:
+        agent.ear = threading.Thread(target=_listen_errors, args=(agent,), daemon=True)
+        agent.ear.start()
+        with self._lock:  # whoever closes the session may end the agent from now on
             late = self._closing
             if not late:
                 self.agents.append(agent)
-        agent.ear = threading.Thread(target=_listen_errors, args=(agent,), daemon=True)
-        agent.ear.start()
         if late:  # interrupted: whoever closes the session does not know of it
             self.left += filter(None, [_stop(agent)])
             raise _interrupted(host)

@@ -7,9 +7,11 @@ import os
 import queue
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -633,6 +635,41 @@ def test_a_host_without_a_python_that_serves(python: str, line: str) -> None:
         agents.start([(host("a"), "server")])
     assert not made[0].files
     assert not made[0].open
+
+
+@pytest.mark.parametrize("there", ["nothing", "broken", "python"])
+def test_a_host_that_cannot_be_asked_is_not_said_to_have_no_python(
+    tmp_path: Path, there: str
+) -> None:
+    """The question as a shell answers it, where what fails is an error, as over SSH."""
+    if there != "nothing":
+        script = "echo 3.11" if there == "python" else "exit 3"
+        (tmp_path / "python3").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "python3").chmod(0o755)
+
+    class Shell(FakeLink):
+        def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
+            done = subprocess.run(
+                ["/bin/sh", *argv[1:]],
+                env={"PATH": str(tmp_path)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise LabError(f"host a: sh: exit status {done.returncode}")
+            return done.stdout
+
+    link = Shell(answering, "")
+    if there == "python":
+        session._check_python(host("a"), link)
+        return
+    kind, line = {
+        "nothing": (InputError, "^host a: python3: not found, expected 3.9 or newer$"),
+        "broken": (LabError, "^host a: sh: exit status 3$"),
+    }[there]
+    with pytest.raises(kind, match=line):
+        session._check_python(host("a"), link)
 
 
 def test_an_agent_of_another_version() -> None:
