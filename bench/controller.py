@@ -35,7 +35,7 @@ from bench.results import (
     Workers,
 )
 from bench.scenario import Scenario
-from bench.session import Connect, Session
+from bench.session import Agent, Connect, Session
 from bench.store import Store
 from bench.verdict import verdict as judge
 
@@ -79,11 +79,18 @@ def run(
         )
         try:
             samples = stack.enter_context(store.samples(run_id))
+            recorder = curve.Recorder(scenario.connections, samples, progress)
+
+            def quiet(agent: Agent, seconds: float) -> None:
+                text = f"no word from {agent.name} for {seconds:.0f} s since its agent was started"
+                text += f"; given up after {session.patience(agent):g} s"
+                recorder.note("prepare", text, 0)
+
+            session.on_quiet = quiet
             session.start(hosts)
         except BaseException:
             store.discard(run_id)
             raise
-        recorder = curve.Recorder(scenario.connections, samples, progress)
         nonce = secrets.token_hex(16)
         conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import math
 import platform
 import re
 import secrets
@@ -50,8 +49,9 @@ WIND_UP_SECONDS = 30.0
 (:data:`bench.transport.COMMAND_SECONDS`)."""
 
 HELLO_SECONDS = 60.0
-"""For an agent to say that it is there: a Python starts in seconds on an emulated guest, and in
-several times as long where all hosts of a lab share two cores."""
+"""For an agent to say that it is there, or as long as it may be silent, if that is more: a Python
+starts in seconds on an emulated guest, and in several times as long where all hosts of a lab share
+two cores."""
 
 MOST_ERROR = 500
 """Characters of a host's line of error."""
@@ -75,6 +75,14 @@ UNASKED_A_SECOND = 20
 
 UNASKED_AT_ONCE = 10_000
 """As many more may come at a time: what has piled up while nobody read."""
+
+UNASKED_BYTES_A_SECOND = 1 << 16
+"""The same in bytes: a tick with every errno that there is and every bucket has 14 KB, and usual
+ones have less than 1."""
+
+UNASKED_BYTES_AT_ONCE = 1 << 22
+"""As many more bytes at a time: what an SSH window (:data:`bench.channel.WINDOW_BYTES`), a pipe and
+an agent's outbox hold is half of that."""
 
 CLOCK_RATE, CLOCK_SECONDS = 2.0, 60.0
 """How much faster than ours the clock of a host may run, such as an emulated one that catches up,
@@ -103,9 +111,10 @@ class Agent:
         self.path = path
         self.process = process
         self.started = time.monotonic()
-        self.heard = math.inf
-        """When it last said something, monotonic seconds. Until its first word it is awaited, not
-        silent: a Python may take longer to start than an agent may be silent."""
+        self.heard = self.started
+        """When it last said something, or was started, monotonic seconds."""
+        self.spoken = False
+        """Whether it has said anything yet."""
         self.quiet = False
         """Whether its silence has been mentioned."""
         self.planned: int | None = None
@@ -113,7 +122,7 @@ class Agent:
         self.asked = 1
         """Commands that it was told, each of which has one answer; its hello needs none."""
         self.answered = 0
-        self.unasked = 0
+        self.unasked = self.unasked_bytes = 0
         self.clock = 0.0
         """Its own, in its latest tick: seconds since it began."""
         self.last_error = ""
@@ -246,7 +255,9 @@ class Session:
                 [(host, role, link) for (host, role), link in zip(wanted, links, strict=True)],
             )
         )
-        for agent, hello in self.gather(agents, "hello", HELLO_SECONDS).items():
+        # One second more than the silence that is one line on its own.
+        seconds = max(self._silence, HELLO_SECONDS) + 1
+        for agent, hello in self.gather(agents, "hello", seconds).items():
             if hello["version"] != wire.VERSION:
                 raise LabError(f"host {agent.name}: agent speaks version {hello['version']}")
         # In the order asked for, not in the order of arrival.
@@ -351,9 +362,9 @@ class Session:
         """Read what an agent says until its end, or until it makes no sense."""
         try:
             for line in agent.process.lines():
-                agent.heard = time.monotonic()
+                agent.heard, agent.spoken = time.monotonic(), True
                 message = messages.read(line, agent.planned)
-                _count(agent, message)
+                _count(agent, message, len(line))
                 _check_clock(agent, message)
                 self._inbox.put(agent, message, len(line) + 1024)
         except (ProtocolError, OSError) as error:
@@ -467,15 +478,24 @@ class Session:
         self._checked = now
         for agent in self.agents:
             silent = now - max(agent.heard, self._resumed)
-            if silent > self._silence:
+            if silent > self.patience(agent):
                 agent.lost = True
+                first = "" if agent.spoken else " since it was started"
                 raise LabError(
                     f"host {agent.name}: no word from the {agent.role} agent for "
-                    f"{self._silence:g} s"
+                    f"{self.patience(agent):g} s{first}"
                 )
             if silent > QUIET_SECONDS and not agent.quiet:
                 self.on_quiet(agent, silent)
             agent.quiet = silent > QUIET_SECONDS
+
+    def patience(self, agent: Agent) -> float:
+        """Seconds of silence after which an agent is given up.
+
+        For its first word it has longer: a Python may take longer to start than an agent may be
+        silent.
+        """
+        return self._silence if agent.spoken else max(self._silence, HELLO_SECONDS)
 
     def dismiss(self, agents: Iterable[Agent]) -> None:
         """Stop some agents while the others go on. Raises a KeyboardInterrupt alone, at its end."""
@@ -572,7 +592,7 @@ def _listen_errors(agent: Agent) -> None:
                 agent.not_put_back.append(text)
 
 
-def _count(agent: Agent, message: Message) -> None:
+def _count(agent: Agent, message: Message, size: int) -> None:
     """See that an agent says no more than it may. :raises ProtocolError: if it does."""
     if message["event"] == "error":  # that ends the run
         return
@@ -582,9 +602,12 @@ def _count(agent: Agent, message: Message) -> None:
             raise ProtocolError(f"{message['event']}: nobody asked for it")
         return
     agent.unasked += 1
-    allowed = UNASKED_AT_ONCE + UNASKED_A_SECOND * (time.monotonic() - agent.started)
-    if agent.unasked > allowed:
+    agent.unasked_bytes += size
+    seconds = time.monotonic() - agent.started
+    if agent.unasked > UNASKED_AT_ONCE + UNASKED_A_SECOND * seconds:
         raise ProtocolError(f"{agent.unasked} events that nobody asked for")
+    if agent.unasked_bytes > UNASKED_BYTES_AT_ONCE + UNASKED_BYTES_A_SECOND * seconds:
+        raise ProtocolError(f"{agent.unasked_bytes} bytes of events that nobody asked for")
 
 
 def _check_clock(agent: Agent, message: Message) -> None:

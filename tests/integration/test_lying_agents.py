@@ -287,6 +287,13 @@ def test_a_stopped_agent_is_given_up_and_killed(bed: Bed, name: str, phase: str)
     assert until(lambda: bed.clean(states=("established", "close-wait", "listening")))
 
 
+def test_an_agent_that_takes_long_for_its_first_word_is_mentioned(bed: Bed) -> None:
+    lying(bed, "client", 'if event == "hello": import time; time.sleep(8)')
+    assert bed.run(connections=300, silence_seconds=6).verdict == "pass"
+    line = "no word from client for 5 s since its agent was started; given up after 60 s"
+    assert [now.note for now in bed.seen if "no word" in now.note] == [line]
+
+
 def test_a_host_of_another_run_is_left_alone(bed: Bed) -> None:
     path = LOCKS / f"connlab-run.{'a' * 16}.lock"
     fields = {"who": "ann@desk", "run": "run \x1b[31mmillion", "since": "2026-01-01T00:00:00Z"}

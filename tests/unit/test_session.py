@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -389,6 +390,42 @@ def test_a_flood_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         agents.wait(5)
 
 
+BIG = (1 << 53) - 1
+FULL = {
+    **TICK,
+    **dict.fromkeys(("held", "opened", "closed", "lost", "retried", "in_flight"), BIG),
+    "errors": dict.fromkeys(errno.errorcode.values(), BIG),
+    "latency": {str(bucket): BIG for bucket in range(wire.BUCKETS)},
+}
+"""The longest tick that an agent sends."""
+
+
+def test_a_flood_of_few_long_events_ends_the_run() -> None:
+    """Every tick is kept: by their number alone they might have a hundred megabytes."""
+    made, connect = links(answering)
+    line = r"^host a: protocol: [0-9]{7} bytes of events that nobody asked for$"
+    seen: list[str] = []
+    with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
+        agents.on_unasked = lambda agent, message: seen.append(agent.name)
+        agents.start([(host("a"), "server")])
+        made[0].process.say(*[FULL] * 500)
+        agents.wait(20)
+    assert 200 < len(seen) < 400
+
+
+def test_what_piles_up_while_nobody_reads_is_no_flood() -> None:
+    made, connect = links(answering)
+    seen: list[str] = []
+    with Session(connect, b"zip") as agents:
+        agents.on_unasked = lambda agent, message: seen.append(agent.name)
+        agents.start([(host("a"), "server")])
+        made[0].process.say(*[FULL] * 200)
+        until = time.monotonic() + 20
+        while len(seen) < 200 and time.monotonic() < until:
+            agents.wait(0.1)
+    assert len(seen) == 200
+
+
 @pytest.mark.parametrize("more", [1, 50])
 def test_an_answer_that_nobody_asked_for_ends_the_run(more: int) -> None:
     halted = {"event": "halted"}
@@ -414,11 +451,48 @@ def test_an_agent_that_takes_long_to_start_is_not_silent(monkeypatch: pytest.Mon
 
 
 def test_an_agent_that_never_starts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "HELLO_SECONDS", 0.3)
-    _, connect = links(lambda m: [])
-    line = "^host a: the server agent did not answer hello within 0 s$"
-    with pytest.raises(LabError, match=line), Session(connect, b"zip", silence=0.1) as agents:
+    monkeypatch.setattr(session, "HELLO_SECONDS", 1.2)
+    monkeypatch.setattr(session, "QUIET_SECONDS", 0.4)
+    monkeypatch.setattr(session, "CHECK_SECONDS", 0.05)
+    made, connect = links(lambda m: [])
+    told: list[str] = []
+    line = "^host a: no word from the server agent for 1.2 s since it was started$"
+    with (
+        pytest.raises(LabError, match=line),
+        Session(connect, b"zip", silence=0.1, doing="a run") as agents,
+    ):
+        agents.on_quiet = lambda agent, seconds: told.append(agent.name)
         agents.start([(host("a"), "server")])
+    assert told == ["a"]
+    assert made[0].swept == 1  # it is taken for dead
+
+
+def test_an_agent_may_be_as_late_as_it_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "HELLO_SECONDS", 0.1)
+    monkeypatch.setattr(session, "CHECK_SECONDS", 0.05)
+    made, connect = links(lambda m: [])
+    with Session(connect, b"zip", silence=20) as agents:
+        timer = threading.Timer(1.5, lambda: made[0].process.say(HELLO))
+        timer.start()
+        assert [agent.name for agent in agents.start([(host("a"), "server")])] == ["a"]
+    timer.join()
+
+
+def test_signs_of_life_are_no_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "HELLO_SECONDS", 0.2)
+    _, connect = links(lambda m: [{"event": "alive"}])
+    line = "^host a: the server agent did not answer hello within 2 s$"
+    with pytest.raises(LabError, match=line), Session(connect, b"zip", silence=1) as agents:
+        threading.Thread(target=chatter, args=(agents,), daemon=True).start()
+        agents.start([(host("a"), "server")])
+
+
+def chatter(agents: Session) -> None:
+    """Have agents say that they are there for 4 s."""
+    for _ in range(40):
+        time.sleep(0.1)
+        for agent in list(agents.agents):
+            agent.process.say({"event": "alive"})  # type: ignore[attr-defined]
 
 
 def test_what_a_failed_start_leaves_is_named() -> None:
