@@ -85,6 +85,8 @@ def _holder(path: str, until: float) -> Optional[Dict[str, Any]]:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError:  # a write lease keeps it from being opened (fcntl(2), F_SETLEASE)
+        return _fields(b"")
     except OSError as error:
         if error.errno in NOBODYS:
             return None
@@ -203,7 +205,10 @@ def _opened(path: str) -> Optional[int]:
     always = os.O_NOFOLLOW | os.O_CLOEXEC
     # Never O_CREAT on a file of another user: fs.protected_regular refuses that even to root.
     with contextlib.suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | always)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | always)
+        except BlockingIOError:  # as in _holder()
+            return None
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)

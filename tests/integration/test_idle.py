@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -88,18 +89,49 @@ def test_a_run_is_passed_over_by_force_and_named(play: Play, held: None, tmp_pat
     assert (tmp_path / "changed").exists()
 
 
-@pytest.mark.parametrize(
-    "lie", ["nothing", "7", "[7]", '[{"who": "x"}]', '[{"who": {}, "run": [], "since": 1}]']
-)
-def test_a_host_that_answers_nonsense_is_named_and_holds_nobody_up(
+LIES = {
+    "nothing": "echo nothing",
+    "an empty line": "echo",
+    "a number": "echo 7",
+    "null": "echo null",
+    "an empty text": "echo '\"\"'",
+    "an empty mapping": "echo '{}'",
+    "a mapping": "echo '{\"who\": 1}'",
+    "a list of numbers": "echo '[7]'",
+    "a list of lists": "echo '[[]]'",
+    "half a holder": 'echo \'[{"who": "x"}]\'',
+    "other types": 'echo \'[{"who": {}, "run": [], "since": 1}]\'',
+    "more than an answer": "echo '[]'; echo '[]'",
+    "a failure": "echo '[]'; exit 1",
+}
+
+
+def lying(folder: Path, script: str) -> Path:
+    """A Python that answers so."""
+    (folder / "python3").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "python3").chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_host_that_answers_nonsense_is_refused_and_named(
     play: Play, tmp_path: Path, lie: str
 ) -> None:
-    (tmp_path / "python3").write_text(f"#!/bin/sh\necho '{lie}'\n")
-    (tmp_path / "python3").chmod(0o755)
-    done = play("-e", "idle_directories=[]", path=tmp_path)
+    done = play("-e", "idle_directories=[]", path=lying(tmp_path, LIES[lie]))
+    said = " ".join(done.stdout.split() + done.stderr.split())
+    assert done.returncode != 0, done.stdout + done.stderr
+    line = r"host a: (could not be asked for a run in progress: .*: see to it|a run holds it: .*),"
+    assert re.search(rf"{line} or go on in spite of it: -e lab_force=true", said), said
+    assert not (tmp_path / "changed").exists()
+
+
+def test_a_host_that_answers_nonsense_is_passed_over_by_force(play: Play, tmp_path: Path) -> None:
+    path = lying(tmp_path, LIES["nothing"])
+    done = play("-e", "idle_directories=[]", "-e", "lab_force=true", path=path)
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "host a: could not be asked for a run in progress: " in said
+    assert ": goes on, since lab_force is true" in said
     assert (tmp_path / "changed").exists()
 
 

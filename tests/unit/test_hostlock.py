@@ -194,6 +194,27 @@ def test_any_text_gives_a_holder_in_one_line(text: bytes) -> None:
     assert type(entry["boot_ns"]) is int and entry["boot_ns"] >= 0
 
 
+def leased(path: Path) -> bytes:
+    """Have a write lease on a file: who opens it waits, or is told to come again (fcntl(2))."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fcntl.fcntl(os.open(path, os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    return b"+"
+
+
+def test_a_file_that_somebody_keeps_from_being_opened_is_held(folder: Path) -> None:
+    path = folder / name_of(ANN)
+    path.write_bytes(text_of())
+    with child(lambda: leased(path)) as (_, done):
+        assert done == b"+"
+        assert [(entry["owner"], entry["who"]) for entry in holders(BOB)] == [(ANN, "unknown")]
+        with pytest.raises(Held, match="^a run holds it: unknown, unknown, since unknown$"):
+            hold(BOB, "bob@desk", "a run")
+        with pytest.raises(OSError, match="cannot be locked"):
+            hold(ANN, "ann@desk", "a run")
+    assert holders(BOB) == []
+    assert os.listdir(folder) == []
+
+
 def test_what_is_no_file_is_no_lock(folder: Path) -> None:
     (folder / name_of("0" * 16)).mkdir()
     os.mkfifo(folder / name_of("1" * 16))
