@@ -1,4 +1,5 @@
-"""The directory that an agent was pushed into: it goes with the agent."""
+"""The directory that an agent was pushed into: it goes with the agent, and its path is the sign of
+all that the agent has started."""
 
 from __future__ import annotations
 
@@ -8,6 +9,12 @@ import re
 import sys
 
 from bench import wire
+from bench.agent import remains
+
+
+def mark() -> None:
+    """Have all tools that are started from now on carry the agent's path."""
+    os.environ[remains.MARK] = os.path.abspath(sys.argv[0])
 
 
 def leave() -> None:

@@ -209,6 +209,7 @@ def complain(line: str) -> None:
 
 def main(options: wire.AgentOptions) -> None:
     """Run one agent to its end."""
+    home.mark()
     agent = Agent(options)
     lock = options["lock"]
     try:

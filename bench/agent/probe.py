@@ -7,12 +7,13 @@ socket and so change what is measured.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import threading
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from bench import wire
 
@@ -66,7 +67,7 @@ def end_children() -> None:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a tool. One that runs as root by sudo(8) cannot be killed: its output is closed."""
+    """End a tool. One that runs as root by sudo(8) cannot be killed: timeout(1) ends it."""
     with contextlib.suppress(OSError):
         child.kill()
 
@@ -79,9 +80,39 @@ def tool(name: str) -> str:
     return found
 
 
+@functools.lru_cache(None)
+def _mortal() -> Tuple[str, ...]:
+    """What a tool is started by, so that it dies with the agent (prctl(2), PR_SET_PDEATHSIG).
+
+    Not by a ``preexec_fn``, which may hang where there are threads. Where there is no setpriv(1)
+    that can do it (util-linux 2.33), a tool that outlives the agent is found by its mark
+    (:mod:`bench.agent.remains`).
+    """
+    words = ("setpriv", "--pdeathsig", "KILL", "--")
+    quiet = subprocess.DEVNULL
+    try:
+        tried = subprocess.call(
+            [*words, "true"], stdin=quiet, stdout=quiet, stderr=quiet, timeout=TIMEOUT
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return () if tried else words
+
+
+def as_root(*argv: str) -> List[str]:
+    """The words that run a tool as root, with an end of its own: sudo(8) drops what would have it
+    die with the agent, and nobody but root may kill it. ``docs/sudoers`` has the same words."""
+    if os.geteuid() == 0:
+        return list(argv)
+    return [tool("sudo"), "-n", tool("timeout"), "-s", "KILL", str(TIMEOUT), *argv]
+
+
 def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*_mortal(), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     with _lock:
         _children.add(child)
@@ -139,7 +170,7 @@ def _slabinfo() -> str:
     try:
         return text("/proc/slabinfo")
     except Unreadable:
-        return output([tool("sudo"), "-n", "cat", "/proc/slabinfo"])
+        return output(as_root(tool("cat"), "/proc/slabinfo"))
 
 
 def _cgroup() -> str:
@@ -163,7 +194,7 @@ def _cgroup() -> str:
 
 def _kernel_log() -> str:
     """The end of the kernel's messages; root's to read where kernel.dmesg_restrict is set."""
-    rows = output([tool("sudo"), "-n", tool("dmesg")], LOG_BYTES).splitlines(True)
+    rows = output(as_root(tool("dmesg")), LOG_BYTES).splitlines(True)
     return "".join(rows[-LOG_LINES:])
 
 

@@ -2,9 +2,10 @@
 
 Run on the host by itself, ``python3 -c SOURCE PATH SECONDS PUSHED``, over the connection that the
 agent was pushed over; PUSHED is :data:`bench.wire.PUSHED`. An agent, its workers and its trials'
-children all have the pushed file's path as an argument, and no other process has: the controller
-has drawn its name for this agent alone, and mkdir(1) refuses one that is there. Prints the process
-numbers that are still there, and whether the file is.
+children all have the pushed file's path as an argument, and the tools that they have started have
+it as the value of :data:`MARK`. No other process has: the controller has drawn its name for this
+agent alone, and mkdir(1) refuses one that is there. Prints the process numbers that are still
+there, and whether the file is.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from typing import Iterable, List
 DYING_SECONDS = 5.0
 """For a killed process to let go of its memory."""
 
+MARK = "CONNLAB_AGENT"
+"""Environment variable of all that an agent starts: the path that the agent was pushed to."""
+
 SUDO_SECONDS = 3.0
 """For sudo(8) to run kill(1)."""
 
 
 def of(path: str) -> List[int]:
-    """Numbers of the processes that were started with this path as an argument.
+    """Numbers of the processes that are of the agent with this path.
 
     Not this one's own, nor of those that it was started by: timeout(1) and sudo(8) have all that
     they run among their arguments.
@@ -51,12 +55,20 @@ def ancestry(pid: int) -> List[int]:
 
 
 def is_of(pid: int, path: str) -> bool:
-    """Whether a process was started with this path as an argument, and has not ended."""
+    """Whether a process was started with this path as an argument, or by one that was, and has not
+    ended. Root's environments are root's to read: tools run by sudo(8) end by themselves."""
+    return path.encode() in _words(pid, "cmdline") or (
+        f"{MARK}={path}".encode() in _words(pid, "environ")
+    )
+
+
+def _words(pid: int, name: str) -> List[bytes]:
+    """The arguments of a process, or its environment (proc(5)); none if it has ended."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return path.encode() in file.read().split(b"\0")
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read().split(b"\0")
     except OSError:
-        return False
+        return []
 
 
 def gone(path: str, seconds: float) -> List[int]:
@@ -73,10 +85,8 @@ def kill(path: str, pids: Iterable[int]) -> None:
     """End those of the processes that are still of this path at once, root's by sudo(8)."""
     roots: List[str] = []
     for pid in pids:
-        if not is_of(pid, path):  # its number may be another's by now
-            continue
         try:
-            os.kill(pid, signal.SIGKILL)
+            _end(pid, path)
         except PermissionError:
             roots.append(str(pid))
         except OSError:
@@ -91,6 +101,27 @@ def kill(path: str, pids: Iterable[int]) -> None:
                 stderr=quiet,
                 timeout=SUDO_SECONDS,
             )
+
+
+def _end(pid: int, path: str) -> None:
+    """Kill a process that is still of this path. :raises OSError: if that is refused.
+
+    Its number may be another's by now. A descriptor of it (pidfd_open(2), Linux 5.3) is had before
+    it is looked at, so that it is not another's when it is killed either.
+    """
+    fd = None
+    with contextlib.suppress(AttributeError, OSError):
+        fd = os.pidfd_open(pid)
+    try:
+        if not is_of(pid, path):
+            return
+        if fd is None:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def main() -> None:

@@ -173,6 +173,7 @@ class Stage:
 
 def main(options: wire.AgentOptions) -> NoReturn:
     """Run trials to their end."""
+    home.mark()
     lock = options["lock"]
     held = None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -285,6 +286,42 @@ def test_a_stopped_agent_is_given_up_and_killed(bed: Bed, name: str, phase: str)
     assert next(bed.store.runs()).reason == line[1:-1]
     # Who is killed closes by FIN: the client's ports are in TIME_WAIT for a minute.
     assert until(lambda: bed.clean(states=("established", "close-wait", "listening")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("tool", ["exec sleep 55", "sleep 55 & echo $! >{0}.child; wait"])
+def test_a_tool_that_hangs_does_not_outlive_its_agent(
+    bed: Bed, tmp_path: Path, number: int, tool: str
+) -> None:
+    """Neither does what it has started itself."""
+    place, seen = tmp_path / "bin", tmp_path / "pid"
+    place.mkdir()
+    script = f"#!/bin/sh\n{tool.format(seen)}\n".replace("\n", f"\necho $$ >{seen}.own\n", 1)
+    (place / "nstat").write_text(script)
+    (place / "nstat").chmod(0o755)
+    bed.words["server"] = ["env", f"PATH={place}:{os.environ['PATH']}"]
+    wanted = [Path(f"{seen}.own")] + [Path(f"{seen}.child")] * ("child" in tool)
+
+    def numbers() -> list[int]:
+        return [int(path.read_text() or 0) for path in wanted if path.exists()]
+
+    def harm() -> None:
+        assert until(lambda: len(found := numbers()) == len(wanted) and all(found), 20)
+        os.kill(bed.agent_pid("server"), number)
+
+    thread = threading.Thread(target=harm)
+    thread.start()
+    try:
+        with pytest.raises(LabError, match=r"^host server: (?!.*left)"):
+            bed.run(connections=300, silence_seconds=6)
+        thread.join()
+        assert until(lambda: not any(map(running, numbers())), 5)
+    finally:
+        thread.join()
+        for pid in numbers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert not running(bed.agent_pid("server"))
 
 
 def test_an_agent_that_takes_long_for_its_first_word_is_mentioned(bed: Bed) -> None:

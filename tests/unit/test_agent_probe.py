@@ -1,5 +1,12 @@
 """Evidence: what a tool prints, and what becomes of a source that fails or is out of size."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from bench.agent import about, probe
@@ -70,3 +77,69 @@ def test_a_route_to_everything_is_told_as_a_prefix(monkeypatch):
     monkeypatch.setattr(about, "tool", lambda name: name)
     monkeypatch.setattr(about, "output", lambda argv: told[argv[2]])
     assert about._addresses() == ["0.0.0.0/0", "198.18.0.1", "::/0", "fd63::/64"]
+
+
+STARTS = """
+import threading, time
+from bench.agent import probe
+threading.Thread(target=probe.output, args=(["sh", "-c", "echo $$ >&2; exec sleep 50"],)).start()
+while not probe._children:
+    time.sleep(0.01)
+print(*[child.pid for child in probe._children], flush=True)
+time.sleep(50)
+"""
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def test_a_tool_dies_with_its_agent():
+    root = Path(probe.__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS], stdout=subprocess.PIPE, cwd=root
+    ) as agent:
+        pid = int(agent.stdout.readline())
+        try:
+            until = time.monotonic() + 10
+            while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            agent.kill()
+            while runs(pid):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        finally:
+            agent.kill()
+            if runs(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("there", ["none", "another"])
+def test_tools_run_where_no_setpriv_can_have_them_die(tmp_path, monkeypatch, there):
+    if there == "another":
+        (tmp_path / "setpriv").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "setpriv").chmod(0o755)
+    sh = probe.tool("sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    probe._mortal.cache_clear()
+    try:
+        assert probe.output([sh, "-c", "echo whole"]) == "whole\n"
+        assert probe._mortal() == ()
+    finally:
+        probe._mortal.cache_clear()
+
+
+def test_what_root_runs_has_an_end_of_its_own(monkeypatch):
+    monkeypatch.setattr(probe, "tool", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    sudoers = (Path(__file__).parents[2] / "docs" / "sudoers").read_text()
+    for words in (["/usr/bin/cat", "/proc/slabinfo"], ["/usr/bin/dmesg"]):
+        asked = probe.as_root(*words)
+        assert asked[:5] == ["/usr/bin/sudo", "-n", "/usr/bin/timeout", "-s", "KILL"]
+        assert " ".join(asked[2:]) in sudoers
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert probe.as_root("/usr/bin/dmesg") == ["/usr/bin/dmesg"]

@@ -207,7 +207,7 @@ def test_a_file_that_somebody_keeps_from_being_opened_is_held(folder: Path) -> N
     with child(lambda: leased(path)) as (_, done):
         assert done == b"+"
         assert [(entry["owner"], entry["who"]) for entry in holders(BOB)] == [(ANN, "unknown")]
-        with pytest.raises(Held, match="^a run holds it: unknown, unknown, since unknown$"):
+        with pytest.raises(Held, match=r"^a run holds it: unknown, unknown, since unknown$"):
             hold(BOB, "bob@desk", "a run")
         with pytest.raises(OSError, match="cannot be locked"):
             hold(ANN, "ann@desk", "a run")

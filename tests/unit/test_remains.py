@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ def start() -> Iterator[Start]:
     """Start a program in a group of its own; it is up when this returns."""
     started = []
 
-    def run(*words: str, ups: int = 1) -> subprocess.Popen[bytes]:
+    def run(
+        *words: str, ups: int = 1, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, *words],
+            env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -144,10 +148,76 @@ def test_who_only_mentions_the_path_is_not_touched(pushed: Path, start: Start) -
     assert (longer.poll(), beside.poll()) == (None, None)
 
 
-def test_a_number_that_is_anothers_by_now_is_not_killed(pushed: Path, start: Start) -> None:
-    other = start("-c", ENDS)
-    remains.kill(str(pushed), [other.pid])
-    assert other.poll() is None
+def test_a_tool_that_outlives_its_agent_is_killed(pushed: Path, start: Start) -> None:
+    """It has no path among its arguments: what its agent has started carries it."""
+    tool = start("-c", ENDS, env={remains.MARK: str(pushed)})
+    assert clean_up(pushed) == {"processes": [], "folder": False}
+    assert tool.wait(5) == -signal.SIGKILL
+
+
+def test_who_only_has_the_path_in_a_variable_is_not_touched(pushed: Path, start: Start) -> None:
+    others = [
+        start("-c", ENDS, env=env)
+        for env in (
+            {remains.MARK: f"{pushed}.old"},
+            {remains.MARK: f"{pushed} "},
+            {remains.MARK: str(pushed.parent)},
+            {f"X{remains.MARK}": str(pushed)},
+            {"NOTE": f"{remains.MARK}={pushed}"},
+            {"PWD": str(pushed)},
+        )
+    ]
+    began = time.monotonic()
+    assert clean_up(pushed, 20) == {"processes": [], "folder": False}
+    assert time.monotonic() - began < 5
+    assert ended(others) == [0] * len(others)
+
+
+def ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    """How processes end that nobody has killed: by themselves."""
+    for process in processes:
+        assert process.stdin
+        process.stdin.close()
+    return [process.wait(5) for process in processes]
+
+
+@pytest.mark.parametrize("kernel", ["new", "old", "refuses"])
+def test_a_number_that_is_anothers_by_now_is_not_killed(
+    pushed: Path, start: Start, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, ours = start("-c", ENDS), start("-c", ENDS, str(pushed))
+    if kernel == "old":
+        monkeypatch.delattr(os, "pidfd_open")
+    elif kernel == "refuses":
+        monkeypatch.setattr(os, "pidfd_open", refused)
+    remains.kill(str(pushed), [other.pid, ours.pid])
+    assert ours.wait(5) == -signal.SIGKILL
+    assert ended([other]) == [0]
+
+
+def refused(*_: object) -> int:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_a_number_that_becomes_anothers_between_look_and_kill(
+    pushed: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is killed is what was looked at, if the kernel has descriptors of processes."""
+    ours, other = start("-c", ENDS, str(pushed)), start("-c", ENDS)
+    look, kill = remains.is_of, os.kill
+
+    def late(pid: int, path: str) -> bool:
+        found = look(pid, path)
+        kill(ours.pid, signal.SIGKILL)
+        ours.wait(5)
+        return found
+
+    sent: list[int] = []
+    monkeypatch.setattr(remains, "is_of", late)
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(pid))
+    remains.kill(str(pushed), [ours.pid])
+    assert sent == []
+    assert ended([other]) == [0]
 
 
 def test_a_directory_with_something_else_in_it_stays_and_is_said_so(pushed: Path) -> None:
@@ -187,14 +257,14 @@ def test_what_cannot_be_killed_is_named(
 ) -> None:
     asked: list[list[str]] = []
 
-    def refused(pid: int, number: int) -> None:
+    def roots(pid: int, path: str) -> None:
         raise PermissionError
 
     monkeypatch.setattr(sys, "argv", ["-c", str(pushed), "0", wire.PUSHED])
     monkeypatch.setattr(remains, "DYING_SECONDS", 0.01)
     monkeypatch.setattr(remains, "of", lambda path: [71, 72])
     monkeypatch.setattr(remains, "is_of", lambda pid, path: True)
-    monkeypatch.setattr(os, "kill", refused)
+    monkeypatch.setattr(remains, "_end", roots)
     monkeypatch.setattr(subprocess, "call", lambda words, **_: asked.append(words))
     remains.main()
     assert json.loads(capsys.readouterr().out) == {"processes": [71, 72], "folder": False}
