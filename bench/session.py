@@ -278,7 +278,10 @@ class Session:
             with self._lock:
                 self._under_way.append(future)
             threading.Thread(target=_settle, args=(future, work, words), daemon=True).start()
-        wait(futures)
+        # Again and again: the kernel may give a signal to another thread, and then nothing wakes
+        # this one, in which Python handles it.
+        while wait(futures, CHECK_SECONDS).not_done:
+            pass
         with self._lock:
             self._under_way = [future for future in self._under_way if future not in futures]
         return futures

@@ -568,7 +568,7 @@ def holding(
 
 def test_an_interrupted_push_is_waited_for_and_taken_back() -> None:
     made, connect, held = holding("put")
-    assert interrupted(Session(connect, b"zip"), held, 0.3, "a", "b") == ""
+    assert interrupted(Session(connect, b"zip"), held, 1.5, "a", "b") == ""
     assert not any(link.files or link.open for link in made)
     assert not held.step.__self__.argv  # type: ignore[attr-defined]  # and nothing is started
 
@@ -576,7 +576,7 @@ def test_an_interrupted_push_is_waited_for_and_taken_back() -> None:
 @pytest.mark.parametrize("role", ["a", "b"])
 def test_an_agent_that_was_being_started_is_stopped(role: str) -> None:
     made, connect, held = holding("start")
-    assert interrupted(Session(connect, b"zip"), held, 0.3, "a", "b") == ""
+    assert interrupted(Session(connect, b"zip"), held, 1.0, "a", "b") == ""
     assert all(link.process.told == ["stop"] for link in made if link.argv)
     assert not any(link.files or link.open for link in made)
 
@@ -590,14 +590,14 @@ def test_what_an_agent_leaves_that_was_being_started_is_named() -> None:
         return link
 
     line = f"host a: the server agent {PATH} is left: process 12 cannot be killed"
-    assert interrupted(Session(reach, b"zip"), held, 0.3, "a") == line
+    assert interrupted(Session(reach, b"zip"), held, 1.0, "a") == line
     assert not made[0].open
 
 
 def test_a_push_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "WIND_UP_SECONDS", 0.3)
     made, connect, held = holding("put")
-    said = interrupted(Session(connect, b"zip"), held, 2.0, "a", "b")
+    said = interrupted(Session(connect, b"zip"), held, 4.0, "a", "b")
     assert re.fullmatch(r"host a: /tmp/connlab\.[A-Za-z0-9]{10}/agent\.pyz may be left", said)
     assert not any(link.open for link in made)
 
@@ -610,7 +610,7 @@ def test_who_interrupts_twice_learns_what_was_being_pushed() -> None:
         target=lambda: held.begun.wait(20) and seen.append(agents._open_ends())
     )
     thread.start()
-    interrupted(agents, held, 0.5, "a")
+    interrupted(agents, held, 1.0, "a")
     thread.join()
     assert len(seen[0]) == 1
     assert re.fullmatch(r"host a: /tmp/connlab\.[A-Za-z0-9]{10}/agent\.pyz", seen[0][0])
@@ -633,7 +633,7 @@ def test_nothing_waits_for_a_host_that_was_being_reached() -> None:
 
 def test_a_host_that_is_being_asked_is_cut_off() -> None:
     made, connect, held = holding("run")
-    assert interrupted(Session(connect, b"zip", doing="a run"), held, 0.3, "a", "b") == ""
+    assert interrupted(Session(connect, b"zip", doing="a run"), held, 1.0, "a", "b") == ""
     assert not any(link.argv or link.files or link.open for link in made)
 
 
