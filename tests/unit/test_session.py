@@ -684,6 +684,20 @@ def test_a_clock_that_runs_backwards_or_leaps_ends_the_run(later: float) -> None
         agents.wait(5)
 
 
+def test_a_clock_that_stands_still_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, connect = links(answering)
+    link: Any = connect(host("a"))
+    agent = session.Agent(host("a"), "server", link, PATH, link.process)
+    now = [agent.started]
+    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    for seconds, t in ((0, 3.0), (1, 3.0), (120, 3.0), (240, 63.0)):
+        now[0] = agent.started + seconds
+        session._check_clock(agent, {"event": "tick", "t": t})
+    now[0] += 1
+    with pytest.raises(session.ProtocolError, match=r"^tick: t: got 63\.0, expected 63\.5 to "):
+        session._check_clock(agent, {"event": "tick", "t": 63.0})
+
+
 def test_numbers_beyond_the_plan_end_the_run() -> None:
     made, connect = links(answering)
     line = "^host a: protocol: tick: held: got 201, expected at most the 200 planned$"
