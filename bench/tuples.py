@@ -27,6 +27,14 @@ class Plan:
         """Connections that one client opens."""
         return sum(block["count"] for block in self.blocks[client])
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of a source and an endpoint with connections between them."""
+        return sum(
+            len({(block["source"], block["target"], block["target_port"]) for block in blocks})
+            for blocks in self.blocks.values()
+        )
+
     def held_by(self, endpoints: Sequence[Endpoint]) -> int:
         """Connections that end at the endpoints."""
         wanted = set(endpoints)

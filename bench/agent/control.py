@@ -35,10 +35,6 @@ TRIES = 3
 WINDOW = 128
 """Handshakes that a client has under way."""
 
-MOST_PAIRS = 4096
-"""Pairs of source address and target that are tried one by one. Where there are more, each target
-and each source is tried at least once."""
-
 RELEASE_SECONDS = 5.0
 """For the doorkeeper's thread to let go of the data ports."""
 
@@ -224,8 +220,9 @@ def vouched(spec: wire.ClientSpec) -> None:
         known |= said.endpoints
         fronts |= said.fronts
     pairs = _pairs(spec["blocks"])
+    allowed = known | fronts
     for _, target in pairs:
-        if target not in known | fronts:
+        if target not in allowed:
             raise Refused(f"{target[0]} port {target[1]} belongs to no server agent of this run")
     for (source, target), said in introductions(pairs, spec["nonce"]).items():
         # Behind a proxy it is the proxy that chooses.
@@ -246,14 +243,9 @@ def _controls(spec: wire.ClientSpec) -> List[Pair]:
 
 
 def _pairs(blocks: Sequence[wire.TupleBlock]) -> List[Pair]:
-    """Each source with each of its targets, or with some of them where they are too many."""
-    pairs = list(
+    """Each source with each of its targets, once."""
+    return list(
         dict.fromkeys(
             (block["source"], (block["target"], block["target_port"])) for block in blocks
         )
     )
-    if len(pairs) <= MOST_PAIRS:
-        return pairs
-    chosen = {target: (source, target) for source, target in pairs}
-    by_source = {source: (source, target) for source, target in pairs}
-    return list(dict.fromkeys([*chosen.values(), *by_source.values()]))

@@ -133,6 +133,21 @@ def test_a_front_may_lead_to_any_of_the_servers_ports(lab, program):
     assert until(lambda: server.ask("status", "status")["held"] == 40)
 
 
+def test_one_pair_of_thousands_that_leads_elsewhere_is_refused(lab, nft):
+    sources = [f"198.18.3.{number}" for number in range(1, 66)]
+    for one in sources:
+        lab.net.run("client", "ip", "addr", "add", f"{one}/15", "dev", "data0")
+    ports = range(PORT, PORT + 64)
+    lab.serve(endpoints=[[SERVER, port] for port in ports], connections=8000)
+    nft("client", NAT_OUT, f"ip saddr {sources[7]} tcp dport {ports[9]} dnat to :{PORT + 300}")
+    blocks = [block(2, source=one, target_port=port) for one in sources for port in ports]
+    said = refused(lab, blocks=blocks)
+    assert said == (
+        f"{SERVER} port {ports[9]} is not a server agent of this run: Connection refused "
+        f"(from {sources[7]})"
+    )
+
+
 def test_an_address_of_ours_that_a_stranger_has_as_well_is_refused(lab):
     """The stranger's answers go to nobody: what is sent from the address gets no answer."""
     lab.serve()

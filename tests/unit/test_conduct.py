@@ -13,7 +13,7 @@ from captured import collected
 
 from bench import drain, liveness, specs
 from bench.agent import spec
-from bench.conduct import Conduct
+from bench.conduct import PAIRS_A_SECOND, START_SECONDS, Conduct
 from bench.curve import Progress, Recorder
 from bench.errors import LabError
 from bench.findings import Floor
@@ -162,6 +162,22 @@ def test_the_forecast_is_said_and_kept_before_the_first_connection(tmp_path: Pat
     assert notes[0].note.startswith("server1 has MemFree 925.65 MiB")
     assert notes[0].mem_available_kib == made.forecast.mem_available_kib
     assert "ramp" not in [op for op, _ in bed.session.asked]
+
+
+@pytest.mark.parametrize("pairs", [1, 500])
+def test_the_proof_has_the_time_that_so_many_pairs_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: int
+) -> None:
+    bed = Bed(tmp_path, server_ports=list(range(5000, 5000 + pairs)))
+    usual, waited = bed.session.gather, dict[str, float]()
+
+    def gather(agents: Sequence[Any], event: str, seconds: float, *rest: Any) -> Any:
+        waited[event] = seconds
+        return usual(agents, event, seconds, *rest)
+
+    monkeypatch.setattr(bed.session, "gather", gather)
+    bed.conduct.prepare()
+    assert waited["prepared"] == pytest.approx(START_SECONDS + pairs / PAIRS_A_SECOND)
 
 
 def falling(bed: Bed, *free_mib: int) -> None:

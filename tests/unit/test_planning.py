@@ -88,6 +88,17 @@ def test_more_than_there_are_is_refused_unless_a_limit_is_looked_for() -> None:
     assert sum(fewer.share(name) for name in fewer.blocks) == 5
 
 
+def test_more_pairs_than_can_be_proven_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_PAIRS", 299)
+    ports = list(range(5_000, 5_100))
+    assert planning.plan_for(scenario(connections=299, server_ports=ports), LAB).pairs <= 299
+    with pytest.raises(InputError, match="got 300 pairs of client address and server endpoint, "):
+        planning.plan_for(scenario(connections=900, server_ports=ports), LAB)
+    # Blocks that begin anew at the first source port are of the same pair.
+    many = planning.plan_for(scenario(connections=2_900, server_ports=[5_000]), LAB)
+    assert many.pairs == 3
+
+
 def test_without_any_tuple_there_is_no_plan() -> None:
     nobody = replace(LAB, hosts={**LAB.hosts, "client1": host("client1", "clients")})
     with pytest.raises(InputError, match="at most the 0 tuples"):
