@@ -3,7 +3,10 @@
 A server's doorkeeper answers the handshake (:mod:`bench.agent.handshake`) on the control port for
 as long as the agent lives, and on the data ports until they are opened to connections. A client
 has every server prove itself on its control port, and then every address and port that it is going
-to connect to, before it opens anything else.
+to connect to, from each of its own, before it opens anything else.
+
+A target may be a stranger. So one source has it proven first; then no more handshakes with it are
+under way than have passed, and one.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import errno
 import os
 import socket
 import threading
-from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from collections import deque
+from typing import Deque, Dict, Iterable, List, Sequence, Set, Tuple
 
 from bench import wire
 from bench.agent import handshake
@@ -30,7 +34,9 @@ SILENT_SECONDS = 0.5
 handshake, half a round trip after it was accepted."""
 
 TRIES = 3
-"""Of a client at a port that closes the connection, as a queue does that is full."""
+"""Of a source at a target that has proven itself to another one, and closes the connection: as a
+queue does that is full where net.ipv4.tcp_abort_on_overflow is 1 (ip-sysctl.rst), and a doorkeeper
+that has no room for who says nothing. Else a full queue only lets wait."""
 
 WINDOW = 128
 """Handshakes that a client has under way."""
@@ -151,39 +157,74 @@ def introduce(control: wire.Endpoint, nonce: str, source: str) -> Set[wire.Endpo
     return said.endpoints | said.fronts
 
 
-def introductions(pairs: Sequence[Pair], nonce: str) -> Dict[Pair, Description]:
+def introductions(pairs: Iterable[Pair], nonce: str) -> Dict[Pair, Description]:
     """Have the server at each target proven, from each source; several at a time.
 
     A source of another IP version than the target is left to the kernel.
 
     :raises Refused: at the first that is not a server agent of this run; none is begun after it.
     """
-    found: Dict[Pair, Description] = {}
-    tries: Dict[Pair, int] = {}
-    refused: Optional[handshake.Ended] = None
-    waiting = list(reversed(pairs))
-    talks = handshake.Talks()
-    try:
-        while (waiting and not refused) or len(talks):
-            while waiting and not refused and len(talks) < WINDOW:
-                pair = waiting.pop()
-                try:
-                    talks.begin(_connecting(*pair), handshake.client(nonce), pair)
-                except OSError as error:
-                    refused = handshake.Ended(pair, None, error)
-            for ended in talks.turn(1.0)[0]:
-                tries[ended.key] = tries.get(ended.key, 0) + 1
-                if ended.problem is None:
-                    found[ended.key] = ended.result
-                elif isinstance(ended.problem, ClosedByPeer) and tries[ended.key] < TRIES:
-                    waiting.append(ended.key)
-                else:
-                    refused = refused or ended
-    finally:
-        talks.close()
-    if refused:
-        raise _refusal(refused.key, refused.problem)
-    return found
+    return _Introductions(pairs, nonce).all()
+
+
+class _Introductions:
+    """Handshakes with all targets; at a time, with each no more than have passed there, and one."""
+
+    def __init__(self, pairs: Iterable[Pair], nonce: str) -> None:
+        self._nonce = nonce
+        self._waiting: Dict[wire.Endpoint, Deque[str]] = {}
+        for source, target in pairs:
+            self._waiting.setdefault(target, deque()).append(source)
+        # A target has one turn, and two more for each handshake that has passed.
+        self._turns = deque(self._waiting)
+        self._proven: Set[wire.Endpoint] = set()
+        self._closings: Dict[Pair, int] = {}
+        self._found: Dict[Pair, Description] = {}
+        self._refusal = ""
+
+    def all(self) -> Dict[Pair, Description]:
+        """Have all of them. :raises Refused: at the first that fails."""
+        talks = handshake.Talks()
+        try:
+            while (self._turns and not self._refusal) or len(talks):
+                while self._turns and not self._refusal and len(talks) < WINDOW:
+                    self._begin(talks, self._turns.popleft())
+                for ended in talks.turn(1.0)[0]:
+                    self._over(ended.key, ended)
+        finally:
+            talks.close()
+        if self._refusal:
+            raise Refused(self._refusal)
+        return self._found
+
+    def _begin(self, talks: handshake.Talks, target: wire.Endpoint) -> None:
+        if not self._waiting[target]:
+            return
+        source = self._waiting[target].popleft()
+        try:
+            link = _connecting(source, target)
+            talks.begin(link, handshake.client(self._nonce), (source, target))
+        except OSError as error:
+            self._refuse(source, _unproven(target, error))
+
+    def _over(self, pair: Pair, ended: handshake.Ended) -> None:
+        source, target = pair
+        if isinstance(ended.problem, ClosedByPeer) and self._may_try_again(pair):
+            self._waiting[target].appendleft(source)
+            self._turns.append(target)
+        elif ended.problem:
+            self._refuse(source, _unproven(target, ended.problem))
+        else:
+            self._found[pair] = ended.result
+            self._proven.add(target)
+            self._turns += (target, target)
+
+    def _may_try_again(self, pair: Pair) -> bool:
+        self._closings[pair] = self._closings.get(pair, 0) + 1
+        return pair[1] in self._proven and self._closings[pair] < TRIES
+
+    def _refuse(self, source: str, why: str) -> None:
+        self._refusal = self._refusal or f"{why} (from {source})"
 
 
 def _connecting(source: str, target: wire.Endpoint) -> socket.socket:
@@ -201,12 +242,9 @@ def _connecting(source: str, target: wire.Endpoint) -> socket.socket:
     return link
 
 
-def _refusal(pair: Pair, problem: Optional[Exception]) -> Refused:
-    source, (address, port) = pair
+def _unproven(target: wire.Endpoint, problem: Exception) -> str:
     why = (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
-    return Refused(
-        f"{address} port {port} is not a server agent of this run: {why} (from {source})"
-    )
+    return f"{target[0]} port {target[1]} is not a server agent of this run: {why}"
 
 
 def vouched(spec: wire.ClientSpec) -> None:

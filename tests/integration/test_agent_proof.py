@@ -33,6 +33,9 @@ while time.monotonic() < until:
         pass
 print(len(taken), flush=True)
 """
+CLOSER = STRANGER.replace(
+    "taken.append(listener.accept()[0])", "listener.accept()[0].close(); taken.append(1)"
+)
 RELAY = """
 import socket, sys, threading
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1024)
@@ -131,6 +134,19 @@ def test_a_front_may_lead_to_any_of_the_servers_ports(lab, program):
     client = lab.prepare(blocks=[block(40, target_port=PORT + 7)])
     assert client.ask("ramp", "ramped")["held"] == 40
     assert until(lambda: server.ask("status", "status")["held"] == 40)
+
+
+@pytest.mark.parametrize("code", [STRANGER, CLOSER], ids=["mute", "closes"])
+def test_a_stranger_gets_one_connection_from_all_sources_together(lab, program, nft, code):
+    sources = [f"198.18.3.{number}" for number in range(1, 101)]
+    for one in sources:
+        lab.net.run("client", "ip", "addr", "add", f"{one}/15", "dev", "data0")
+    stranger = program("server", code, SERVER, PORT + 7, 8)
+    lab.serve()
+    nft("client", NAT_OUT, f"tcp dport {PORT} dnat to :{PORT + 7}")
+    said = refused(lab, blocks=[block(10, source=one) for one in sources])
+    assert said.startswith(f"{SERVER} port {PORT} is not a server agent of this run")
+    assert stranger.communicate()[0] == "1\n"
 
 
 def test_one_pair_of_thousands_that_leads_elsewhere_is_refused(lab, nft):
@@ -284,12 +300,14 @@ def test_many_clients_far_away_pass_the_door_together(lab, program):
     assert float(seconds) < 5
 
 
-@pytest.mark.parametrize(("ports", "clients"), [(4, 8), (1, 16)])
-def test_hundreds_of_honest_handshakes_at_a_time_all_pass(ports, clients):
+@pytest.mark.parametrize(
+    ("ports", "clients", "backlog"), [(4, 8, 4096), (1, 16, 4096), (1, 24, 128)]
+)
+def test_hundreds_of_honest_handshakes_at_a_time_all_pass(ports, clients, backlog):
     """More than a doorkeeper has under way: the others wait in the queues, none is dropped."""
     with contextlib.ExitStack() as stack:
         listeners = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=backlog))
             for _ in range(ports + 1)
         ]
         ends = [listener.getsockname() for listener in listeners]
@@ -320,7 +338,7 @@ def forger(lie):
     def serve():
         with contextlib.suppress(OSError):
             while True:
-                with listener.accept()[0] as peer:
+                with listener.accept()[0] as peer, contextlib.suppress(OSError):
                     lie(peer)
 
     threading.Thread(target=serve, daemon=True).start()
@@ -381,6 +399,72 @@ def test_an_honest_server_passes():
         where = listener.getsockname()
         assert control.introduce(where, NONCE, "127.0.0.1") == {where}
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def among(manners):
+    """A server on loopback that has manners of its own for each connection, and then is honest."""
+    taken = []
+
+    def lie(peer):
+        taken.append(peer)
+        dict(enumerate(manners)).get(len(taken) - 1, honest)(peer)
+
+    return forger(lie), taken
+
+
+def closes(peer):
+    """Closes before it has said anything."""
+
+
+def asked_of(listener, sources):
+    pairs = [(f"127.0.1.{number}", listener.getsockname()) for number in range(sources)]
+    return control.introductions(pairs, NONCE)
+
+
+def test_a_queue_that_is_full_now_and_then_ends_nothing():
+    listener, taken = among([honest, closes, honest, closes])
+    with listener:
+        assert len(asked_of(listener, 5)) == 5
+        assert len(taken) == 7
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("manners", "sources", "least", "most"),
+    [
+        ([closes] * 20, 9, 1, 1),
+        ([honest, *[closes] * 20], 2, 1 + control.TRIES, 1 + control.TRIES),
+        ([honest, *[closes] * 200], 60, 1 + control.TRIES, 1 + 2 * control.TRIES),
+    ],
+)
+def test_who_always_closes_is_not_tried_for_long(manners, sources, least, most):
+    listener, taken = among(manners)
+    with listener:
+        with pytest.raises(control.Refused, match=r"this run: .*(closed|reset)"):
+            asked_of(listener, sources)
+        assert least <= len(taken) <= most
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("passed", [1, 3])
+def test_a_stranger_gets_no_more_than_the_server_and_one(passed):
+    """Where some sources are led to the server, and the others to somebody else."""
+    kept, taken = [], []
+
+    def mute(peer):
+        kept.append(peer.dup())
+
+    def lie(peer):
+        taken.append(peer)
+        (honest if len(taken) <= passed else mute)(peer)
+
+    with forger(lie) as listener:
+        with pytest.raises(control.Refused, match="no answer"):
+            asked_of(listener, 60)
+        assert 1 <= len(taken) - passed <= passed + 1
+        listener.shutdown(socket.SHUT_RDWR)
+    for one in kept:
+        one.close()
 
 
 @pytest.mark.parametrize("lie", ["wrong proof", "wrong role", "reflected"])
