@@ -130,5 +130,22 @@ def controls(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
     return [(address, scenario.control_port) for address in ends]
 
 
+def fronts(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
+    """Of what clients connect to, that which is a proxy's."""
+    if scenario.path != "proxied":
+        return []
+    return [*targets(scenario, inventory), *controls(scenario, inventory)]
+
+
+def translated(scenario: Scenario, inventory: Inventory) -> list[str]:
+    """Addresses that servers may see in place of the clients': those of the routers in the path.
+
+    Routers translate IPv4 alone, to addresses of their own (roles/nat_router).
+    """
+    if scenario.path != "routed" or family(scenario, inventory) != 4:
+        return []
+    return [one for host in inventory.of("routers") for one in _of(4, host.data_addresses)]
+
+
 def _of(version: int, addresses: Iterable[str]) -> list[str]:
     return [one for one in addresses if ipaddress.ip_address(one).version == version]

@@ -46,6 +46,8 @@ def client(
     return ClientSpec(
         nonce=nonce,
         controls=paths.controls(scenario, inventory),
+        fronts=paths.fronts(scenario, inventory),
+        routers=paths.translated(scenario, inventory),
         blocks=list(tuples.blocks[host.name]),
         max_in_flight=scenario.max_in_flight,
         connect_rate=(scenario.connect_rate or 0.0) * share,

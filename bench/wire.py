@@ -232,6 +232,12 @@ class ClientSpec(TypedDict):
     nonce: str
     controls: List[Endpoint]
     """Control port of every server agent: all must prove that they know the nonce."""
+    fronts: List[Endpoint]
+    """Targets and control ports that are proxies': which server they choose, and from where they
+    connect to it, is theirs."""
+    routers: List[str]
+    """Addresses that a server may see in place of the client's: of routers that translate. Any
+    other than the client's own is somebody who is not of the lab."""
     blocks: List[TupleBlock]
     max_in_flight: int
     """Connects under way at a time, for the whole agent."""

@@ -72,6 +72,8 @@ def run_engine(
             spec: ClientSpec = {
                 "nonce": nonce,
                 "controls": [control],
+                "fronts": [],
+                "routers": [],
                 "blocks": list(tuples.blocks[agent.name]),
                 "max_in_flight": scenario.max_in_flight,
                 "connect_rate": 0.0,

@@ -17,13 +17,13 @@ import os
 import socket
 import threading
 from collections import deque
-from typing import Deque, Dict, Iterable, List, Sequence, Set, Tuple
+from typing import Deque, Dict, FrozenSet, Iterable, List, NamedTuple, Sequence, Set, Tuple
 
 from bench import wire
 from bench.agent import handshake
-from bench.agent.handshake import ClosedByPeer, Description, Refused
+from bench.agent.handshake import ClosedByPeer, Description, Refused, plain
 
-__all__ = ["Doorkeeper", "Refused", "family_of", "introduce", "vouched"]
+__all__ = ["Doorkeeper", "Refused", "Way", "family_of", "introduce", "vouched"]
 
 MOST_PEERS = 512
 """Handshakes that a doorkeeper has under way. Others wait in the listeners' queues; peers that say
@@ -47,6 +47,26 @@ RELEASE_SECONDS = 5.0
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Pair = Tuple[str, wire.Endpoint]
+
+
+class Way(NamedTuple):
+    """What the lab itself has between a client and its servers."""
+
+    fronts: FrozenSet[wire.Endpoint] = frozenset()
+    """Of proxies: which server they choose, and from where they connect to it, is theirs."""
+    routers: FrozenSet[str] = frozenset()
+    """Addresses of routers that a server may see in place of the client's."""
+
+
+def way(fronts: Iterable[wire.Endpoint], routers: Iterable[str]) -> Way:
+    """The same from a spec. :raises ValueError: if one is no address."""
+    return Way(
+        frozenset((plain(address), port) for address, port in fronts),
+        frozenset(map(plain, routers)),
+    )
+
+
+DIRECT = Way()
 
 
 def family_of(address: str) -> int:
@@ -141,37 +161,52 @@ class Doorkeeper(threading.Thread):
                 return
             try:
                 peer.setblocking(False)
-                address, port = peer.getsockname()[:2]
-                said = handshake.describe((address, port), self._endpoints, self._fronts)
+                door = listener.fileno() in self._doors
+                ends = () if door else (self._endpoints, self._fronts)
+                said = handshake.describe(peer, *ends)
                 self._talks.begin(peer, handshake.server(self._nonce, said))
             except OSError:  # it has gone again
                 peer.close()
 
 
-def introduce(control: wire.Endpoint, nonce: str, source: str) -> Set[wire.Endpoint]:
+def introduce(
+    control: wire.Endpoint, nonce: str, source: str, between: Way = DIRECT
+) -> FrozenSet[wire.Endpoint]:
     """Prove this run to a server agent and have it proven; returns its endpoints and fronts.
 
-    :raises Refused: if nobody is there, or not an agent of this run.
+    :raises Refused: if nobody is there, or not an agent of this run, or somebody is in between.
     """
-    said = introductions([(source, control)], nonce)[source, control]
+    said = introductions([(source, control)], nonce, between)[source, control]
     return said.endpoints | said.fronts
 
 
-def introductions(pairs: Iterable[Pair], nonce: str) -> Dict[Pair, Description]:
+def introductions(
+    pairs: Iterable[Pair], nonce: str, between: Way = DIRECT
+) -> Dict[Pair, Description]:
     """Have the server at each target proven, from each source; several at a time.
 
     A source of another IP version than the target is left to the kernel.
 
-    :raises Refused: at the first that is not a server agent of this run; none is begun after it.
+    :raises Refused: at the first that is not a server agent of this run, or has somebody in
+        between; none is begun after it.
     """
-    return _Introductions(pairs, nonce).all()
+    return _Introductions(pairs, nonce, between).all()
+
+
+class _Try(NamedTuple):
+    """A handshake that a client has under way."""
+
+    source: str
+    target: wire.Endpoint
+    own: wire.Endpoint
+    """The client's end of the connection."""
 
 
 class _Introductions:
     """Handshakes with all targets; at a time, with each no more than have passed there, and one."""
 
-    def __init__(self, pairs: Iterable[Pair], nonce: str) -> None:
-        self._nonce = nonce
+    def __init__(self, pairs: Iterable[Pair], nonce: str, between: Way) -> None:
+        self._nonce, self._between = nonce, between
         self._waiting: Dict[wire.Endpoint, Deque[str]] = {}
         for source, target in pairs:
             self._waiting.setdefault(target, deque()).append(source)
@@ -203,25 +238,28 @@ class _Introductions:
         source = self._waiting[target].popleft()
         try:
             link = _connecting(source, target)
-            talks.begin(link, handshake.client(self._nonce), (source, target))
+            own = link.getsockname()[:2]
+            talks.begin(link, handshake.client(self._nonce), _Try(source, target, own))
         except OSError as error:
             self._refuse(source, _unproven(target, error))
 
-    def _over(self, pair: Pair, ended: handshake.Ended) -> None:
-        source, target = pair
-        if isinstance(ended.problem, ClosedByPeer) and self._may_try_again(pair):
-            self._waiting[target].appendleft(source)
-            self._turns.append(target)
+    def _over(self, one: _Try, ended: handshake.Ended) -> None:
+        if isinstance(ended.problem, ClosedByPeer) and self._may_try_again(one):
+            self._waiting[one.target].appendleft(one.source)
+            self._turns.append(one.target)
         elif ended.problem:
-            self._refuse(source, _unproven(target, ended.problem))
+            self._refuse(one.source, _unproven(one.target, ended.problem))
+        elif astray := _astray(one, ended.result, self._between):
+            self._refuse(one.source, astray)
         else:
-            self._found[pair] = ended.result
-            self._proven.add(target)
-            self._turns += (target, target)
+            self._found[one.source, one.target] = ended.result
+            self._proven.add(one.target)
+            self._turns += (one.target, one.target)
 
-    def _may_try_again(self, pair: Pair) -> bool:
+    def _may_try_again(self, one: _Try) -> bool:
+        pair = one.source, one.target
         self._closings[pair] = self._closings.get(pair, 0) + 1
-        return pair[1] in self._proven and self._closings[pair] < TRIES
+        return one.target in self._proven and self._closings[pair] < TRIES
 
     def _refuse(self, source: str, why: str) -> None:
         self._refusal = self._refusal or f"{why} (from {source})"
@@ -247,28 +285,43 @@ def _unproven(target: wire.Endpoint, problem: Exception) -> str:
     return f"{target[0]} port {target[1]} is not a server agent of this run: {why}"
 
 
+def _astray(one: _Try, said: Description, between: Way) -> str:
+    """What is wrong with the way to a server that has proven itself; nothing if it is the lab's."""
+    target, own = ((plain(address), port) for address, port in (one.target, one.own))
+    if target in between.fronts:
+        return ""
+    if said.here != target:
+        return _leads_to(target, said.here)
+    if said.peer != own and said.peer[0] not in between.routers:
+        return (
+            f"{target[0]} port {target[1]} is reached through somebody else: it sees "
+            f"{said.peer[0]} port {said.peer[1]}, this is {own[0]} port {own[1]}"
+        )
+    return ""
+
+
+def _leads_to(target: wire.Endpoint, here: wire.Endpoint) -> str:
+    return f"{target[0]} port {target[1]} leads to {here[0]} port {here[1]}"
+
+
 def vouched(spec: wire.ClientSpec) -> None:
     """Have every server proven, and every target from every source that is to connect to it.
 
     :raises Refused: before any data connection has been made.
     """
+    between = way(spec["fronts"], spec["routers"])
     known: Set[wire.Endpoint] = set()
-    fronts: Set[wire.Endpoint] = set()
-    for said in introductions(_controls(spec), spec["nonce"]).values():
+    allowed: Set[wire.Endpoint] = set()
+    for said in introductions(_controls(spec), spec["nonce"], between).values():
         known |= said.endpoints
-        fronts |= said.fronts
+        allowed |= said.endpoints | said.fronts
     pairs = _pairs(spec["blocks"])
-    allowed = known | fronts
     for _, target in pairs:
         if target not in allowed:
             raise Refused(f"{target[0]} port {target[1]} belongs to no server agent of this run")
-    for (source, target), said in introductions(pairs, spec["nonce"]).items():
-        # Behind a proxy it is the proxy that chooses.
-        if said.here != target and not (target in fronts and said.here in known):
-            raise Refused(
-                f"{target[0]} port {target[1]} leads to {said.here[0]} port {said.here[1]} "
-                f"(from {source})"
-            )
+    for (source, target), said in introductions(pairs, spec["nonce"], between).items():
+        if said.here not in known:  # which server it is, is the proxy's choice
+            raise Refused(f"{_leads_to(target, said.here)} (from {source})")
 
 
 def _controls(spec: wire.ClientSpec) -> List[Pair]:

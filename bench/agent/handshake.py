@@ -8,8 +8,10 @@ On the control port, and on every data port before the first data connection::
     server -> client   length, what it is as JSON, proof("endpoints", JSON + challenge)
 
 ``wire.proof`` is an HMAC keyed by the nonce. The JSON says which address and port the client has
-reached, as the server's own socket names it, and which data endpoints the server has: so a client
-notices a port that leads elsewhere even where it leads to another server of the same run.
+reached, and from which it was reached, as the server's own socket names both: so a client notices
+a port that leads elsewhere even where it leads to another server of the same run, and somebody in
+between who passes on what both sides say. On the control port it names the server's data endpoints
+as well.
 
 Either side is a generator. It yields what to send and how many bytes to wait for, is sent those
 bytes, and returns its result. :class:`Talks` drives many of them at a time, each with a deadline.
@@ -19,13 +21,14 @@ from __future__ import annotations
 
 import errno
 import hmac
+import ipaddress
 import json
 import os
 import select
 import socket
 import struct
 import time
-from typing import Any, Dict, Generator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, Generator, List, NamedTuple, Optional, Sequence, Tuple
 
 from bench import wire
 from bench.agent.sockets import reset_on_close
@@ -56,26 +59,33 @@ class Description(NamedTuple):
 
     here: wire.Endpoint
     """Its own end of the connection that this was said on."""
-    endpoints: Set[wire.Endpoint]
-    """Where it listens for data."""
-    fronts: Set[wire.Endpoint]
+    peer: wire.Endpoint
+    """The other end of that connection, as it sees it."""
+    endpoints: FrozenSet[wire.Endpoint]
+    """Where it listens for data; said on the control port alone."""
+    fronts: FrozenSet[wire.Endpoint]
     """Of proxies that lead to those."""
 
 
 def describe(
-    here: wire.Endpoint, endpoints: Sequence[wire.Endpoint], fronts: Sequence[wire.Endpoint]
+    link: socket.socket,
+    endpoints: Sequence[wire.Endpoint] = (),
+    fronts: Sequence[wire.Endpoint] = (),
 ) -> bytes:
-    """A server's description of itself, as it is sent."""
-    return json.dumps({"here": here, "endpoints": list(endpoints), "fronts": list(fronts)}).encode()
+    """A server's description of itself, as it is sent on a connection."""
+    ends = {"here": link.getsockname()[:2], "peer": link.getpeername()[:2]}
+    return json.dumps({**ends, "endpoints": list(endpoints), "fronts": list(fronts)}).encode()
 
 
 def _described(text: bytes) -> Description:
     """A description, checked. :raises Refused: if it is none."""
     try:
         fields = json.loads(text)
-        here, endpoints, fronts = fields["here"], fields["endpoints"], fields["fronts"]
         return Description(
-            _endpoint(here), set(map(_endpoint, endpoints)), set(map(_endpoint, fronts))
+            _endpoint(fields["here"]),
+            _endpoint(fields["peer"]),
+            frozenset(map(_endpoint, fields["endpoints"])),
+            frozenset(map(_endpoint, fields["fronts"])),
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Refused("bad description") from error
@@ -85,7 +95,18 @@ def _endpoint(entry: Any) -> wire.Endpoint:
     address, port = entry
     if not isinstance(address, str) or not isinstance(port, int):
         raise ValueError(entry)
-    return address, port
+    return plain(address), port
+
+
+def plain(address: str) -> str:
+    """An address in the one form in which it can be compared as text.
+
+    An IPv6 address can be written in many ways (RFC 5952). A zone (RFC 4007) is left out: each
+    host numbers its own.
+
+    :raises ValueError: if it is no IP address.
+    """
+    return str(ipaddress.ip_address(address.partition("%")[0]))
 
 
 def server(nonce: str, description: bytes) -> Script:

@@ -50,6 +50,8 @@ def client(spec: Any) -> ClientSpec:
     found = _table(spec)
     _nonce(found)
     controls = [_endpoint(entry, "controls") for entry in _list(found, "controls")]
+    fronts = [_endpoint(entry, "fronts") for entry in found.get("fronts") or []]
+    routers = [_address(entry, "routers") for entry in found.get("routers") or []]
     blocks = [_block(entry, at) for at, entry in enumerate(_list(found, "blocks"))]
     _apart(blocks)
     _whole(found, "max_in_flight", 1, 1 << 20)
@@ -60,7 +62,8 @@ def client(spec: Any) -> ClientSpec:
     _whole(found, "active", 1, 1024)
     _choice(found, "source_ports", ("plan", "kernel"))
     _common(found)
-    return cast(ClientSpec, {**found, "controls": controls})
+    ends = {"controls": controls, "fronts": fronts, "routers": routers, "blocks": blocks}
+    return cast(ClientSpec, {**found, **ends})
 
 
 def count(command: Dict[str, Any]) -> CountSpec:
@@ -156,13 +159,14 @@ def _range(entry: Any) -> Tuple[int, int]:
 def _block(entry: Any, at: int) -> Dict[str, Any]:
     if not isinstance(entry, dict):
         raise BadSpec(f"blocks: entry {at} is not an object")
-    source, target = _address(entry.get("source"), "source"), _address(entry["target"], "target")
+    source = _address(entry.get("source"), "source")
+    target = _address(entry.get("target"), "target")
     if (":" in source) != (":" in target):
         raise BadSpec(f"blocks: {source} and {target} are of different IP versions")
     first = _whole(entry, "first_port", 1, 65535)
     _whole(entry, "count", 1, 65536 - first)
     _whole(entry, "target_port", 1, 65535)
-    return entry
+    return {**entry, "source": source, "target": target}
 
 
 def _apart(blocks: List[Dict[str, Any]]) -> None:

@@ -30,6 +30,8 @@ class Ends:
     address: str
     control: tuple[str, int]
     ports: tuple[int, ...]
+    routers: tuple[str, ...] = ()
+    """Addresses that the server may see in place of the client's."""
 
     @property
     def endpoints(self) -> list[tuple[str, int]]:
@@ -44,7 +46,7 @@ class Ends:
     @property
     def client(self) -> dict[str, Any]:
         """What the client's side has to know for it."""
-        return {**self.server, "source": self.source}
+        return {**self.server, "source": self.source, "routers": self.routers}
 
 
 def between(lab: Lab, ports: int = 1, family: int | None = None, first: int = FIRST_PORT) -> Ends:
@@ -69,6 +71,7 @@ def between(lab: Lab, ports: int = 1, family: int | None = None, first: int = FI
         there[0],
         (there[0], wanted.control_port),
         tuple(range(first, first + ports)),
+        tuple(paths.translated(wanted, lab.inventory)),
     )
 
 

@@ -168,6 +168,7 @@ def _seen(lab: Lab, server: str, source: str, front: str) -> dict[str, bool | No
             "peers",
             side="client",
             control=[front, CONTROL],
+            fronts=[[front, CONTROL]],
             source=source,
             nonce=nonce,
         )

@@ -183,6 +183,8 @@ class Lab:
         spec = {
             "nonce": self.nonce,
             "controls": [[SERVER, CONTROL]],
+            "fronts": [],
+            "routers": [],
             "blocks": [block()],
             "max_in_flight": 512,
             "connect_rate": 0,

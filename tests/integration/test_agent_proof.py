@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -127,13 +128,78 @@ def test_a_relay_in_front_of_a_data_port_is_refused(lab, program, nft):
     assert said == f"{SERVER} port {PORT} leads to {SERVER} port {PORT + 1} (from {CLIENT})"
 
 
-def test_a_front_may_lead_to_any_of_the_servers_ports(lab, program):
-    front = [SERVER, PORT + 7]
-    program("server", RELAY, *front, SERVER, PORT)
-    server = lab.serve(fronts=[front])
-    client = lab.prepare(blocks=[block(40, target_port=PORT + 7)])
+def in_between(address, port):
+    """What is said of a port that somebody on the server's address passes on."""
+    return (
+        rf"^{address} port {port} is reached through somebody else: it sees {SERVER} port \d+, "
+        rf"this is {CLIENT} port \d+ \(from {CLIENT}\)$"
+    )
+
+
+@pytest.mark.parametrize("port", [PORT, CONTROL])
+def test_a_relay_to_the_very_port_itself_is_refused_at_once(lab, program, nft, port):
+    for number in range(2, 12):
+        lab.net.run("client", "ip", "addr", "add", f"198.18.3.{number}/15", "dev", "data0")
+    program("server", RELAY, SERVER, port + 7, SERVER, port)
+    lab.serve()
+    nft("client", NAT_OUT, f"tcp dport {port} dnat to :{port + 7}")
+    others = [block(10, source=f"198.18.3.{number}") for number in range(2, 12)]
+    assert re.search(in_between(SERVER, port), refused(lab, blocks=[block(10), *others]))
+    # To the relay, and from it to the server; before it to the control port.
+    assert lab.counter("server", "TcpPassiveOpens") == 2 + (port == PORT)
+
+
+SNAT = "type nat hook postrouting priority 100;"
+
+
+@pytest.mark.parametrize("routers", [[], ["198.18.201.1"], ["198.18.201.1", "198.18.1.2"]])
+def test_translated_addresses_are_taken_where_they_are_a_routers(lab, nft, routers):
+    server = lab.serve()
+    nft("client", SNAT, f"ip saddr {CLIENT} tcp dport {{ {CONTROL}, {PORT} }} snat to 198.18.1.2")
+    if "198.18.1.2" not in routers:
+        said = refused(lab, routers=routers)
+        assert said.startswith(f"{SERVER} port {CONTROL} is reached through somebody else: ")
+        assert "it sees 198.18.1.2 port" in said
+        return
+    client = lab.prepare(blocks=[block(40)], routers=routers)
     assert client.ask("ramp", "ramped")["held"] == 40
     assert until(lambda: server.ask("status", "status")["held"] == 40)
+
+
+def test_addresses_may_be_written_in_any_way(lab):
+    long = SERVER6.replace("::", ":0:0:0:0000:")
+    server = lab.serve(endpoints=[[SERVER6, PORT]], control=[SERVER6, CONTROL])
+    blocks = [block(30, source=CLIENT6.upper(), target=long)]
+    client = lab.prepare(blocks=blocks, controls=[[long, CONTROL]])
+    assert client.ask("ramp", "ramped")["held"] == 30
+    assert until(lambda: server.ask("status", "status")["held"] == 30)
+
+
+def test_a_front_may_lead_to_any_of_the_servers_ports(lab, program):
+    front, door = [SERVER, PORT + 7], [SERVER, CONTROL + 7]
+    program("server", RELAY, *front, SERVER, PORT)
+    program("server", RELAY, *door, SERVER, CONTROL)
+    server = lab.serve(fronts=[front])
+    blocks = [block(40, target_port=PORT + 7)]
+    client = lab.prepare(blocks=blocks, controls=[door], fronts=[front, door])
+    assert client.ask("ramp", "ramped")["held"] == 40
+    assert until(lambda: server.ask("status", "status")["held"] == 40)
+
+
+def test_a_front_of_which_the_client_was_not_told_is_refused(lab, program):
+    front = [SERVER, PORT + 7]
+    program("server", RELAY, *front, SERVER, PORT)
+    lab.serve(fronts=[front])
+    said = refused(lab, blocks=[block(40, target_port=PORT + 7)])
+    assert said == f"{SERVER} port {PORT + 7} leads to {SERVER} port {PORT} (from {CLIENT})"
+
+
+def test_a_front_that_leads_to_no_data_port_is_refused(lab, program):
+    front = [SERVER, PORT + 7]
+    program("server", RELAY, *front, SERVER, CONTROL)
+    lab.serve(fronts=[front])
+    said = refused(lab, blocks=[block(40, target_port=PORT + 7)], fronts=[front])
+    assert said == f"{SERVER} port {PORT + 7} leads to {SERVER} port {CONTROL} (from {CLIENT})"
 
 
 @pytest.mark.parametrize("code", [STRANGER, CLOSER], ids=["mute", "closes"])
@@ -279,16 +345,17 @@ while True:
 
 def test_many_clients_far_away_pass_the_door_together(lab, program):
     """64 handshakes by way of a relay that takes 300 ms for a round trip."""
-    lab.serve(fronts=[[SERVER, PORT + 7]])
+    lab.serve()
     program("server", LATE, SERVER, CONTROL + 7, SERVER, CONTROL, 0.3)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from bench.agent import control\n"
-        "pairs = [(f'198.18.1.1', (sys.argv[2], int(sys.argv[3])))]\n"
+        "relay = sys.argv[2], int(sys.argv[3])\n"
+        "words = [('198.18.1.1', relay)], sys.argv[4], control.way([relay], [])\n"
         "import concurrent.futures as f, time\n"
         "began = time.monotonic()\n"
         "with f.ThreadPoolExecutor(64) as pool:\n"
-        "    asked = [pool.submit(control.introductions, pairs, sys.argv[4]) for _ in range(64)]\n"
+        "    asked = [pool.submit(control.introductions, *words) for _ in range(64)]\n"
         "    print(sum(len(one.result()) for one in asked), time.monotonic() - began)\n"
     )
     words = [*lab.net.enter("client"), sys.executable, "-c", code, os.getcwd(), SERVER]
@@ -348,14 +415,14 @@ def forger(lie):
 NONCE = "5a" * 16
 
 
-def honest(peer, *, key=NONCE, role="server", text=None, tagged=None, size=None, here=None):
+def honest(peer, *, key=NONCE, role="server", text=None, tagged=None, size=None):
     challenge = peer.recv(wire.CHALLENGE_BYTES)
     mine = os.urandom(wire.CHALLENGE_BYTES)
     peer.sendall(proof(key, role, challenge) + mine)
     if not peer.recv(wire.PROOF_BYTES):
         return
-    address, port = peer.getsockname()
-    described = {"here": here or [address, port], "endpoints": [[address, port]], "fronts": []}
+    here = peer.getsockname()
+    described = {"here": here, "peer": peer.getpeername(), "endpoints": [here], "fronts": []}
     data = json.dumps(described).encode() if text is None else text
     tag = proof(key, "endpoints", (tagged if tagged is not None else data) + challenge)
     peer.sendall(struct.pack(">I", len(data) if size is None else size) + data + tag)
@@ -379,7 +446,7 @@ LIES = {
     "not an object": lambda peer: honest(peer, text=b"[]"),
     "deep": lambda peer: honest(peer, text=b"[" * 100_000),
     "no ports": lambda peer: honest(
-        peer, text=b'{"here": ["127.0.0.1", "x"], "endpoints": [], "fronts": []}'
+        peer, text=b'{"here": ["::1", "x"], "peer": ["::1", 1], "endpoints": [], "fronts": []}'
     ),
     "closed": lambda peer: None,
 }

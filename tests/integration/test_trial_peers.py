@@ -52,6 +52,23 @@ def test_a_client_goes_nowhere_else(trials: Trials, bed: Bed) -> None:
         client.go(targets=[[SERVER, 9]])
 
 
+@pytest.mark.parametrize("routers", [[], ["198.18.1.2"]])
+def test_a_server_behind_a_router_sees_the_router(trials: Trials, bed: Bed, routers) -> None:
+    bed.net.run("client", "nft", "add", "table", "ip", "peers")
+    chain = "type nat hook postrouting priority 100;"
+    bed.net.run("client", "nft", f"add chain ip peers c {{ {chain} }}")
+    rule = f"ip saddr {CLIENT} ip daddr {SERVER} snat to 198.18.1.2"
+    bed.net.run("client", "nft", f"add rule ip peers c {rule}")
+    server, client = both(trials, bed, routers=routers)
+    asked = {"targets": [[SERVER, 5000]]}
+    if not routers:
+        with pytest.raises(LabError, match=r"somebody else: it sees 198[.]18[.]1[.]2 "):
+            client.go(**asked)
+        return
+    told = trials.together({server: {"count": 1, "within": 5}, client: asked})
+    assert [one["peer"] for one in told[server]["seen"]] == routers
+
+
 def test_a_server_of_another_experiment_is_refused(trials: Trials, bed: Bed) -> None:
     _, client = both(trials, bed, nonce=secrets.token_hex(16))
     with pytest.raises(LabError, match="is not a server agent of this run"):

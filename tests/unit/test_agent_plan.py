@@ -317,6 +317,18 @@ def changed(**fields):
 
 def test_a_good_spec_passes():
     assert spec.client(GOOD)["controls"] == [("198.18.0.1", 4999)]
+    assert (spec.client(GOOD)["fronts"], spec.client(GOOD)["routers"]) == ([], [])
+
+
+def test_addresses_are_kept_in_one_form():
+    ends = {"source": "FD63::0002", "target": "fd63:0:0::1"}
+    way = {"fronts": [["fd63::0003", 4999]], "routers": ["fd63::0004"]}
+    found = spec.client({**changed(**ends), **way})
+    assert [found["blocks"][0][key] for key in ("source", "target")] == ["fd63::2", "fd63::1"]
+    assert (found["fronts"], found["routers"]) == ([("fd63::3", 4999)], ["fd63::4"])
+    twice = [*changed(**ends)["blocks"], *changed(source="fd63::2", target="fd63::1")["blocks"]]
+    with pytest.raises(spec.BadSpec, match="planned twice"):
+        spec.client({**GOOD, "blocks": twice})
 
 
 @pytest.mark.parametrize(
@@ -328,6 +340,9 @@ def test_a_good_spec_passes():
         ({**GOOD, "controls": []}, "controls"),
         ({**GOOD, "controls": [["host", 1]]}, "host"),
         ({**GOOD, "blocks": [3]}, "blocks"),
+        ({**GOOD, "blocks": [{"source": "198.18.1.1"}]}, "target"),
+        ({**GOOD, "fronts": [["proxy1", 1]]}, "fronts"),
+        ({**GOOD, "routers": ["router1"]}, "routers"),
         ({**GOOD, "max_in_flight": 0}, "max_in_flight"),
         ({**GOOD, "connect_rate": -1}, "connect_rate"),
         ({**GOOD, "connect_rate": float("nan")}, "connect_rate"),

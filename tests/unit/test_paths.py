@@ -78,6 +78,16 @@ def test_clients_connect_to_the_proxies_and_ask_through_them() -> None:
         paths.targets(scenario(path="proxied", family=6), LAB)
 
 
+def test_a_way_has_fronts_or_routers_or_nothing() -> None:
+    assert (paths.fronts(scenario(), LAB), paths.translated(scenario(), LAB)) == ([], [])
+    routed, proxied = scenario(path="routed"), scenario(path="proxied", proxies=1)
+    assert paths.fronts(routed, LAB) == []
+    assert paths.translated(routed, LAB) == ["198.18.201.1"]
+    assert paths.translated(scenario(path="routed", family=6), LAB) == []  # none is translated
+    assert paths.fronts(proxied, LAB) == [("198.18.211.1", 5000), ("198.18.211.1", 4999)]
+    assert paths.translated(proxied, LAB) == []
+
+
 def test_fewer_hosts_and_addresses_than_there_are() -> None:
     assert [one.name for one in paths.clients(scenario(clients=1), LAB)] == ["client1"]
     assert len(paths.clients(scenario(), LAB)) == 2

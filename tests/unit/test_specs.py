@@ -15,18 +15,19 @@ from bench.scenario import Scenario
 NONCE = "00" * 16
 
 
-def host(name: str, group: str, *addresses: str) -> Host:
-    return Host(name, (group,), name, 22, "lab", None, None, addresses)
+def host(name: str, group: str, *addresses: str, routed: tuple[str, ...] = ()) -> Host:
+    return Host(name, (group,), name, 22, "lab", None, None, addresses, routed)
 
 
 HOSTS = [
-    host("server1", "servers", "198.18.0.1"),
-    host("server2", "servers", "198.18.0.2"),
+    host("server1", "servers", "198.18.0.1", "198.19.0.1", routed=("198.19.0.1",)),
+    host("server2", "servers", "198.18.0.2", "198.19.0.2", routed=("198.19.0.2",)),
     host("client1", "clients", "198.18.1.1"),
     host("client2", "clients", "198.18.1.2", "198.18.1.3"),
     host("client3", "clients", "198.18.1.4"),
     host("proxy1", "proxies", "198.18.2.1"),
     host("proxy2", "proxies", "198.18.2.2"),
+    host("router1", "routers", "198.18.201.1", "198.18.201.2"),
 ]
 INVENTORY = Inventory("test", "vm", {one.name: one for one in HOSTS}, False, None, None)
 
@@ -60,6 +61,16 @@ def test_behind_proxies_each_server_has_room_for_its_part_rounded_up() -> None:
     assert [one["connections"] for one in servers.values()] == [5_001, 5_001]
     for one in servers.values():
         assert one["fronts"] == [("198.18.2.1", 5000), ("198.18.2.2", 5000)]
+
+
+def test_clients_are_told_what_the_lab_has_on_the_way() -> None:
+    for one in made()[1].values():
+        assert (one["fronts"], one["routers"]) == ([], [])
+    for one in made(path="proxied", proxies=1)[1].values():
+        assert one["fronts"] == [("198.18.2.1", 5000), ("198.18.2.1", 4999)]
+        assert one["routers"] == []
+    for one in made(path="routed")[1].values():
+        assert (one["fronts"], one["routers"]) == ([], ["198.18.201.1", "198.18.201.2"])
 
 
 def test_clients_share_the_rate() -> None:

@@ -50,11 +50,16 @@ def kept(args: Any, served: List[wire.Endpoint]) -> Iterator[None]:
 def proven(args: Any, targets: List[wire.Endpoint]) -> None:
     """The client's side: see that the targets belong to this experiment's server.
 
-    :param args: the trial's, with ``nonce``, ``control`` [address, port] and ``source``
+    :param args: the trial's, with ``nonce``, ``control`` [address, port] and ``source``; of the way
+        to the server ``fronts`` and ``routers`` as in :class:`bench.wire.ClientSpec`
     :raises Misuse: if they do not; nothing has been sent to them.
     """
     try:
-        known = control.introduce(endpoint(args["control"]), args["nonce"], args["source"])
+        between = control.way(endpoints(args.get("fronts") or []), args.get("routers") or [])
+    except ValueError as error:
+        raise Misuse(f"fronts, routers: {error}") from error
+    try:
+        known = control.introduce(endpoint(args["control"]), args["nonce"], args["source"], between)
     except control.Refused as error:
         raise Misuse(str(error)) from error
     for target in targets:
