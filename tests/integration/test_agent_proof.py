@@ -18,7 +18,7 @@ import pytest
 from agents import CLIENT, CLIENT6, CONTROL, PORT, SERVER, SERVER6, block, until
 
 from bench import wire
-from bench.agent import control
+from bench.agent import control, handshake
 
 STRANGER = """
 import socket, sys, time
@@ -389,6 +389,31 @@ def test_hundreds_of_honest_handshakes_at_a_time_all_pass(ports, clients, backlo
                 found = one.result()
                 assert all(found[pair].here == pair[1] for pair in pairs)
         assert door.is_alive()
+
+
+def test_a_doorkeeper_that_is_full_waits_and_takes_no_more(monkeypatch):
+    monkeypatch.setattr(control, "MOST_PEERS", 3)
+    turns, most = [], []
+    usual = handshake.Talks.turn
+
+    def turn(talks, seconds):
+        turns.append(seconds)
+        done = usual(talks, seconds)
+        most.append(len(talks))
+        return done
+
+    monkeypatch.setattr(handshake.Talks, "turn", turn)
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        for listener in 6 * both:
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        door = control.Doorkeeper(both[0], NONCE, [], doors=both[1:])
+        door.start()
+        stack.callback(door.close)
+        time.sleep(1.2)
+        turned = len(turns)
+    assert max(most) == 3
+    assert turned < 30  # each takes half a second, or ends with one who makes room
 
 
 # Forgers: servers and clients that know the protocol, and not the nonce, or lie with it.
