@@ -126,7 +126,7 @@ faults: root tools $(VENV)/.dev
 
 # Needs a lab that is up and tuned; a million connections several times over.
 perf: root $(VENV)/.runtime
-	@python -m perf
+	@python -m bench.perf
 
 # Needs no lab; a quarter of an hour where the machine does nothing else, and an hour at the most.
 mutants: root tools $(VENV)/.dev
@@ -134,6 +134,6 @@ mutants: root tools $(VENV)/.dev
 
 # Builds a lab named soak beside any other and removes it; 25 minutes, and an hour at the most.
 soak: root $(VENV)/.runtime
-	@timeout --foreground --signal=INT --kill-after=600 3600 python -m perf.soak \
+	@timeout --foreground --signal=INT --kill-after=600 3600 python -m bench.perf.soak \
 	  $(if $(LAB),--lab $(LAB)) $(if $(PREFIX),--prefix $(PREFIX)) \
 	  $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(SECONDS),--seconds $(SECONDS))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from bench import planning
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.portrange import LAST
-from bench.results import Run
+from bench.plan import planning
+from bench.results.format import Run
 from bench.scenario import Scenario
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.classic import ARTICLE
+from bench.results.classic import ARTICLE
 
 CONNECTIONS = ARTICLE.established
 """ESTAB connections of that host at the peak."""

@@ -12,8 +12,8 @@ from pydantic import Field
 from bench.claims.ends import between
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.told import Told
-from bench.trials import Trial, Trials
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial, Trials
 from bench.units import size
 
 BUFFERS = {

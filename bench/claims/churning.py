@@ -12,8 +12,8 @@ from bench.claims.lab import Lab
 from bench.claims.portrange import RANGE
 from bench.collect.slab import Cache
 from bench.errors import LabError
-from bench.told import Told
-from bench.trials import Trial, Trials
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial, Trials
 
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"

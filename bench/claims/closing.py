@@ -12,8 +12,8 @@ from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.portrange import LAST
 from bench.errors import LabError
-from bench.told import Told
-from bench.trials import Trial
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial
 from bench.units import whole
 
 FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"

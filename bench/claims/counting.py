@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from bench import paths, planning
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
-from bench.count import Count
 from bench.errors import LabError
-from bench.results import Run
+from bench.hosts.count import Count
+from bench.plan import paths, planning
+from bench.results.format import Run
 from bench.scenario import Scenario
 
 FIRST_PORT = 6_000

@@ -8,9 +8,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.headroom import number
-from bench.told import Told
-from bench.trials import Trial
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial
+from bench.model.headroom import number
 
 OTHER_USER = "nobody"
 """An ordinary user of every host that nobody works as: its logins are changed for seconds."""

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench import paths, scenario
+from bench import scenario
 from bench.claims.lab import Lab
 from bench.claims.model import NotMeasurable
 from bench.collect import ParseError, nstat, slab
 from bench.errors import LabError
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial, Trials
 from bench.inventory import Host
-from bench.told import Told
-from bench.trials import Trial, Trials
+from bench.plan import paths
 
 FIRST_PORT = 6_000
 

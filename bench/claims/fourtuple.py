@@ -10,7 +10,7 @@ from pydantic import Field
 from bench.claims import portspace
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
-from bench.told import Told
+from bench.hosts.told import Told
 
 SAID = 1 << 48
 """2^32 addresses x 2^16 ports."""

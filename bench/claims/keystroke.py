@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
-from bench.results import EchoRound
+from bench.results.format import EchoRound
 
 SAID_SESSIONS = 10_000
 """The sessions of the statement."""

@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import controller, count, paths, scenario, wire
+from bench import scenario, wire
 from bench.claims.model import NotMeasurable
-from bench.count import Count
-from bench.curve import Progress
 from bench.errors import LabError
+from bench.hosts import count
+from bench.hosts.count import Count
+from bench.hosts.session import Connect
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial, Trials
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord, Run
-from bench.session import Connect
-from bench.store import Store
-from bench.told import Told
-from bench.trials import Trial, Trials
+from bench.plan import paths
+from bench.results.format import HostRecord, Run
+from bench.results.store import Store
+from bench.run import runner
+from bench.run.curve import Progress
 
 KERNEL_WIDE = (
     "fs.",
@@ -98,7 +101,7 @@ class Lab:
                     during()
 
         hosts = self.inventory if every_server or wanted.path == "proxied" else self._one_server()
-        return controller.run(wanted, hosts, self._store, self._connect, update)
+        return runner.run(wanted, hosts, self._store, self._connect, update)
 
     def _one_server(self) -> Inventory:
         first = self.server.name

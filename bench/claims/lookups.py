@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
 from bench.errors import LabError
-from bench.told import Told
+from bench.hosts.told import Told
 
 SLOWER = 1.1
 """A ratio below it is taken for no difference: rounds on one table differ by a few percent."""

@@ -8,8 +8,8 @@ from bench.claims import slabs
 from bench.claims.article import CONNECTIONS, MEM_TOTAL_KIB, SLAB_EACH, SLAB_KIB
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.classic import ARTICLE
 from bench.errors import LabError
+from bench.results.classic import ARTICLE
 from bench.units import size
 
 SAID_FREE_KIB = 100_000_000 // 1024

@@ -15,7 +15,7 @@ UNANSWERED = "ETIMEDOUT"
 """What a client is told whose SYN the NAT dropped for want of a port (connect(2))."""
 
 CUT_SHORT = ("memory", "ramp_timeout_seconds")
-"""What ends a run before all its connections have been tried (``bench.diagnose``)."""
+"""What ends a run before all its connections have been tried (``bench.diagnosis.diagnose``)."""
 
 NEARLY = 0.95
 """Share of the ports that has to be found for the rest to be put down to the search."""

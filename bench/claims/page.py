@@ -29,7 +29,7 @@ def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
     known = list(records)
     chosen = choose(known)
     env = Environment(
-        loader=PackageLoader("bench", "templates"),
+        loader=PackageLoader("bench.results", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from bench import facts, paths, scenario
+from bench import scenario
 from bench.claims.lab import Lab
 from bench.claims.model import Found, NotMeasurable
 from bench.claims.portrange import LAST, RANGE, span
 from bench.inventory import Host
-from bench.results import Run
+from bench.plan import paths
+from bench.results import facts
+from bench.results.format import Run
 
 ENOUGH = 512
 """Connections asked for beyond those that ports allow, for each pair of a client address and a
@@ -21,8 +23,8 @@ target: so that a limit is met and not the end."""
 
 IN_FLIGHT = 300
 """Connects under way for each such pair, of several. A step ends after twice as many refusals
-(bench.ceiling), and while one pair is full another may have ports left. So the last step may try
-all that is asked for beyond what ports allow."""
+(bench.run.ceiling), and while one pair is full another may have ports left. So the last step may
+try all that is asked for beyond what ports allow."""
 
 
 def _once(value: list[Literal[4, 6]]) -> list[Literal[4, 6]]:

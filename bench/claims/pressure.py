@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from bench.claims.ends import Ends, Look, between, gained
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
-from bench.told import Told
-from bench.trials import Trial
+from bench.hosts.told import Told
+from bench.hosts.trials import Trial
 
 SAID_TO_FAIL = 5_000
 """Connections at once that are said to time out."""

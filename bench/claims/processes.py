@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
-from bench.results import Run
+from bench.results.format import Run
 
 Listener = Literal["shared", "reuseport"]
 LISTENERS: tuple[Listener, ...] = ("shared", "reuseport")

@@ -11,9 +11,9 @@ from bench.claims.ends import Look
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable
 from bench.claims.portrange import RANGE, PortRange
+from bench.hosts.told import Told
 from bench.inventory import Host
-from bench.results import KernelBytes, Run
-from bench.told import Told
+from bench.results.format import KernelBytes, Run
 
 SOCKETS = 4
 """Of a proxied connection: the client's, the proxy's two, the server's."""

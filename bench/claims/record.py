@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench import files
 from bench.claims.model import Outcome, Profile
 from bench.errors import InputError
-from bench.store import check, folders, new_folder, writing
+from bench.results.store import check, folders, new_folder, writing
 
 FILE = "claim.json"
 

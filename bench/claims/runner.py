@@ -8,14 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import capacity, paths, planning, scenario, survey
+from bench import scenario
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Profile
 from bench.claims.record import Figure, Record, Records
 from bench.errors import InputError, LabError
+from bench.hosts import survey
+from bench.hosts.session import Connect
 from bench.inventory import Inventory
-from bench.results import HostRecord
-from bench.session import Connect
+from bench.model import capacity
+from bench.plan import paths, planning
+from bench.results.format import HostRecord
 
 Progress = Callable[[str, str], None]
 """Called with a claim's name and where it stands."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.claims.model import NotMeasurable
-from bench.collect import cost, objects
 from bench.errors import LabError
-from bench.results import Phase, Run
+from bench.model import objects
+from bench.results import cost
+from bench.results.format import Phase, Run
 
 ALIKE = frozenset(objects.parts(server=True)) | {"TCPv6"}
 """Caches of which both ends of a connection take the same: one object each."""
@@ -96,7 +97,7 @@ def per_socket(before: Phase, peak: Phase) -> dict[str, float]:
     """Bytes per socket of what both ends have alike, by cache, largest first.
 
     Objects that the kernel gained for each socket, times the bytes that one takes at the peak. Of
-    none does a socket have more than one (:func:`bench.collect.objects.parts`): what a cache
+    none does a socket have more than one (:func:`bench.model.objects.parts`): what a cache
     gained beyond is others'.
     """
     number = sockets(before, peak)

@@ -9,7 +9,7 @@ from bench.claims.lab import Lab
 from bench.claims.model import NotMeasurable
 from bench.claims.portrange import PortRange
 from bench.inventory import Host
-from bench.results import Run
+from bench.results.format import Run
 
 MAX = "net.netfilter.nf_conntrack_max"
 """Entries that the conntrack table holds at most (nf_conntrack-sysctl.rst)."""

@@ -8,7 +8,7 @@ from bench.claims.article import MEM_TOTAL_KIB
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
 from bench.errors import LabError
-from bench.headroom import watches_default
+from bench.model.headroom import watches_default
 from bench.units import whole
 
 WATCHES = "fs.epoll.max_user_watches"

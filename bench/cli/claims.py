@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from bench import files, inventory, progress, scenario, transport, units
+from bench import files, inventory, scenario, units
 from bench.claims import page, register, table
 from bench.claims.model import PROFILES
 from bench.claims.record import Kept, Record, Records
@@ -29,6 +29,8 @@ from bench.cli.common import (
     say,
 )
 from bench.errors import InputError
+from bench.hosts import transport
+from bench.run import progress
 
 app = typer.Typer(
     invoke_without_command=True,

@@ -18,10 +18,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 
-from bench import progress, scenario, units
+from bench import scenario, units
 from bench.errors import ConnlabError, InputError
 from bench.interrupts import EXIT_STATUS, INTERRUPTS, write_now
 from bench.inventory import Inventory
+from bench.run import progress
 from bench.scenario import Scenario
 
 RESULTS = Path("results")

@@ -12,7 +12,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench import count, inventory, transport, units, wire
+from bench import inventory, units, wire
 from bench.cli.common import (
     ExtraVarsOption,
     InventoryOption,
@@ -21,7 +21,8 @@ from bench.cli.common import (
     counted,
     exit_status,
 )
-from bench.count import Count
+from bench.hosts import count, transport
+from bench.hosts.count import Count
 
 WIDTH = 120
 """Columns of a table that goes to no terminal: it is as wide as it needs to be up to there."""

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.fleet import End, Fleet
+from bench.sizing.fleet import End, Fleet
 from bench.units import count, size
 
 WIDTH = 80

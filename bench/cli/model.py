@@ -12,9 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bench import capacity, files, fit, inventory, planning, progress, scenario, survey, transport
-from bench.bounds import binding
-from bench.catalogue import CATALOGUE
+from bench import files, inventory, scenario
 from bench.cli.common import (
     ExtraVarsOption,
     InventoryOption,
@@ -27,10 +25,16 @@ from bench.cli.common import (
     wanted,
 )
 from bench.errors import InputError
+from bench.hosts import survey, transport
 from bench.inventory import Inventory
-from bench.remarks import Remark, remarks
-from bench.report import whose
-from bench.results import Bound, HostRecord, Predicted
+from bench.model import capacity, fit
+from bench.model.bounds import binding
+from bench.model.catalogue import CATALOGUE
+from bench.model.remarks import Remark, remarks
+from bench.plan import planning
+from bench.results.format import Bound, HostRecord, Predicted
+from bench.results.words import whose
+from bench.run import progress
 from bench.scenario import Scenario
 from bench.units import count, short, size
 

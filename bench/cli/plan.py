@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bench import advice, fleet, fleetfiles, rates
 from bench.cli import fleetview
 from bench.cli.common import (
     RESULTS,
@@ -23,10 +22,11 @@ from bench.cli.common import (
     parsed,
 )
 from bench.errors import InputError
-from bench.fleet import Fleet, Wanted
-from bench.footprint import Machine
-from bench.rates import Rate
-from bench.store import Store
+from bench.model.footprint import Machine
+from bench.results.store import Store
+from bench.sizing import advice, fleet, inventories, rates
+from bench.sizing.fleet import Fleet, Wanted
+from bench.sizing.rates import Rate
 from bench.units import count, parse_percentage, parse_size, size
 
 MOST_RAM = 1 << 52
@@ -165,7 +165,7 @@ def _write(folder: Path, found: Fleet, advised: dict[str, Any], command: list[st
             f"--connections: got {count(found.connections)}, expected at most {count(most)} with "
             "--write: a run takes no more"
         )
-    fleetfiles.write(folder, fleetfiles.texts(found, advised["set"], advised["sysctl"], command))
+    inventories.write(folder, inventories.texts(found, advised["set"], advised["sysctl"], command))
 
 
 def _command(options: dict[str, str | None]) -> list[str]:

@@ -8,17 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bench import (
-    controller,
-    inventory,
-    paths,
-    planning,
-    progress,
-    report,
-    scenario,
-    transport,
-    units,
-)
+from bench import inventory, scenario, units
 from bench.cli.common import (
     RESULTS,
     ExtraVarsOption,
@@ -33,7 +23,11 @@ from bench.cli.common import (
     say,
     wanted,
 )
-from bench.store import Store
+from bench.hosts import transport
+from bench.plan import paths, planning
+from bench.results import page, words
+from bench.results.store import Store
+from bench.run import progress, runner
 
 
 def run(
@@ -66,19 +60,19 @@ def run(
             )
             return
         with progress.view(show.value, console(stderr=as_json)) as update:
-            done = controller.run(asked, hosts, Store(store), transport.connect, update)
+            done = runner.run(asked, hosts, Store(store), transport.connect, update)
         if show is Show.ndjson:
             progress.emit(
                 {
                     "event": "result",
                     "path": str((store / done.run_id / "run.json").resolve()),
-                    "summary": report.summary(done, store / done.run_id),
+                    "summary": words.summary(done, store / done.run_id),
                 }
             )
         elif as_json:
             typer.echo(done.model_dump_json(by_alias=True, indent=1))
         else:
-            for line in report.summary(done, store / done.run_id):
+            for line in words.summary(done, store / done.run_id):
                 typer.echo(line)
         if done.verdict != "pass":
             raise typer.Exit(1)
@@ -141,9 +135,9 @@ def report_(
         kept = Store(store)
         name = kept.find(run_id)
         found = kept.load(name)
-        kept.write_page(name, report.render(found))
+        kept.write_page(name, page.render(found))
         if as_json:
             typer.echo(found.model_dump_json(by_alias=True, indent=1))
         else:
-            for line in report.summary(found, store / name):
+            for line in words.summary(found, store / name):
                 typer.echo(line)

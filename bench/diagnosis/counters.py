@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.catalogue import CATALOGUE
 from bench.collect import kernellog
-from bench.findings import (
+from bench.diagnosis.findings import (
     COUNTED,
     SAID,
     SIDES,
@@ -19,8 +18,9 @@ from bench.findings import (
     hosts_with,
     too_few,
 )
-from bench.headroom import number, numbers
-from bench.results import HostRecord, Measured, Phase
+from bench.model.catalogue import CATALOGUE
+from bench.model.headroom import number, numbers
+from bench.results.format import HostRecord, Measured, Phase
 from bench.scenario import Scenario
 from bench.units import whole
 

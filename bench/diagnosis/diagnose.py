@@ -1,8 +1,9 @@
 """From evidence to the limit that bound: on which host, how sure, what shows it, what cures it.
 
-Every source is asked for what it shows (:mod:`bench.errnos`, :mod:`bench.counters`); the most
-direct finding names the limit, and all others that name the same one stand beside it. Direct is
-what the kernel itself answered or wrote; a counter that fits a time-out is not.
+Every source is asked for what it shows (:mod:`~bench.diagnosis.errnos`,
+:mod:`~bench.diagnosis.counters`); the most direct finding names the limit, and all others that name
+the same one stand beside it. Direct is what the kernel itself answered or wrote; a counter that
+fits a time-out is not.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from bench.catalogue import CATALOGUE
-from bench.counters import counted, said
-from bench.errnos import answered
-from bench.findings import ANSWER, COUNTED, FLOOR, SAID, VAGUE, Evidence, Finding
-from bench.results import Diagnosis, Measured
+from bench.diagnosis.counters import counted, said
+from bench.diagnosis.errnos import answered
+from bench.diagnosis.findings import ANSWER, COUNTED, FLOOR, SAID, VAGUE, Evidence, Finding
+from bench.model.catalogue import CATALOGUE
+from bench.results.format import Diagnosis, Measured
 from bench.scenario import Scenario
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.catalogue import CATALOGUE
-from bench.counters import tcp_pressure
-from bench.findings import (
+from bench.diagnosis.counters import tcp_pressure
+from bench.diagnosis.findings import (
     ANSWER,
     COUNTED,
     SAID,
@@ -19,8 +18,9 @@ from bench.findings import (
     hosts_with,
     too_few,
 )
-from bench.headroom import number
-from bench.results import HostRecord, Measured
+from bench.model.catalogue import CATALOGUE
+from bench.model.headroom import number
+from bench.results.format import HostRecord, Measured
 from bench.scenario import Scenario
 
 # Errno name: (bound_by, what it says), where the answer leaves no doubt.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from bench.results import HostRecord, Measured, Predicted, Step
+from bench.results.format import HostRecord, Measured, Predicted, Step
 from bench.scenario import Scenario
 
 End = Literal["server", "client", "both", "path", ""]

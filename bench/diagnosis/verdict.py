@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.diagnose import reached
-from bench.results import Diagnosis, Measured, Verdict
+from bench.diagnosis.diagnose import reached
+from bench.results.format import Diagnosis, Measured, Verdict
 from bench.scenario import Scenario
 
 NO_LIMIT = ("none", "unknown", "errors", "lost", "ramp_timeout_seconds")

@@ -190,7 +190,7 @@ class Command:
 
 
 class SshProcess:
-    """A program at the other end of a channel; :class:`bench.transport.Process`."""
+    """A program at the other end of a channel; :class:`bench.hosts.transport.Process`."""
 
     def __init__(
         self, command: Command, channel: paramiko.Channel, cut: Callable[[], None]

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from bench import wire
 from bench.agent import bundle
 from bench.errors import InputError
+from bench.hosts.session import Connect, Session
 from bench.inventory import Host, Inventory
-from bench.session import Connect, Session
 from bench.units import printable, whole
 
 SECONDS = 60.0

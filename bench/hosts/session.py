@@ -16,14 +16,15 @@ from importlib import resources
 from types import TracebackType
 from typing import Any, TypeVar
 
-from bench import messages, wire
+from bench import wire
 from bench.agent import hostlock
 from bench.errors import InputError, LabError
-from bench.inbox import Inbox
+from bench.hosts import messages
+from bench.hosts.inbox import Inbox
+from bench.hosts.messages import ProtocolError
+from bench.hosts.transport import Link, NotRemoved, Process, drawn
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
-from bench.messages import ProtocolError
-from bench.transport import Link, NotRemoved, Process, drawn
 from bench.units import printable
 
 QUIET_SECONDS = 5.0
@@ -46,7 +47,7 @@ CLEAN_SECONDS = 10.0
 
 WIND_UP_SECONDS = 30.0
 """For what a start that is interrupted has under way: as long as a push may take
-(:data:`bench.transport.COMMAND_SECONDS`)."""
+(:data:`bench.hosts.transport.COMMAND_SECONDS`)."""
 
 HELLO_SECONDS = 60.0
 """For an agent to say that it is there, or as long as it may be silent, if that is more: a Python
@@ -81,8 +82,8 @@ UNASKED_BYTES_A_SECOND = 1 << 16
 ones have less than 1."""
 
 UNASKED_BYTES_AT_ONCE = 1 << 22
-"""As many more bytes at a time: what an SSH window (:data:`bench.channel.WINDOW_BYTES`), a pipe and
-an agent's outbox hold is half of that."""
+"""As many more bytes at a time: what an SSH window (:data:`~bench.hosts.channel.WINDOW_BYTES`), a
+pipe and an agent's outbox hold is half of that."""
 
 CLOCK_RATE, CLOCK_SECONDS = 2.0, 60.0
 """How much faster or slower than ours the clock of a host may run, such as an emulated one that

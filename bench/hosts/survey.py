@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from bench import facts, messages, paths
 from bench.agent import bundle
+from bench.hosts import messages
+from bench.hosts.session import Agent, Connect, Session
 from bench.inventory import Inventory
-from bench.results import HostRecord
+from bench.plan import paths
+from bench.results import facts
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
-from bench.session import Agent, Connect, Session
 
 SECONDS = 60.0
 """For one host's answer: its evidence takes a fraction of a second while it holds nothing."""

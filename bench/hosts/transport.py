@@ -18,8 +18,8 @@ from typing import Any, NoReturn, Protocol
 import paramiko
 
 from bench import wire
-from bench.channel import CLOSE_SECONDS, Command, Deadline, SshProcess
 from bench.errors import LabError
+from bench.hosts.channel import CLOSE_SECONDS, Command, Deadline, SshProcess
 from bench.inventory import Host
 from bench.units import printable
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from bench.agent import bundle
 from bench.errors import LabError
+from bench.hosts.session import MOST_ERROR, MOST_NOT_PUT_BACK, OWNER, Agent, Connect, Session
+from bench.hosts.told import Told
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
-from bench.session import MOST_ERROR, MOST_NOT_PUT_BACK, OWNER, Agent, Connect, Session
-from bench.told import Told
 from bench.units import printable
 
 STEP_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """The model's arithmetic: what each limit lets these hosts hold.
 
-Every limit has one form (:mod:`bench.catalogue`): so much is there, so much is used, and a
+Every limit has one form (:mod:`bench.model.catalogue`): so much is there, so much is used, and a
 connection of the run takes so much of it, on each host and each kernel that has the limit.
 """
 
@@ -13,9 +13,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from bench.agent.workers import RESERVE
-from bench.catalogue import CATALOGUE
-from bench.footprint import FD_BYTES, HELD_BYTES
-from bench.results import Bound, Side
+from bench.model.catalogue import CATALOGUE
+from bench.model.footprint import FD_BYTES, HELD_BYTES
+from bench.results.format import Bound, Side
 
 WORD_BITS = 64
 """Bits of a word of a descriptor table's map (BITS_PER_LONG on 64-bit machines)."""

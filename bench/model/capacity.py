@@ -1,11 +1,11 @@
 """The capacity model: how many connections these hosts can hold, and which limit binds first.
 
 Everything comes from evidence that the hosts gave before the ramp: limits as found, and the sizes
-of kernel objects from their own ``/proc/slabinfo``. Each limit (:mod:`bench.catalogue`) gives a
-maximum of its own for the whole run, at each end that has it; the least is the prediction.
+of kernel objects from their own ``/proc/slabinfo``. Each limit (:mod:`bench.model.catalogue`) gives
+a maximum of its own for the whole run, at each end that has it; the least is the prediction.
 
 Left out on purpose, because they bound a rate, data or closed connections and not what is held
-(:mod:`bench.remarks` tells what they do bound): ``somaxconn``, ``tcp_max_syn_backlog``,
+(:mod:`bench.model.remarks` tells what they do bound): ``somaxconn``, ``tcp_max_syn_backlog``,
 ``tcp_mem`` (pages are charged for queued data; an idle socket has none: ``sockstat`` says ``mem
 0`` beside 40,000 sockets on Linux 6.1), ``tcp_max_orphans``, ``tcp_max_tw_buckets`` and the size
 of the established-hash table.
@@ -17,13 +17,12 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from bench import headroom
-from bench.bounds import Kernel, bounds, ends, slab_bytes
-from bench.collect import objects
-from bench.footprint import FD_BYTES, HELD_BYTES
-from bench.headroom import SIDES
 from bench.inventory import Inventory
-from bench.results import Forecast, HostRecord, Predicted
+from bench.model import headroom, objects
+from bench.model.bounds import Kernel, bounds, ends, slab_bytes
+from bench.model.footprint import FD_BYTES, HELD_BYTES
+from bench.model.headroom import SIDES
+from bench.results.format import Forecast, HostRecord, Predicted
 from bench.scenario import Scenario
 
 

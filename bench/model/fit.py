@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from bench.catalogue import CATALOGUE
-from bench.results import Bound
+from bench.model.catalogue import CATALOGUE
+from bench.results.format import Bound
 
 NOFILE_MARGIN = 4096
 """Descriptors besides the connections, as the role tune_limits adds them."""

@@ -1,7 +1,7 @@
 """What one host of a fleet needs for its share of the connections, and how many it can hold.
 
 Each host is a machine with a kernel of its own. Sizes of kernel objects are those of the release
-that it runs (:mod:`bench.collect.objects`); the other figures are named below with their sources.
+that it runs (:mod:`bench.model.objects`); the other figures are named below with their sources.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.collect import objects
+from bench.model import objects
 
 FD_BYTES = 2 * (8 + 0.25)
 """Descriptor table per open file: a pointer and two bits (fs/file.c ``alloc_fdtable``), twice

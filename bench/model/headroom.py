@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from bench import paths
 from bench.agent.memory import PINNED_BYTES
 from bench.agent.workers import RESERVE, SPARE
-from bench.bounds import Kernel, Room, Share
-from bench.collect import ParseError, cgroups, objects, slab
-from bench.footprint import WORKER_BYTES
+from bench.collect import ParseError, cgroups, slab
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord, Phase, Side
+from bench.model import objects
+from bench.model.bounds import Kernel, Room, Share
+from bench.model.footprint import WORKER_BYTES
+from bench.plan import paths
+from bench.results.format import HostRecord, Phase, Side
 from bench.scenario import Scenario
 from bench.units import whole
 

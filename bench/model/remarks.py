@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from bench.headroom import number, numbers
-from bench.results import HostRecord
+from bench.model.headroom import number, numbers
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
 PAGE_BYTES = 4096

@@ -1,4 +1,4 @@
-"""``python -m perf``: the engine and two plain-C pairs, one after the other, in one lab."""
+"""``python -m bench.perf``: the engine and two plain-C pairs, one after the other, in one lab."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import inventory, transport
+from bench import inventory
 from bench.errors import ConnlabError
+from bench.hosts import transport
+from bench.hosts.session import Connect
 from bench.inventory import Host
+from bench.perf.engine import Measured, run_engine, settled
+from bench.perf.links import NamespaceLink, host
+from bench.perf.memory import reserve
+from bench.perf.netns import Namespaces
+from bench.perf.pairs import Figure, compile_pair, run_pair
 from bench.scenario import Scenario
-from bench.session import Connect
-from perf.engine import Measured, run_engine, settled
-from perf.links import NamespaceLink, host
-from perf.memory import reserve
-from perf.netns import Namespaces
-from perf.pairs import Figure, compile_pair, run_pair
 
 TARGETS = {"plain": 1.15, "best": 1.0, "flat": 0.9}
 USERLAND_BYTES, WORKER_MIB = 100, 12
@@ -36,7 +37,7 @@ Lab = tuple[Connect, Host, list[Host]]
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.perf", description=__doc__)
     parser.add_argument("-i", "--inventory", type=Path, action="append", help="a lab that is up")
     parser.add_argument(
         "--namespaces", action="store_true", help="bare namespaces made for this (root)"

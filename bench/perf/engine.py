@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from bench.agent import bundle
 from bench.errors import LabError
+from bench.hosts.session import Agent, Connect, Session
 from bench.inventory import Host
+from bench.perf.pairs import Figure, cpu_ns
+from bench.plan.tuples import plan
 from bench.scenario import Scenario
-from bench.session import Agent, Connect, Session
-from bench.tuples import plan
 from bench.wire import ClientSpec, ServerSpec
-from perf.pairs import Figure, cpu_ns
 
 PATIENCE = 600.0
 FLOOR_KIB = 128 << 10
-"""The floor is low because :mod:`perf.memory` holds what is free."""
+"""The floor is low because :mod:`bench.perf.memory` holds what is free."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``python -m perf.keystroke``: what a byte each way costs, by how many connections are held.
+"""``python -m bench.perf.keystroke``: what a byte each way costs, by how many connections are held.
 
 Whole runs of the scenario ``keystroke``, smallest first, both ends in bare network namespaces of
 this machine (root). It exits 1 if a byte was not answered, or if a message costs more than twice
@@ -18,14 +18,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import controller, scenario
+from bench import scenario
 from bench.errors import ConnlabError
 from bench.inventory import Inventory
-from bench.results import EchoRound, Run
-from bench.store import Store
+from bench.perf.links import NamespaceLink, host
+from bench.perf.netns import Namespaces
+from bench.results.format import EchoRound, Run
+from bench.results.store import Store
+from bench.run import runner
 from bench.units import latency
-from perf.links import NamespaceLink, host
-from perf.netns import Namespaces
 
 MOST_TIMES = 2.0
 """A message with the most connections may cost so many times what it costs with the fewest."""
@@ -38,7 +39,7 @@ ADDRESSES = 250
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m perf.keystroke", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.perf.keystroke", description=__doc__)
     parser.add_argument("connections", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5, help="pipelined ones, for each number")
     parser.add_argument("--window", type=int, help="round_window, else the scenario's")
@@ -65,7 +66,7 @@ def run(connections: int, rounds: int, window: int | None, results: Path) -> Run
             "server1": host("server1", "servers", addresses["server1"]),
             "client1": host("client1", "clients", addresses["client1"]),
         }
-        return controller.run(
+        return runner.run(
             scenario.load("keystroke", changed),
             Inventory("perf", "local", hosts, True, None, None),
             Store(results),

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import IO
 
 from bench.errors import LabError
+from bench.hosts.transport import COMMAND_SECONDS
 from bench.inventory import Host
-from bench.transport import COMMAND_SECONDS
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
 
 
 class LocalProcess:
-    """A program on this machine; :class:`bench.transport.Process`."""
+    """A program on this machine; :class:`bench.hosts.transport.Process`."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         pipe = subprocess.PIPE
@@ -52,7 +52,7 @@ def _lines(stream: IO[bytes] | None) -> Iterator[bytes]:
 
 
 class NamespaceLink:
-    """One namespace as a host; :class:`bench.transport.Link`."""
+    """One namespace as a host; :class:`bench.hosts.transport.Link`."""
 
     def __init__(self, net: Namespaces, host: Host) -> None:
         self._enter, self._name = net.enter(host.name), host.name

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 from bench.errors import LabError
+from bench.hosts.session import Connect
+from bench.hosts.transport import Link
 from bench.inventory import Host
-from bench.session import Connect
-from bench.transport import Link
 
 LOW_KIB, HIGH_KIB, PIECE_KIB = 1500 << 10, 2000 << 10, 64 << 10
 """MemFree is kept between the first two, by pieces of the third. A ramp takes about 0.6 GB/s and

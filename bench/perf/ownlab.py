@@ -12,7 +12,7 @@ from bench import inventory
 from bench.errors import InputError, LabError
 from bench.inventory import Inventory
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OWNERS = Path("/run/connlab")
 """Where every lab that is up has a file with its name."""
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import LabError
+from bench.hosts.session import Connect
+from bench.hosts.transport import Link, Process, drawn
 from bench.inventory import Host
-from bench.session import Connect
-from bench.transport import Link, Process, drawn
 
 SOURCES = Path(__file__).parent
 PORT = 5001

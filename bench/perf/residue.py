@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.hosts.session import Connect
+from bench.hosts.transport import Link
 from bench.inventory import Host
-from bench.session import Connect
-from bench.transport import Link
 
 SETTLE_SECONDS = 15.0
 """For threads and agents of connections that have been closed to end."""

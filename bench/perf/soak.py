@@ -1,4 +1,4 @@
-"""``python -m perf.soak``: what only shows after a while, or with many hosts.
+"""``python -m bench.perf.soak``: what only shows after a while, or with many hosts.
 
 Builds a local lab of its own name (root), and always removes it; with ``--namespaces`` bare
 namespaces, without SSH. On it, one after the other:
@@ -26,16 +26,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import controller, progress, report, scenario, transport
+from bench import scenario
 from bench.errors import ConnlabError
+from bench.hosts import transport
+from bench.hosts.session import Connect
 from bench.inventory import Host, Inventory
-from bench.results import AgentsMemory, Run
+from bench.perf import links, residue
+from bench.perf.netns import Namespaces
+from bench.perf.ownlab import OwnLab
+from bench.results import words
+from bench.results.format import AgentsMemory, Run
+from bench.results.store import Store
+from bench.run import progress, runner
 from bench.scenario import Scenario
-from bench.session import Connect
-from bench.store import Store
-from perf import links, residue
-from perf.netns import Namespaces
-from perf.ownlab import OwnLab
 
 HOSTS, MORE_SECONDS = 64, 30.0
 RUNS = 20
@@ -124,7 +127,7 @@ def bare(
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m perf.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.perf.soak", description=__doc__)
     parser.add_argument(
         "--namespaces", action="store_true", help="bare namespaces instead of a lab's hosts"
     )
@@ -148,7 +151,7 @@ def long_hold(
 ) -> list[str]:
     """The scenario ``soak``; returns what came of it, a verdict and its line each."""
     with progress.view("plain", console) as update:
-        done = controller.run(asked, hosts, Store(results), connect, update)
+        done = runner.run(asked, hosts, Store(results), connect, update)
     return [
         *_held(done, results),
         *(flat(done.measured.agents_memory) if done.measured.agents_memory else []),
@@ -156,7 +159,7 @@ def long_hold(
 
 
 def _held(done: Run, results: Path) -> list[str]:
-    summary = report.summary(done, results / done.run_id)
+    summary = words.summary(done, results / done.run_id)
     slab = [point.slab_kib for point in done.curve]
     return [
         _verdict(done.verdict == "pass", f"soak: {done.reason}"),
@@ -231,7 +234,7 @@ def small_run(hosts: Inventory, connect: Connect, connections: int) -> Run:
         "million", {"connections": connections, "hold_seconds": 0, "memory_floor_mib": 256}
     )
     with tempfile.TemporaryDirectory(prefix="soak.") as results:
-        return controller.run(asked, hosts, Store(Path(results)), connect, lambda now: None)
+        return runner.run(asked, hosts, Store(Path(results)), connect, lambda now: None)
 
 
 def in_a_row(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 
-from bench import facts, fence, paths
+from bench import fence
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord
+from bench.plan import paths
+from bench.plan.tuples import Plan, limit, plan
+from bench.results import facts
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
-from bench.tuples import Plan, limit, plan
 
 MOST_PAIRS = 100_000
 """Pairs of client address and server endpoint that a run may have, all of which are proven before

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bench import paths
 from bench.inventory import Host, Inventory
+from bench.plan import paths
+from bench.plan.tuples import Plan
 from bench.scenario import Scenario
-from bench.tuples import Plan
 from bench.wire import ClientSpec, Endpoint, ServerSpec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.results import Phase, Run
+from bench.results.format import Phase, Run
 from bench.units import size
 
 COMPARED_FROM = 900_000

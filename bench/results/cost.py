@@ -32,7 +32,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from bench.results import HostRecord, KernelBytes, Phase, UserlandBytes
+from bench.results.format import HostRecord, KernelBytes, Phase, UserlandBytes
 
 SMALL = 1.0
 """Bytes per connection below which a cache goes into ``other``."""
@@ -97,7 +97,7 @@ def by_cache(
     """Bytes per connection by cache, largest first, those below :data:`SMALL` as ``other``.
 
     :param shared: cache to what sockets have in it, where it is one that merged under the name
-        of something else (:attr:`bench.results.Phase.slab_shared`)
+        of something else (:attr:`bench.results.format.Phase.slab_shared`)
     """
     label = shared or {}
     each = {label.get(name, name): delta / connections for name, delta in deltas.items()}

@@ -21,7 +21,7 @@ from bench.collect import (
     ss,
 )
 from bench.errors import LabError
-from bench.results import HostRecord, Phase, Setting
+from bench.results.format import HostRecord, Phase, Setting
 from bench.units import printable
 
 PAGE_BYTES = 4096

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench.results import CurvePoint
+from bench.results.format import CurvePoint
 
 # matplotlib wants colours, the page wants variables: each of these stands for one and is
 # replaced in the finished SVG.

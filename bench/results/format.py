@@ -1,7 +1,7 @@
 """The results format: what one run leaves behind, as data.
 
-``run.json`` is a :class:`Run`; :mod:`bench.store` keeps it. Fields are only ever added within
-``schema: 1``.
+``run.json`` is a :class:`Run`; :mod:`bench.results.store` keeps it. Fields are only ever added
+within ``schema: 1``.
 """
 
 from __future__ import annotations

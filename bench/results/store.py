@@ -1,7 +1,7 @@
 """The directory that runs are kept in.
 
-``results/<run-id>/`` holds ``run.json`` (:class:`~bench.results.Run`), ``samples.ndjson`` (one line
-per host and second), ``raw/<host>/<phase>/`` (the text that each source printed) and
+``results/<run-id>/`` holds ``run.json`` (:class:`~bench.results.format.Run`), ``samples.ndjson``
+(one line per host and second), ``raw/<host>/<phase>/`` (the text that each source printed) and
 ``report.html``. ``results/latest`` links to the newest.
 
 Hosts have a say in what is written, so nothing of it leaves the run's directory: names are
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench import files, names, wire
 from bench.errors import ConnlabError, InputError, LabError
-from bench.results import Run
+from bench.results.format import Run
 
 RUN = "run.json"
 PAGE = "report.html"

@@ -1,93 +1,16 @@
-"""What a run says to a person: one self-contained page, and a few lines on a terminal."""
+"""What a run says to a person in words: lines for a terminal, sentences for a page."""
 
 from __future__ import annotations
 
-import errno
-import os
 import textwrap
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from bench import classic
-from bench.collect.cost import disturbed
-from bench.results import (
-    AgentsMemory,
-    Bound,
-    Churn,
-    EchoRound,
-    HostRecord,
-    MemoryPoint,
-    Predicted,
-    Run,
-    Setting,
-)
-from bench.units import count, latency, pair, printable, short, size
+from bench.results.cost import disturbed
+from bench.results.format import AgentsMemory, Bound, Churn, EchoRound, MemoryPoint, Predicted, Run
+from bench.units import count, latency, printable, size
 
 COLUMNS = 100
 """Longest line of the summary."""
-
-_TEMPLATES = Path(__file__).parent / "templates"
-
-
-def render(run: Run) -> str:
-    """``report.html`` of a run, from the run alone: no script, nothing fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters |= {
-        "count": count,
-        "size": size,
-        "kib": lambda kib: size(kib * 1024),
-        "latency": latency,
-        "pair": pair,
-        "short": short,
-        "words": lambda text: " ".join(str(text).split()),
-    }
-    page: str = environment.get_template("report.html.j2").render(
-        run=run,
-        m=run.measured,
-        reached=reached(run),
-        title=run.config.get("title", run.scenario),
-        charts=_charts(run),
-        churned=churned,
-        agents_memory=agents_memory,
-        cost=cost(run),
-        disturbed=disturbed(run.measured.kernel_bytes_per_connection),
-        predicted=predicted(run),
-        limits=_limits(run.predicted),
-        forecast=_found_of_forecast(run),
-        classic=classic.compare(run),
-        article=classic.ARTICLE,
-        tuning=list(_tuning(run.hosts)),
-        reported=[(host, *item) for host, r in run.hosts.items() for item in r.reported.items()],
-        missing=[
-            (host, phase, source, why)
-            for host, record in run.hosts.items()
-            for phase, evidence in record.phases.items()
-            for source, why in evidence.missing.items()
-        ],
-        errors=[(name, number, _meaning(name)) for name, number in run.measured.errors.items()],
-        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        image=yaml.safe_dump(run.image, sort_keys=False) if run.image else "",
-    )
-    return page
-
-
-def _shown(value: Any) -> Any:
-    """What the page takes in: text of others without what would act on a screen; then escaped."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return printable(value, lines=True)
 
 
 def summary(run: Run, folder: Path | None = None) -> list[str]:
@@ -222,13 +145,6 @@ def _bound(run: Run) -> str:
     return f"{run.bound_by}{where}"
 
 
-def _limits(made: Predicted) -> list[tuple[str, str, int]]:
-    """(limit, whose, maximum), the least first."""
-    if not made.bounds:  # a run from before they were kept
-        return [(name, "", most) for name, most in made.limits.items()]
-    return [(one.name, whose(one), one.max_connections) for one in made.bounds]
-
-
 def whose(one: Bound) -> str:
     """The host that has a limit, or what else it belongs to."""
     return "both ends" if one.end == "both" else one.host or one.end
@@ -272,64 +188,3 @@ def forecast(made: Predicted, floor_mib: int) -> str:
         f"MemAvailable {size(one.mem_available_kib * 1024)}; {count(one.connections)} connections "
         f"x ({slab} slab + {rest} tables and agents) = {size(taken * 1024)}, {end}{most}"
     )
-
-
-def _found_of_forecast(run: Run) -> str:
-    """What was forecast beside what was found, in one sentence; empty if one of them is missing."""
-    one = run.predicted.forecast
-    peak = run.hosts[one.host].phases.get("peak") if one and one.host in run.hosts else None
-    if one is None or peak is None or "MemFree" not in peak.meminfo_kib:
-        return ""
-    return (
-        f"MemFree on {one.host}: {size(one.mem_free_expected_kib * 1024)} expected with "
-        f"{count(one.connections)} connections, {size(peak.meminfo_kib['MemFree'] * 1024)} found "
-        f"with {count(peak.held)}."
-    )
-
-
-def _charts(run: Run) -> dict[str, Markup]:
-    """The charts that the evidence allows; a curve takes two points."""
-    from bench import figures
-
-    made: dict[str, str] = {}
-    if len(run.curve) > 1:
-        made["held"] = figures.held_and_rate(run.curve, run.requested.connections)
-        if sum(point.p99_us > 0 for point in run.curve) > 1:
-            made["p99"] = figures.p99(run.curve)
-        rising = figures.ramp(run.curve)
-        if len(rising) > 1 and rising[-1].held > rising[0].held and any(p.slab_kib for p in rising):
-            made["memory"] = figures.memory(run.curve)
-    kernel = run.measured.kernel_bytes_per_connection
-    if kernel.by_cache:
-        # The kernel's own names are ASCII; the chart's font has no glyph for all that could be.
-        caches = {
-            printable(name).encode("ascii", "backslashreplace").decode(): each
-            for name, each in kernel.by_cache.items()
-        }
-        made["caches"] = figures.caches(caches, kernel.observer_bytes)
-    # Drawn here from numbers and kernel names; matplotlib escapes its text.
-    return {name: Markup(svg) for name, svg in made.items()}
-
-
-Rows = list[tuple[str, str, Setting]]
-
-
-def _tuning(hosts: Mapping[str, HostRecord]) -> Iterable[tuple[str, Rows]]:
-    """(hosts, [(role, key, setting)]), hosts with the same tuning together."""
-    alike: dict[str, tuple[list[str], Rows]] = {}
-    for name, host in hosts.items():
-        rows = [
-            (role, key, setting)
-            for role, settings in host.tuning.items()
-            for key, setting in settings.items()
-        ]
-        if rows:
-            alike.setdefault(repr(rows), ([], rows))[0].append(name)
-    for names, rows in alike.values():
-        yield ", ".join(names), rows
-
-
-def _meaning(name: str) -> str:
-    """What an errno's name means, as strerror(3) says it."""
-    number: Any = getattr(errno, name, None)
-    return os.strerror(number) if isinstance(number, int) else ""

@@ -15,10 +15,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from bench.curve import Recorder, merge
-from bench.results import Step
+from bench.hosts.session import Agent, Session
+from bench.results.format import Step
+from bench.run.curve import Recorder, merge
 from bench.scenario import Scenario
-from bench.session import Agent, Session
 
 MOST_FAILURES = 16
 """Failing steps of one narrowing: halving 16 times comes from 65,536 connections down to one."""

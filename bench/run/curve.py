@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from bench import wire
-from bench.results import CurvePoint, Latency, Side
+from bench.results.format import CurvePoint, Latency, Side
 
 Message = Mapping[str, Any]
 

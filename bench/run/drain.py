@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from bench.errors import LabError
+from bench.hosts.session import Agent, Session
 from bench.scenario import Scenario
-from bench.session import Agent, Session
 
 DRAIN_SECONDS = 600.0
 """For all connections to close."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.errors import LabError
-from bench.results import Liveness
+from bench.hosts.session import Agent, Session
+from bench.results.format import Liveness
 from bench.scenario import Scenario
-from bench.session import Agent, Session
 
 ECHO_SECONDS = 300.0
 """For all echoes that are asked for at once: with a million connections that takes seconds, under

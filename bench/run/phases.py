@@ -9,27 +9,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import (
-    capacity,
-    drain,
-    facts,
-    headroom,
-    keystroke,
-    kmsg,
-    liveness,
-    paths,
-    planning,
-    report,
-    soak,
-    specs,
-    survey,
-)
-from bench.ceiling import Ceiling
-from bench.curve import Descent, Recorder, merge
+from bench.diagnosis.findings import Floor
 from bench.errors import LabError
-from bench.findings import Floor
+from bench.hosts import kmsg, survey
+from bench.hosts.session import Agent, Session
 from bench.inventory import Inventory
-from bench.results import (
+from bench.model import capacity, headroom
+from bench.plan import paths, planning, specs
+from bench.results import facts, words
+from bench.results.format import (
     AgentsMemory,
     Churn,
     EchoRound,
@@ -41,10 +29,12 @@ from bench.results import (
     Side,
     Step,
 )
+from bench.results.store import Store
+from bench.run import drain, liveness, rounds, soak
+from bench.run.ceiling import Ceiling
+from bench.run.curve import Descent, Recorder, merge
+from bench.run.strays import Strays
 from bench.scenario import Scenario
-from bench.session import Agent, Session
-from bench.store import Store
-from bench.strays import Strays
 
 START_SECONDS = 60.0
 """For an agent to fork its workers, to listen, and to prove the handshake."""
@@ -207,7 +197,7 @@ class Conduct:
         predicted = capacity.predict(scenario, inventory, self.found.hosts, texts, tuples.capacity)
         self.found.predicted = predicted
         if predicted.forecast:
-            said = report.forecast(predicted, scenario.memory_floor_mib)
+            said = words.forecast(predicted, scenario.memory_floor_mib)
             self.recorder.note("forecast", said, predicted.forecast.mem_available_kib)
 
     def ramp(self) -> None:
@@ -333,7 +323,7 @@ class Conduct:
             found.liveness = liveness.prove(
                 self.session, scenario, self.clients, self.servers, held, self.recorder.sample
             )
-        for one in keystroke.rounds(
+        for one in rounds.rounds(
             self.session, scenario, self.clients, self.servers, found.peak.clients, self.recorder
         ):
             found.rounds.append(one)

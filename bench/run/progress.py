@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from bench.curve import Progress
+from bench.run.curve import Progress
 from bench.units import printable
 
 EVERY_SECONDS = 2.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from bench import report
-from bench.curve import Recorder, latency, merge
-from bench.results import EchoRound
+from bench.hosts.session import Agent, Session
+from bench.results import words
+from bench.results.format import EchoRound
+from bench.run.curve import Recorder, latency, merge
 from bench.scenario import Scenario
-from bench.session import Agent, Session
 
 Mode = Literal["pipelined", "sequential"]
 
@@ -90,7 +90,7 @@ class Asking:
         )
         points = self._recorder.points
         available = points[-1].mem_available_kib if points else 0
-        self._recorder.note(f"round {number}", report.echo_round(made), available)
+        self._recorder.note(f"round {number}", words.echo_round(made), available)
         return made
 
     def _servers_spent(self) -> float:

@@ -12,15 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import curve, diagnose, paths, report
 from bench.agent import bundle
-from bench.collect import cost
-from bench.conduct import Conduct, Evidence
+from bench.diagnosis import diagnose
+from bench.diagnosis.verdict import verdict as judge
 from bench.errors import InputError, LabError
+from bench.hosts.session import Agent, Connect, Session
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Inventory
-from bench.planning import plan_for
-from bench.results import (
+from bench.plan import paths
+from bench.plan.planning import plan_for
+from bench.results import cost, page
+from bench.results.format import (
     CurvePoint,
     Diagnosis,
     HostRecord,
@@ -34,10 +36,10 @@ from bench.results import (
     Verdict,
     Workers,
 )
+from bench.results.store import Store
+from bench.run import curve
+from bench.run.phases import Conduct, Evidence
 from bench.scenario import Scenario
-from bench.session import Agent, Connect, Session
-from bench.store import Store
-from bench.verdict import verdict as judge
 
 _pages = ThreadPoolExecutor(1, "page")
 """Draws the pages of all runs: matplotlib keeps the files of its fonts open for each thread."""
@@ -103,13 +105,13 @@ def run(
             except Exception as error:  # of whatever it has gathered: what there is, is kept
                 broken = error
                 made = _assemble(*gathered, ended or ("aborted", _unreckoned(error)), bare=True)
-            page = _pages.submit(report.render, made)
+            drawn = _pages.submit(page.render, made)
             with ThreadPoolExecutor(1) as pool:
                 written = pool.submit(store.write, made)
                 # Meanwhile: a slow disk must not keep connections open.
                 session.close(drained=ended is None)
             written.result()
-            store.write_page(run_id, page.result())
+            store.write_page(run_id, drawn.result())
             if broken and not ended:
                 raise broken
             return made

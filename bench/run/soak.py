@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench import keystroke, report
-from bench.curve import Recorder, latency, merge
 from bench.errors import LabError
-from bench.results import AgentsMemory, Churn, EchoRound, MemoryPoint
+from bench.hosts.session import Agent, Session
+from bench.results import words
+from bench.results.format import AgentsMemory, Churn, EchoRound, MemoryPoint
+from bench.run import rounds
+from bench.run.curve import Recorder, latency, merge
 from bench.scenario import Scenario
-from bench.session import Agent, Session
 
 STRETCH_SECONDS = 30.0
 """From one look at the agents' memory to the next, where no rounds say otherwise."""
@@ -59,7 +60,7 @@ class Soak:
         self._clients, self._servers, self._short = clients, servers, short
         self._check = check
         self._histogram: dict[int, int] = {}
-        self._asking = keystroke.Asking(session, scenario, clients, servers, recorder)
+        self._asking = rounds.Asking(session, scenario, clients, servers, recorder)
 
     def hold(self, held: Mapping[Agent, int], seconds: float, number: int) -> None:
         """Hold for that long: stretches of churn, each with a round and a look at its end.
@@ -172,7 +173,7 @@ class Soak:
         self.memory = trend([*self.memory.points, point])
         points = self._recorder.points
         available = points[-1].mem_available_kib if points else 0
-        self._recorder.note("hold", report.soaked(self.churn, point), available)
+        self._recorder.note("hold", words.soaked(self.churn, point), available)
 
 
 def trend(points: Sequence[MemoryPoint]) -> AgentsMemory:

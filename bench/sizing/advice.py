@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench.fit import NOFILE_MARGIN
-from bench.fleet import End, Fleet
+from bench.model.fit import NOFILE_MARGIN
 from bench.scenario import Scenario
+from bench.sizing.fleet import End, Fleet
 from bench.units import count
 
 NR_OPEN = 1_048_576

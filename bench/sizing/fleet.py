@@ -2,8 +2,8 @@
 
 Pure arithmetic: nothing is read and nothing written. Servers and clients are machines with kernels
 of their own. Connections are shared evenly. A run shares them evenly over pairs of client address
-and server endpoint (:mod:`bench.tuples`), so that a server may get as many more than here as it has
-endpoints, from each client.
+and server endpoint (:mod:`bench.plan.tuples`), so that a server may get as many more than here as
+it has endpoints, from each client.
 
 Errors name the options of ``python -m bench plan``.
 """
@@ -17,12 +17,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench import footprint, layout
 from bench.agent.workers import RESERVE
-from bench.collect import objects
 from bench.errors import InputError
-from bench.footprint import Duty, Machine, Ram
-from bench.rates import Rate
+from bench.model import footprint, objects
+from bench.model.footprint import Duty, Machine, Ram
+from bench.sizing import layout
+from bench.sizing.rates import Rate
 from bench.units import count, size
 
 FIRST_PORT, LAST_PORT = 1024, 65_535

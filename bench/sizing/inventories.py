@@ -14,13 +14,14 @@ from pathlib import Path
 from textwrap import indent, wrap
 from typing import Any
 
-from bench import files, layout
+from bench import files
 from bench.errors import InputError
-from bench.fleet import End, Fleet
-from bench.layout import Block
+from bench.sizing import layout
+from bench.sizing.fleet import End, Fleet
+from bench.sizing.layout import Block
 from bench.units import count, size
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "inventory" / "example-remote"
+EXAMPLE = Path(__file__).resolve().parents[2] / "inventory" / "example-remote"
 
 REACHED = {
     "server": ipaddress.IPv4Address("10.1.0.0"),

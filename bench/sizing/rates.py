@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import NamedTuple
 
-from bench.results import Run
-from bench.store import Store
+from bench.results.format import Run
+from bench.results.store import Store
 
 RUNS = 5
 """Newest runs that count; their median is taken."""

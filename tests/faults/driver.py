@@ -26,7 +26,7 @@ from hosts import HEARING, Host, until
 from labs import CLOCK, TOP, Lab
 
 from bench.errors import ConnlabError
-from bench.store import Store
+from bench.results.store import Store
 
 PHASES = ("prepare", "ramp", "hold", "drain")
 BEFORE = "before"

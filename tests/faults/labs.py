@@ -11,7 +11,7 @@ from types import TracebackType
 
 from hosts import Host, run
 
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
 
 TOP = Path(__file__).parents[2]
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from hosts import Stranger, fill, run, small_disk
 from labs import CLIENTS, SERVER
 
 from bench.agent import memory
-from bench.store import Store
+from bench.results.store import Store
 
 CONTROLLER = "controller"
 BOTH = (SERVER, CLIENTS[0])
@@ -166,7 +166,7 @@ def _near_the_floor(scene: Scene) -> dict[str, object]:
 
 MOST_STRAYS = {BEFORE: 2, "ramp": 2 * (64 + 1) + 2 * 16 + 2 * 500}
 """Connections that a stranger may get: one from each client that asks who it is; and in the ramp as
-many as clients may be ahead of the servers (bench/strays.py), and two seconds' worth more."""
+many as clients may be ahead of the servers (bench/run/strays.py), and two seconds' worth more."""
 
 
 def _redirect(scene: Scene) -> None:

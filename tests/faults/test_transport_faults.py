@@ -19,11 +19,11 @@ import sshd
 from cryptography.hazmat.primitives import serialization
 from sshd import METHODS, NOBODY, Fault, Sshd, new_key, nothing_left
 
-from bench import channel, transport
 from bench.errors import LabError
+from bench.hosts import channel, transport
+from bench.hosts.session import Session
+from bench.hosts.transport import SshLink, drawn
 from bench.inventory import Host
-from bench.session import Session
-from bench.transport import SshLink, drawn
 
 SECONDS = 0.25
 """For a command that will not end."""

@@ -15,8 +15,8 @@ import pytest
 from sshd import Sshd, nothing_left
 
 from bench.errors import LabError
-from bench.transport import LOST_SECONDS, SshLink
-from perf.netns import Namespaces
+from bench.hosts.transport import LOST_SECONDS, SshLink
+from bench.perf.netns import Namespaces
 
 ADDRESS = "198.18.0.1"
 GIVEN_UP = 2.0

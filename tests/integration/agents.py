@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from bench import wire
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
 
 SERVER, SERVER6 = "198.18.0.1", "fd63:6f6e:6e6c::1"
 CLIENT, CLIENT6 = "198.18.1.1", "fd63:6f6e:6e6c:1::1"

@@ -18,15 +18,16 @@ from typing import Any
 
 from agents import CLIENT, SERVER, SERVER6, running
 
-from bench import controller, scenario, wire
+from bench import scenario, wire
 from bench.agent import hostlock, memory
-from bench.channel import split
-from bench.curve import Progress
 from bench.errors import LabError
+from bench.hosts.channel import split
 from bench.inventory import Host, Inventory
-from bench.results import Run
-from bench.store import Store
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
+from bench.results.format import Run
+from bench.results.store import Store
+from bench.run import runner
+from bench.run.curve import Progress
 
 NAME = 'FOLDERS = ("/run/lock"'
 
@@ -215,7 +216,7 @@ class Bed:
         wanted = scenario.load(
             "million", {"connections": 3000, "hold_seconds": 0.5, "memory_floor_mib": 16, **fields}
         )
-        return controller.run(
+        return runner.run(
             wanted, self.inventory(clients), self.store, self.connect, self.seen.append
         )
 

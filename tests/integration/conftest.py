@@ -7,9 +7,9 @@ import pytest
 from agents import CLIENT, CLIENT6, SERVER, SERVER6, Lab
 from beds import Bed
 
-from bench import session
 from bench.agent import bundle
-from perf.netns import Namespaces
+from bench.hosts import session
+from bench.perf.netns import Namespaces
 
 # Hosts that are namespaces have this machine's own directories, and so one lock: another run of
 # these tests at the same time is no stranger.

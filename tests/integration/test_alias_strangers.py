@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
 
 ROLE = Path(__file__).parents[2] / "roles" / "alias_ips"
 FREE = [f"198.18.1.{byte}" for byte in range(2, 66)]

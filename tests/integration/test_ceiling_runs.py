@@ -10,8 +10,8 @@ import pytest
 from agents import CLIENT
 from beds import Bed
 
-from bench.results import Run
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
+from bench.results.format import Run
 
 SOFT = 300
 OWN = 13

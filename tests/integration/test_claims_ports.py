@@ -8,9 +8,10 @@ import pytest
 from agents import CLIENT, CLIENT6
 from beds import Bed
 
-from bench import scenario, survey
+from bench import scenario
 from bench.claims import addresses, fourtuple, portrange, portspace
 from bench.claims.lab import Lab
+from bench.hosts import survey
 
 RANGE = "20000 20499"
 SECOND = "198.18.1.2"

@@ -14,8 +14,11 @@ import pytest
 from agents import CLIENT, CLIENT6, SERVER, running
 from beds import Bed
 
-from bench import capacity, planning, scenario, survey
+from bench import scenario
 from bench.errors import InputError, LabError
+from bench.hosts import survey
+from bench.model import capacity
+from bench.plan import planning
 
 
 def test_a_run_from_end_to_end(bed: Bed) -> None:
@@ -69,7 +72,7 @@ def test_a_run_over_ipv6(bed: Bed) -> None:
     assert (counts.clients, counts.servers, counts.ss) == (3000, 3000, 3000)
     assert done.measured.liveness.asked == done.measured.liveness.answered > 0
     assert done.measured.left_after == 0
-    # Both ends: 2.3 KiB each or more (bench.collect.objects).
+    # Both ends: 2.3 KiB each or more (bench.model.objects).
     assert done.measured.kernel_bytes_per_connection.by_cache["TCPv6"] > 2 * 2_000
     assert bed.clean()
 

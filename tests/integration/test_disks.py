@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from beds import Bed, LocalLink
 
-from bench import store as kept
 from bench.claims.record import Records
-from bench.curve import Progress
 from bench.errors import InputError, LabError
 from bench.inventory import Host
-from bench.results import Run
-from bench.store import Store
-from perf.netns import Namespaces
+from bench.perf.netns import Namespaces
+from bench.results import store as kept
+from bench.results.format import Run
+from bench.results.store import Store
+from bench.run.curve import Progress
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench import controller
+from bench.hosts.session import Connect
+from bench.hosts.transport import Link
 from bench.inventory import Host, Inventory
-from bench.results import Run
-from bench.session import Connect
-from bench.transport import Link
-from perf import soak
+from bench.perf import soak
+from bench.results.format import Run
+from bench.run import runner
 
 Lab = tuple[Inventory, Connect]
 
@@ -40,13 +40,13 @@ def test_eight_client_hosts_take_little_longer_than_one(hosts: Lab) -> None:
 
 def test_runs_in_a_row_leave_nothing(hosts: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    render, threads = controller.report.render, set()
+    render, threads = runner.page.render, set()
 
     def seen(run: Run) -> str:
         threads.add(threading.current_thread())
         return render(run)
 
-    monkeypatch.setattr(controller.report, "render", seen)
+    monkeypatch.setattr(runner.page, "render", seen)
     (line,) = soak.in_a_row(*hosts, 3, said.append, connections=305)
     assert line.startswith("PASS: 3 runs in a row: "), line
     assert "0 children, " in line and "0 agents, and no more after them" in line
@@ -57,7 +57,7 @@ def test_runs_in_a_row_leave_nothing(hosts: Lab, monkeypatch: pytest.MonkeyPatch
 def test_a_thread_a_descriptor_and_a_directory_for_each_run_are_noticed(
     hosts: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perf.residue.SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr("bench.perf.residue.SETTLE_SECONDS", 0.5)
     inventory, connect = hosts
     over, kept = threading.Event(), []
 

@@ -12,7 +12,7 @@ from sides import lab
 
 from bench.claims.ends import Look, between, gained
 from bench.errors import LabError
-from bench.trials import Trial, Trials
+from bench.hosts.trials import Trial, Trials
 
 HERE = {"source": CLIENT, "target": [SERVER, PORT]}
 

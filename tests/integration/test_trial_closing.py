@@ -13,7 +13,7 @@ from bench.claims import closing
 from bench.claims.churning import Churning
 from bench.claims.ends import between
 from bench.errors import LabError
-from bench.trials import Trials
+from bench.hosts.trials import Trials
 
 PORTS = 60
 KNOWN = {"nonce": "ab" * 16, "control": [SERVER, CONTROL], "source": CLIENT}

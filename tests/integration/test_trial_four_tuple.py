@@ -9,7 +9,7 @@ from agents import CLIENT, CLIENT6, CONTROL, SERVER, SERVER6
 from beds import Bed
 
 from bench.errors import LabError
-from bench.trials import Trials
+from bench.hosts.trials import Trials
 
 SECOND = {SERVER: "198.18.0.2", CLIENT: "198.18.1.2"}
 NONCE = secrets.token_hex(16)

@@ -11,7 +11,7 @@ from agents import running, until
 from beds import Bed
 
 from bench.errors import LabError
-from bench.trials import Trials
+from bench.hosts.trials import Trials
 
 KEY = "net.ipv4.tcp_child_ehash_entries"
 

@@ -8,7 +8,7 @@ import pytest
 from beds import Bed
 
 from bench.errors import LabError
-from bench.trials import Trials
+from bench.hosts.trials import Trials
 
 
 @pytest.fixture

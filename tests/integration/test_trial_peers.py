@@ -14,7 +14,7 @@ from beds import Bed
 from bench.agent.trials import peers
 from bench.claims.ends import Look
 from bench.errors import LabError
-from bench.trials import Trials
+from bench.hosts.trials import Trials
 
 NONCE = secrets.token_hex(16)
 BOTH = {"nonce": NONCE, "control": [SERVER, CONTROL]}

@@ -15,7 +15,7 @@ from sides import lab
 from bench.claims import userland
 from bench.claims.ends import between
 from bench.errors import LabError
-from bench.trials import Trial, Trials
+from bench.hosts.trials import Trial, Trials
 
 FIRST = userland.FIRST_PORT
 SMALL = userland.UserlandTcpParameters(tried=10, connections=300, echoes=40)

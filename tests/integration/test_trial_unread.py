@@ -9,7 +9,7 @@ from agents import CLIENT, SERVER, until
 from beds import Bed
 
 from bench.errors import LabError
-from bench.trials import Trial, Trials
+from bench.hosts.trials import Trial, Trials
 
 ENDS = {"target": [SERVER, 5000], "control": [SERVER, 5999]}
 

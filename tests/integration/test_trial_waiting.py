@@ -10,7 +10,7 @@ from agents import running, until
 from beds import Bed
 
 from bench.errors import LabError
-from bench.trials import Trial, Trials
+from bench.hosts.trials import Trial, Trials
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import sides
 from agents import running, until
 from beds import Bed
 
-from bench import trials as controller
 from bench.agent.trials import journal
 from bench.errors import LabError
-from bench.trials import Trials
+from bench.hosts import trials as controller
+from bench.hosts.trials import Trials
 
 ROOT = Path(__file__).parents[2]
 KEY = "net.ipv4.tcp_fin_timeout"

@@ -8,8 +8,8 @@ from typing import Any
 
 from runs import host, million
 
-from bench.findings import Floor
-from bench.results import Established, HostRecord, Measured, Predicted, Step
+from bench.diagnosis.findings import Floor
+from bench.results.format import Established, HostRecord, Measured, Predicted, Step
 
 HOST = {"server": "server1", "client": "client1"}
 

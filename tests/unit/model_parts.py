@@ -7,10 +7,11 @@ from typing import Any
 
 from captured import collected, texts
 
-from bench import capacity, facts
-from bench.bounds import Kernel, Room, Share
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord
+from bench.model import capacity
+from bench.model.bounds import Kernel, Room, Share
+from bench.results import facts
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
 WHOLE = Fraction(1)

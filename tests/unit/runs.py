@@ -7,9 +7,8 @@ from typing import Any
 
 from captured import HELD, collected
 
-from bench import facts
-from bench.collect import cost
-from bench.results import (
+from bench.results import cost, facts
+from bench.results.format import (
     CurvePoint,
     Established,
     HostRecord,

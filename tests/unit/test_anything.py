@@ -17,12 +17,11 @@ from hypothesis import Phase as Step
 from hypothesis import strategies as st
 from model_parts import lab, record
 
-from bench import capacity, controller, count, diagnose, facts, messages, remarks, units
+from bench import units
 from bench.collect import (
     ParseError,
     cgroups,
     conntrack,
-    cost,
     kernellog,
     limits,
     meminfo,
@@ -31,8 +30,13 @@ from bench.collect import (
     sockstat,
     ss,
 )
-from bench.conduct import Evidence
-from bench.results import Established, HostRecord, Phase
+from bench.diagnosis import diagnose
+from bench.hosts import count, messages
+from bench.model import capacity, remarks
+from bench.results import cost, facts
+from bench.results.format import Established, HostRecord, Phase
+from bench.run import runner
+from bench.run.phases import Evidence
 from bench.scenario import Scenario
 
 STARTED = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -230,7 +234,7 @@ def test_a_run_is_put_together_of_whatever_was_printed(data: st.DataObject, unde
         peak=Established(clients=901, servers=900, ss=899),
         errors={("client", "client1"): {"ETIMEDOUT": 3, "ENOMEM": 1}, ("server", "server1"): {}},
     )
-    made = controller._assemble(scenario, inventory, gathered, [], "run", STARTED, None)
+    made = runner._assemble(scenario, inventory, gathered, [], "run", STARTED, None)
     assert type(made).model_validate_json(made.model_dump_json(by_alias=True)).run_id == "run"
 
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import fence, planning, scenario
+from bench import fence, scenario
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
+from bench.plan import planning
 
 V4, V6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
 

@@ -9,15 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rows() -> dict[str, int]:
-    """Module or package of ``bench`` to the number of its row, counted from the top."""
+def rows() -> list[list[str]]:
+    """Rooms and modules of ``bench``, row by row from the top."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    table = text.split("| floor | modules |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
-    return {
-        name.rstrip("/"): number
-        for number, row in enumerate(table)
-        for name in re.findall(r"`([a-z]+/?)`", row)
-    }
+    table = text.split("| row | rooms |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+    return [re.findall(r"`([a-z]+)/?`", row) for row in table]
 
 
 def imports(path: Path) -> set[str]:
@@ -30,15 +26,22 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_every_module_has_a_row_and_imports_from_below() -> None:
-    row = rows()
+def test_every_room_has_a_row_and_imports_from_below() -> None:
+    table = rows()
+    place = {name: (number, 0) for number, row in enumerate(table[:-1]) for name in row}
+    place |= {name: (len(table), number) for number, name in enumerate(table[-1])}
     for path in sorted((ROOT / "bench").rglob("*.py")):
         own = path.relative_to(ROOT / "bench").parts[0].removesuffix(".py")
         if own.startswith("__"):
             continue
-        assert own in row, f"{own} is in no row"
+        assert own in place, f"{own} is in no row"
         for other in imports(path) - {own}:
-            assert row[other] > row[own], f"{own} imports {other}, which is not below it"
+            assert place[other] > place[own], f"{path.name} imports {other}, which is not below it"
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for path in sorted((ROOT / "bench").glob("*/__init__.py")):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
 def test_the_agent_never_imports_the_controller() -> None:

@@ -20,14 +20,17 @@ from hypothesis import strategies as st
 from tune_loader import load
 from typer.testing import CliRunner
 
-from bench import count, facts, inventory, progress, report, units
+from bench import inventory, units
 from bench.claims import table
 from bench.claims.record import Record
 from bench.cli import app, common
-from bench.count import Count
-from bench.curve import Progress
 from bench.errors import InputError, LabError
-from bench.store import Store
+from bench.hosts import count
+from bench.hosts.count import Count
+from bench.results import facts, page, words
+from bench.results.store import Store
+from bench.run import progress
+from bench.run.curve import Progress
 
 EVIL = "a\x1b[2J\x1b]0;x\x07\r\n\0\x7f\x9b31m\u202eb\u2066c\u2028d\ud800[/red] [bold]:smile:"
 SAFE = r"a\x1b[2J\x1b]0;x\x07\r\n\x00\x7f\x9b31m\u202eb\u2066c\u2028d\ud800[/red] [bold]:smile:"
@@ -123,14 +126,14 @@ def evil_run() -> Any:
 
 
 def test_the_page_shows_and_does_not_obey() -> None:
-    page = report.render(evil_run())
-    assert not ACTING - {"\r"} & set(page)
-    assert "<script" not in page and "<i>" not in page and "<b>a" not in page
-    assert "a\\x1b[2J" in page and "\\u202e" in page
+    html = page.render(evil_run())
+    assert not ACTING - {"\r"} & set(html)
+    assert "<script" not in html and "<i>" not in html and "<b>a" not in html
+    assert "a\\x1b[2J" in html and "\\u202e" in html
 
 
 def test_the_summary_shows_and_does_not_obey() -> None:
-    lines = report.summary(evil_run(), Path("x"))
+    lines = words.summary(evil_run(), Path("x"))
     assert not ACTING & set("".join(lines))
     assert all(len(line.splitlines()) == 1 for line in lines)
 

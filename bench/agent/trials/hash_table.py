@@ -42,7 +42,7 @@ MOST = 1_000_000
 """Connections of a step at most."""
 
 BOTH_ENDS_KIB = 9
-"""Memory of both sockets of a connection, with their descriptors; bench.collect.objects."""
+"""Memory of both sockets of a connection, with their descriptors; bench.model.objects."""
 
 FLOOR_KIB = 512 * 1024
 """Memory that stays free."""

@@ -10,7 +10,7 @@ import pytest
 
 from bench.agent.trials import logins, openfiles
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("bench/agent", "roles")
 
 

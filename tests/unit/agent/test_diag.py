@@ -14,7 +14,7 @@ from bench import wire
 from bench.agent import diag, spec, tally
 from bench.agent.probe import Unreadable
 
-DATA = Path(__file__).parent.parent / "data" / "diag"
+DATA = Path(__file__).parents[2] / "data" / "diag"
 STATES = {"estab": "established"}
 ALL = {"ranges": [(1, 65535)], "side": "local", "states": list(wire.TCP_STATES), "by": "none"}
 FIELDS = [diag.FAMILY, diag.STATE, *diag.PORT.values(), *diag.PEER.values()]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench import transport, wire
+from bench import wire
 from bench.agent import home
+from bench.hosts import transport
 
 PATTERN = r"connlab\.[A-Za-z0-9"
 

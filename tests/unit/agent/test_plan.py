@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import tuples
 from bench.agent import client, server, spec, workers
+from bench.plan import tuples
 
 block = st.builds(
     lambda source, first, count, target: {

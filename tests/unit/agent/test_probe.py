@@ -136,7 +136,7 @@ def test_tools_run_where_no_setpriv_can_have_them_die(tmp_path, monkeypatch, the
 def test_what_root_runs_has_an_end_of_its_own(monkeypatch):
     monkeypatch.setattr(probe, "tool", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    sudoers = (Path(__file__).parents[2] / "docs" / "sudoers").read_text()
+    sudoers = (Path(__file__).parents[3] / "docs" / "sudoers").read_text()
     for words in (["/usr/bin/cat", "/proc/slabinfo"], ["/usr/bin/dmesg"]):
         asked = probe.as_root(*words)
         assert asked[:5] == ["/usr/bin/sudo", "-n", "/usr/bin/timeout", "-s", "KILL"]

@@ -20,8 +20,8 @@ from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameter
 from bench.claims.record import Figure, Kept, Record, Records
 from bench.cli import app
 from bench.errors import InputError, LabError
+from bench.hosts.told import Told
 from bench.inventory import Inventory
-from bench.told import Told
 
 
 class Size(Parameters):
@@ -88,7 +88,7 @@ def test_every_claim_is_whole(claim: Claim[Any, Any]) -> None:
     assert claim.said.endswith(".") and claim.cure.endswith(".")
     assert claim.read.startswith(("docs/", "https://"))
     if claim.read.startswith("docs/"):
-        assert (Path(__file__).parents[2] / claim.read).is_file()
+        assert (Path(__file__).parents[3] / claim.read).is_file()
     assert claim.connections(claim.small) <= max(100_000, claim.connections(claim.full))
     found = claim.judge.__annotations__["found"]
     model = getattr(__import__(claim.judge.__module__, fromlist=[found]), found)
@@ -387,7 +387,7 @@ def test_claims_are_listed_with_their_newest_verdict(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_its_records_say() -> None:
-    docs = Path(__file__).parents[2] / "docs"
+    docs = Path(__file__).parents[3] / "docs"
     kept = Kept(docs / "measured").all()
     claims = list(register.CLAIMS.values())
     assert page.told(claims, kept) and {one.claim for one in kept} == set(register.CLAIMS)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from runs import host as record
 
-from bench import count, planning
 from bench.claims.counting import FIRST_PORT, CountFound, CountParameters, judge, measure
+from bench.hosts import count
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord
+from bench.plan import planning
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
 

@@ -17,7 +17,7 @@ from bench.claims.proxy import (
     _seen,
     judge,
 )
-from bench.told import Told
+from bench.hosts.told import Told
 
 
 def found(**fields: Any) -> ProxyFound:

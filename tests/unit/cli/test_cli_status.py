@@ -14,11 +14,12 @@ import typer
 from runs import million, stopped
 from typer.testing import CliRunner, Result
 
-from bench import controller, inventory
+from bench import inventory
 from bench.claims.record import Record
 from bench.cli import app, claims, common
 from bench.errors import InputError, LabError
-from bench.results import Run
+from bench.results.format import Run
+from bench.run import runner
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, run: Run, *words: str) -> Result:
         return inventory.Inventory("test", "vm", {}, False, None, None)
 
     monkeypatch.setattr(inventory, "load", no_inventory)
-    monkeypatch.setattr(controller, "run", lambda *_: run)
+    monkeypatch.setattr(runner, "run", lambda *_: run)
     return CliRunner().invoke(app, ["run", "million", *words])
 
 

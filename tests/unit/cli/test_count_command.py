@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_session import HELLO, FakeLink, links
+from fake_links import HELLO, FakeLink, links
 from typer.testing import CliRunner, Result
 
-from bench import count, inventory, transport, wire
+from bench import inventory, wire
 from bench.cli import app
 from bench.errors import InputError
+from bench.hosts import count, transport
 from bench.inventory import Host, Inventory
 
 GROUPS = {

@@ -11,11 +11,13 @@ import yaml
 from captured import collected, texts
 from typer.testing import CliRunner, Result
 
-from bench import facts, inventory, survey
+from bench import inventory
 from bench.cli import app, model
 from bench.errors import LabError
+from bench.hosts import survey
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord
+from bench.results import facts
+from bench.results.format import HostRecord
 
 ADDRESSES = {
     "server1": ("servers", "198.18.0.1"),

@@ -18,12 +18,16 @@ from rich.console import Console
 from tune_loader import load
 from typer.testing import CliRunner, Result
 
-from bench import facts, files, fleetfiles, inventory, planning, rates, scenario, survey
+from bench import files, inventory, scenario
 from bench.cli import app, fleetview
 from bench.errors import InputError
-from bench.fleet import Fleet
+from bench.hosts import survey
 from bench.inventory import Inventory
-from bench.results import HostRecord
+from bench.plan import planning
+from bench.results import facts
+from bench.results.format import HostRecord
+from bench.sizing import inventories, rates
+from bench.sizing.fleet import Fleet
 
 USUAL = {
     "--connections": "10_000_000",
@@ -208,7 +212,7 @@ def test_what_is_written_is_an_inventory_for_exactly_so_many(
 def test_every_variable_of_the_example_is_there_and_explained(tmp_path: Path) -> None:
     assert call("--write", str(tmp_path), server_ports="200").exit_code == 0
     for name in ("group_vars/all.yml", "group_vars/clients.yml"):
-        example = yaml.safe_load((fleetfiles.EXAMPLE / name).read_text())
+        example = yaml.safe_load((inventories.EXAMPLE / name).read_text())
         written = yaml.safe_load((tmp_path / name).read_text())
         assert set(example) <= set(written)
     texts = {path: path.read_text() for path in tmp_path.rglob("*.yml")}
@@ -216,7 +220,7 @@ def test_every_variable_of_the_example_is_there_and_explained(tmp_path: Path) ->
     for text in texts.values():
         assert "192.0.2." not in text
         assert "203.0.113." not in text
-    checkout = Path(__file__).parents[2]
+    checkout = Path(__file__).parents[3]
     lint = [sys.executable, "-m", "yamllint", "--strict", "-c", str(checkout / ".yamllint")]
     done = subprocess.run([*lint, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -237,7 +241,7 @@ def test_the_commands_in_the_comments_do_what_they_say(tmp_path: Path) -> None:
     assert run
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} {run[1].replace('DIR', str(folder))} --dry-run"],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,
@@ -315,7 +319,7 @@ def test_a_disk_that_refuses_leaves_nothing(
     monkeypatch.setattr(files, "write", refuse)
     content = {"hosts.yml": "---\n", "group_vars/all.yml": "---\n"}
     with pytest.raises(InputError, match="No space left on device"):
-        fleetfiles.write(tmp_path / "one" / "two", content)
+        inventories.write(tmp_path / "one" / "two", content)
     assert list(tmp_path.iterdir()) == []
 
 

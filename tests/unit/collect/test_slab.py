@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 from captured import DATA, HELD, KERNELS, collected, texts
 
-from bench import facts
-from bench.collect import cost, slab
-from bench.results import HostRecord, KernelBytes, Phase
+from bench.collect import slab
+from bench.results import cost, facts
+from bench.results.format import HostRecord, KernelBytes, Phase
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 

@@ -4,9 +4,9 @@ import pytest
 from evidence import Found, hosts, measured
 from runs import SCENARIO
 
-from bench.diagnose import diagnose
-from bench.findings import Floor
-from bench.results import Established, Predicted, Step
+from bench.diagnosis.diagnose import diagnose
+from bench.diagnosis.findings import Floor
+from bench.results.format import Established, Predicted, Step
 
 
 def test_none_when_the_run_reached_its_target() -> None:

@@ -14,12 +14,12 @@ from evidence import Found, hosts, measured
 from jinja2 import Template
 from runs import SCENARIO, million
 
-from bench.catalogue import CATALOGUE
-from bench.diagnose import diagnose
-from bench.results import Bound, Predicted
+from bench.diagnosis.diagnose import diagnose
+from bench.model.catalogue import CATALOGUE
+from bench.results.format import Bound, Predicted
 from bench.scenario import Scenario, load
 
-PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
+PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
 _spec = importlib.util.spec_from_file_location("provoke", PLAYBOOKS / "filter_plugins/provoke.py")
 assert _spec and _spec.loader
 provoke = importlib.util.module_from_spec(_spec)

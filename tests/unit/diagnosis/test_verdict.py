@@ -6,9 +6,9 @@ import pytest
 from evidence import Found, hosts, measured
 from runs import SCENARIO
 
-from bench.diagnose import diagnose
-from bench.results import Churn, EchoRound, Established, Latency, Liveness
-from bench.verdict import verdict
+from bench.diagnosis.diagnose import diagnose
+from bench.diagnosis.verdict import verdict
+from bench.results.format import Churn, EchoRound, Established, Latency, Liveness
 
 
 def judged(**changes: Any) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench import channel
+from bench.hosts import channel
 
 
 def split(pieces: list[bytes], most: int = 10, *, cut: bool = False) -> list[bytes]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench import messages, wire
+from bench import wire
 from bench.agent import probe
 from bench.agent.probe import Unreadable
-from bench.store import Store
+from bench.hosts import messages
+from bench.results.store import Store
 
 MOST = 4 << 20
 

@@ -9,7 +9,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.inbox import Inbox
+from bench.hosts.inbox import Inbox
 
 
 def later(work: object, *words: object) -> threading.Thread:

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import kmsg
+from bench.hosts import kmsg
 
 FIRST = b"6,2535,10083856318,-;data0: renamed from mv1\n SUBSYSTEM=net\n DEVICE=n12\n"
 SECOND = b"4,2536,2101455,c;nf_conntrack: nf_conntrack: table full; dropping packet\n"

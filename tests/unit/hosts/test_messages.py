@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bench import messages, wire
-from bench.messages import EVENTS, ProtocolError, read
+from bench import wire
+from bench.hosts import messages
+from bench.hosts.messages import EVENTS, ProtocolError, read
 
 TICK = {
     "event": "tick",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.claims import closing, descriptors, events, fourtuple, lookups
 from bench.errors import LabError
-from bench.told import Told
+from bench.hosts.told import Told
 
 
 def told(**fields: Any) -> Told:

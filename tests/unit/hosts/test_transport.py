@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import paramiko
 import pytest
 
-from bench import transport
 from bench.errors import LabError
+from bench.hosts import transport
 from bench.inventory import Host
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench import trials
 from bench.errors import LabError
+from bench.hosts import trials
+from bench.hosts.trials import Trials
 from bench.inventory import Host
-from bench.trials import Trials
 
 HOST = Host("x", ("servers",), "192.0.2.1", 22, "lab", None, None, ("198.18.0.1",))
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_parts import kernel, share
 
-from bench import bounds
-from bench.bounds import Kernel, Room, Share
-from bench.catalogue import CATALOGUE
+from bench.model import bounds
+from bench.model.bounds import Kernel, Room, Share
+from bench.model.catalogue import CATALOGUE
 
 
 def maxima(kernels: tuple[Kernel, ...], tuples: int) -> dict[str, int]:

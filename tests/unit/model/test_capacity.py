@@ -7,8 +7,9 @@ import pytest
 from captured import HELD, KERNELS, collected, texts
 from model_parts import CONNECTIONS, kernel, lab, predict, record, share
 
-from bench import capacity, facts, footprint, headroom
-from bench.collect import objects, slab
+from bench.collect import slab
+from bench.model import capacity, footprint, headroom, objects
+from bench.results import facts
 from bench.scenario import Scenario
 
 

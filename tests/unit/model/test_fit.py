@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import fit
-from bench.catalogue import CATALOGUE
-from bench.results import Bound
+from bench.model import fit
+from bench.model.catalogue import CATALOGUE
+from bench.results.format import Bound
 
 
 def bound(name: str, limit: int, used: int = 0, per: float = 1.0, **other: str) -> Bound:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from model_parts import lab, record
 
-from bench import headroom
-from bench.bounds import Room, Share
-from bench.results import HostRecord
+from bench.model import headroom
+from bench.model.bounds import Room, Share
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
 WHOLE = Fraction(1)

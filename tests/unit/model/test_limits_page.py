@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.catalogue import CATALOGUE
+from bench.model.catalogue import CATALOGUE
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "limits.md"
 
 
 def test_every_limit_stands_in_the_page_as_it_is() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from captured import KERNELS, collected, texts
 
-from bench import facts
-from bench.collect import cost, objects, slab
-from bench.results import HostRecord
+from bench.collect import slab
+from bench.model import objects
+from bench.results import cost, facts
+from bench.results.format import HostRecord
 
 
 @pytest.mark.parametrize("name", KERNELS)

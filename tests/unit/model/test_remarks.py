@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from runs import SCENARIO, host
 
-from bench.remarks import remarks
-from bench.results import HostRecord
+from bench.model.remarks import remarks
+from bench.results.format import HostRecord
 
 
 def of(hosts: dict[str, HostRecord]) -> dict[tuple[str, str], str]:

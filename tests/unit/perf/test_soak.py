@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from bench.errors import InputError, LabError
-from bench.results import AgentsMemory, MemoryPoint
-from perf import ownlab, soak
-from perf.ownlab import OwnLab
-from perf.residue import Residue
+from bench.perf import ownlab, soak
+from bench.perf.ownlab import OwnLab
+from bench.perf.residue import Residue
+from bench.results.format import AgentsMemory, MemoryPoint
 
 
 def memory(server: float | None, client: float | None) -> AgentsMemory:

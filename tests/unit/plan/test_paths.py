@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bench import paths
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
+from bench.plan import paths
 from bench.scenario import Scenario
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from runs import host as record
 
-from bench import planning
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
-from bench.results import HostRecord
+from bench.plan import planning
+from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench import specs
 from bench.inventory import Host, Inventory
-from bench.planning import plan_for
+from bench.plan import specs
+from bench.plan.planning import plan_for
 from bench.scenario import Scenario
 
 NONCE = "00" * 16

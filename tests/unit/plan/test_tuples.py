@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import InputError
-from bench.tuples import fair, plan
+from bench.plan.tuples import fair, plan
 
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 3_000), min_size=1, max_size=12))

@@ -7,8 +7,8 @@ import pytest
 from captured import collected
 from model_parts import record
 
-from bench import facts
 from bench.errors import LabError
+from bench.results import facts
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import figures
-from bench.results import CurvePoint
+from bench.results import figures
+from bench.results.format import CurvePoint
 
 SVG = "{http://www.w3.org/2000/svg}"
 POWERS = {"k": 1e3, "M": 1e6, "G": 1e9}

@@ -9,15 +9,23 @@ from xml.etree import ElementTree
 import pytest
 from runs import aborted, curve, million, stopped
 
-from bench import classic, figures, report
-from bench.results import EchoRound, Established, Forecast, KernelBytes, Latency, Run, Setting
+from bench.results import classic, figures, page, words
+from bench.results.format import (
+    EchoRound,
+    Established,
+    Forecast,
+    KernelBytes,
+    Latency,
+    Run,
+    Setting,
+)
 
 ALL = (million, stopped, aborted)
 
 
 @cache
 def page_of(made: Callable[[], Run]) -> str:
-    return report.render(made())
+    return page.render(made())
 
 
 VOID = {"meta", "link", "br", "hr", "img"}
@@ -65,23 +73,23 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("made", ALL)
 def test_page_is_whole_and_fetches_nothing(made) -> None:
     html = page_of(made)
-    page = Page(html)
-    assert page.fetched == []
-    assert not page.tags & {"script", "iframe", "link", "img", "object"}
+    parsed = Page(html)
+    assert parsed.fetched == []
+    assert not parsed.tags & {"script", "iframe", "link", "img", "object"}
     assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org)", html)
     assert "var(--one)" in html and "prefers-color-scheme: dark" in html
 
 
 @pytest.mark.parametrize("made", ALL)
 def test_one_run_gives_the_same_page(made) -> None:
-    assert report.render(made()) == page_of(made)
+    assert page.render(made()) == page_of(made)
 
 
 @pytest.mark.parametrize("made", ALL)
 def test_page_comes_from_run_json_alone(made) -> None:
     run = made()
     again = Run.model_validate_json(run.model_dump_json(by_alias=True))
-    assert report.render(again) == page_of(made)
+    assert page.render(again) == page_of(made)
 
 
 def test_ids_of_charts_do_not_clash() -> None:
@@ -145,17 +153,17 @@ def test_a_ramp_that_was_cut_off_shows_how_far_it_got() -> None:
     run = aborted()
     run.curve = curve(1_000_000, 26, 0)[:14]
     held = f"{run.curve[-1].held:,}"
-    text = Page(report.render(run)).text
+    text = Page(page.render(run)).text
     assert f"Held {held} of 1,000,000, as the clients told; not counted" in text
     assert "the ramp did not end" in text
-    assert any(f"got as far as {held} of" in line for line in report.summary(run))
+    assert any(f"got as far as {held} of" in line for line in words.summary(run))
 
 
 @pytest.mark.parametrize("points", [0, 1, 2, 3])
 def test_few_points_are_no_trouble(points: int) -> None:
     run = million()
     run.curve = curve(10, 1, 2)[:points]
-    html = report.render(run)
+    html = page.render(run)
     assert ("requested)" in html) == (points > 1)
     Page(html)
 
@@ -169,21 +177,21 @@ def test_nothing_that_a_host_says_is_markup() -> None:
     run.measured.errors = {nasty: 1}
     run.measured.kernel_bytes_per_connection.by_cache = {nasty: 100.0}
     run.config = {"title": nasty}
-    page = Page(report.render(run))
-    assert "script" not in page.tags
-    assert page.text.count('alert("$x$")') >= 8
+    parsed = Page(page.render(run))
+    assert "script" not in parsed.tags
+    assert parsed.text.count('alert("$x$")') >= 8
 
 
 def test_missing_evidence_is_listed() -> None:
     run = million()
     run.hosts["server1"].phases["peak"].missing = {"slabinfo": "Permission denied"}
-    assert "server1 peak slabinfo : Permission denied" in Page(report.render(run)).text
+    assert "server1 peak slabinfo : Permission denied" in Page(page.render(run)).text
 
 
 @pytest.mark.parametrize("made", ALL)
 def test_summary_is_short_and_fits(made) -> None:
-    lines = report.summary(made())
-    assert all(len(line) <= report.COLUMNS for line in lines)
+    lines = words.summary(made())
+    assert all(len(line) <= words.COLUMNS for line in lines)
     assert len(lines) <= 7
     assert not any("others" in line for line in lines)
     assert lines[0].startswith(made().verdict.upper())
@@ -191,7 +199,7 @@ def test_summary_is_short_and_fits(made) -> None:
 
 
 def test_summary_of_a_whole_run(tmp_path) -> None:
-    text = "\n".join(report.summary(million(), tmp_path))
+    text = "\n".join(words.summary(million(), tmp_path))
     assert "held 1,000,000 of 1,000,000" in text
     assert "44,623 connections a second" in text
     assert "kernel 7.9" in text
@@ -203,7 +211,7 @@ def test_the_summary_tells_each_count_and_percentile_by_its_name() -> None:
     run = million()
     run.measured.established = Established(clients=900_001, servers=800_002, ss=700_003)
     run.measured.connect_latency_us = Latency(p50=11, p90=22, p99=33, p999=44, max=55)
-    text = " ".join(" ".join(report.summary(run)).split())
+    text = " ".join(" ".join(words.summary(run)).split())
     assert "held 900,001 of 1,000,000 (clients 900,001, servers 800,002, ss 700,003)" in text
     assert "connect p50 11 µs, p99 33 µs" in text
 
@@ -218,12 +226,12 @@ def test_axis_numbers(number: float, said: str) -> None:
 def test_cost_in_words() -> None:
     run = million()
     run.measured.kernel_bytes_per_connection = KernelBytes(server=4_000.0)
-    assert report.cost(run)["line"] == (
+    assert words.cost(run)["line"] == (
         "kernel server 3.91 KiB, client not measured; agents server 40 B, client 15 B"
     )
     run.measured.kernel_bytes_per_connection = KernelBytes(both_ends=8_192.0, sockets=1.5)
-    assert "with sockets of others" in report.cost(run)["line"]
-    assert "The kernel gained 1.5 TCP sockets" in Page(report.render(run)).text
+    assert "with sockets of others" in words.cost(run)["line"]
+    assert "The kernel gained 1.5 TCP sockets" in Page(page.render(run)).text
 
 
 FORECAST = Forecast(
@@ -240,27 +248,27 @@ FORECAST = Forecast(
 
 def test_a_forecast_in_one_line() -> None:
     made = million().predicted.model_copy(update={"forecast": FORECAST})
-    assert report.forecast(made, 16) == (
+    assert words.forecast(made, 16) == (
         "server1 has MemFree 3.60 GiB, MemAvailable 3.58 GiB; 1,000,000 connections x (3,710 B "
         "slab + 24 B tables and agents) = 3.48 GiB, which leaves 129.96 MiB free; all hosts "
         "together have memory for 2,870,114 above 16 MiB"
     )
     short = FORECAST.model_copy(update={"mem_free_expected_kib": -44_000})
-    assert "= 3.65 GiB, 42.97 MiB more than is free; " in report.forecast(
+    assert "= 3.65 GiB, 42.97 MiB more than is free; " in words.forecast(
         made.model_copy(update={"forecast": short}), 16
     )
     alone = made.model_copy(update={"limits": {}})
-    assert report.forecast(alone, 16).endswith("which leaves 129.96 MiB free")
-    assert report.forecast(million().predicted, 16) == ""
+    assert words.forecast(alone, 16).endswith("which leaves 129.96 MiB free")
+    assert words.forecast(million().predicted, 16) == ""
 
 
 def test_a_forecast_stands_beside_what_was_found() -> None:
     run = stopped()
     run.predicted.forecast = FORECAST
     said = "MemFree on server1: 129.96 MiB expected with 1,000,000 connections, 787.06 MiB found"
-    assert said in Page(report.render(run)).text
+    assert said in Page(page.render(run)).text
     run.hosts["server1"].phases.pop("peak")
-    assert "MemFree on server1" not in Page(report.render(run)).text
+    assert "MemFree on server1" not in Page(page.render(run)).text
 
 
 def in_virtual_machines(held: int = 1_000_000, **meminfo: int) -> Run:
@@ -280,7 +288,7 @@ def in_virtual_machines(held: int = 1_000_000, **meminfo: int) -> Run:
 
 def test_a_million_on_a_machine_of_its_own_stands_beside_the_classic_experiment() -> None:
     run = in_virtual_machines()
-    text = Page(report.render(run)).text
+    text = Page(page.render(run)).text
     for said in (
         "kernel 6.1.0-56-cloud-amd64 3.10",
         "ESTAB, counted by ss 1,000,000 1,000,024",
@@ -323,7 +331,7 @@ def test_the_comparison_claims_nothing_that_was_not_measured() -> None:
     made = classic.compare(run)
     assert made is not None
     assert made.why == []
-    assert "MemFree not measured 96,652 kB" in Page(report.render(run)).text
+    assert "MemFree not measured 96,652 kB" in Page(page.render(run)).text
     run.measured.kernel_bytes_per_connection = KernelBytes(server=3_000.0, by_cache={"TCP": 2e3})
     cheaper = classic.compare(run)
     assert cheaper is not None
@@ -350,7 +358,7 @@ def test_rounds_are_a_table_where_there_are_any() -> None:
     assert "Echo rounds" not in page_of(million)
     run = million()
     run.measured.rounds = rounds()
-    text = Page(report.render(run)).text
+    text = Page(page.render(run)).text
     for said in (
         "Echo rounds: one byte on every connection, one byte back",
         "999,998 of 1,000,000",
@@ -364,16 +372,16 @@ def test_a_round_of_nothing_has_no_figures() -> None:
     run = million()
     run.measured.rounds = rounds(asked=0, answered=0, seconds=0.0, latency_us=Latency())[2:]
     dashes = " \N{EN DASH}" * 7
-    assert f"0 of 0 0 0 0.000{dashes}" in Page(report.render(run)).text
-    assert "of CPU" not in report.echo_round(run.measured.rounds[0])
+    assert f"0 of 0 0 0 0.000{dashes}" in Page(page.render(run)).text
+    assert "of CPU" not in words.echo_round(run.measured.rounds[0])
 
 
 def test_the_summary_has_the_latest_round_of_each_mode() -> None:
     run = million()
-    before = len(report.summary(run))
+    before = len(words.summary(run))
     run.measured.rounds = rounds()
-    lines = report.summary(run)
-    assert all(len(line) <= report.COLUMNS for line in lines)
+    lines = words.summary(run)
+    assert all(len(line) <= words.COLUMNS for line in lines)
     text = " ".join(" ".join(lines).split())
     assert (
         "echo round 2 of 3: 999,998 of 1,000,000 bytes answered, 1 wrong, 1 silent, pipelined, "

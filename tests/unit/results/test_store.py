@@ -11,12 +11,12 @@ import pytest
 import runs
 from typer.testing import CliRunner
 
-from bench import store as module
 from bench import wire
 from bench.claims.record import Records
 from bench.cli import app
 from bench.errors import InputError, LabError
-from bench.store import Store
+from bench.results import store as module
+from bench.results.store import Store
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 ID = "20260131T120000Z-million"

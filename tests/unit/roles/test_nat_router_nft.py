@@ -9,7 +9,7 @@ from tune_loader import load
 load("alias_ips", "module_utils", "connlab_ip")
 nft = load("nat_router", "module_utils", "connlab_nft")
 
-DATA = Path(__file__).parents[1] / "data" / "nft"
+DATA = Path(__file__).parents[2] / "data" / "nft"
 FIRST, SECOND = "198.18.201.1", "198.18.201.2"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 GROUPS = ("servers", "clients", "routers", "proxies")
 FEW = {"lab_clients": 3, "lab_routers": 2, "lab_proxies": 2}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
+PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
 
 
 @pytest.mark.parametrize("name", ["create", "destroy", "tune", "revert"])

@@ -273,6 +273,6 @@ def test_connections_that_are_no_number_of_connections(connections: object) -> N
 
 
 def test_every_formula_is_in_the_readme() -> None:
-    readme = Path(__file__).parents[2] / "roles" / "tune_sysctl" / "README.md"
+    readme = Path(__file__).parents[3] / "roles" / "tune_sysctl" / "README.md"
     text = readme.read_text(encoding="utf-8")
     assert [key for key in plan_module.KEYS if f"`{key}`" not in text] == []

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bench import ceiling
-from bench.ceiling import Ceiling
-from bench.curve import Progress, Recorder
 from bench.errors import LabError
+from bench.run import ceiling
+from bench.run.ceiling import Ceiling
+from bench.run.curve import Progress, Recorder
 from bench.scenario import Scenario
 
 TRY_SECONDS = 1e-5

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from bench import wire
-from bench.curve import Descent, Progress, Recorder, latency, merge
+from bench.run.curve import Descent, Progress, Recorder, latency, merge
 
 
 class Clock:

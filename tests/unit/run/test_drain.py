@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench import drain
 from bench.errors import LabError
+from bench.run import drain
 from bench.scenario import Scenario
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench import liveness
 from bench.errors import LabError
-from bench.results import Liveness
+from bench.results.format import Liveness
+from bench.run import liveness
 from bench.scenario import Scenario
 
 

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from captured import collected
 
-from bench import drain, liveness, specs
 from bench.agent import spec
-from bench.conduct import PAIRS_A_SECOND, START_SECONDS, Conduct
-from bench.curve import Progress, Recorder
+from bench.diagnosis.findings import Floor
 from bench.errors import LabError
-from bench.findings import Floor
 from bench.inventory import Host, Inventory
+from bench.plan import specs
+from bench.plan.tuples import Plan
+from bench.results.store import Store
+from bench.run import drain, liveness
+from bench.run.curve import Progress, Recorder
+from bench.run.phases import PAIRS_A_SECOND, START_SECONDS, Conduct
 from bench.scenario import Scenario
-from bench.store import Store
-from bench.tuples import Plan
 
 MIB = 1024
 FACTS = {

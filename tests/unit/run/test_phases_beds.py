@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from captured import collected
 
-from bench import conduct, strays
-from bench.conduct import Conduct
-from bench.curve import Recorder
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
-from bench.results import Established
+from bench.results.format import Established
+from bench.results.store import Store
+from bench.run import phases, strays
+from bench.run.curve import Recorder
+from bench.run.phases import Conduct
 from bench.scenario import Scenario
-from bench.store import Store
 
 FACTS: dict[str, Any] = {
     "event": "facts",
@@ -141,7 +141,7 @@ class Bed:
         session: Any = self.session
         recorder = Recorder(1_003, io.StringIO(), lambda now: None)
         self.store = Store(folder)
-        run_id, _ = self.store.create("test", conduct.datetime.now(conduct.UTC))
+        run_id, _ = self.store.create("test", phases.datetime.now(phases.UTC))
         self.conduct = Conduct(
             self.scenario, inventory, session, recorder, self.store, run_id, "00" * 16
         )
@@ -295,7 +295,7 @@ def test_what_is_left_after_the_drain_is_looked_for_in_every_state(
 ) -> None:
     made = bed()
     made.conduct.prepare()
-    monkeypatch.setattr(conduct.drain, "everything", lambda *_: (0, 1.5))
+    monkeypatch.setattr(phases.drain, "everything", lambda *_: (0, 1.5))
     made.session.log.clear()
     made.conduct.drain()
     told = [told for op, _, told in made.session.log if op == "collect"]
@@ -310,7 +310,7 @@ def test_what_a_server_did_not_count_after_the_drain_is_not_none(
 ) -> None:
     made = bed()
     made.conduct.prepare()
-    monkeypatch.setattr(conduct.drain, "everything", lambda *_: (0, 1.5))
+    monkeypatch.setattr(phases.drain, "everything", lambda *_: (0, 1.5))
     usual = made.session.collected
 
     def uncounted(one: FakeAgent) -> dict[str, Any]:
@@ -331,7 +331,7 @@ def test_time_waits_of_an_earlier_run_are_not_left_over(
         {"total": 300} if op == "count" else usual(one, op)
     )
     made.conduct.prepare()
-    monkeypatch.setattr(conduct.drain, "everything", lambda *_: (0, 1.5))
+    monkeypatch.setattr(phases.drain, "everything", lambda *_: (0, 1.5))
     made.conduct.drain()
     assert made.conduct.found.left_after == 999 - 600
 

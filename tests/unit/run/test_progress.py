@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from bench import progress
-from bench.curve import Progress
+from bench.run import progress
+from bench.run.curve import Progress
 
 RAMP = Progress("ramp", 250_000, 1_000_000, 50_000.4, 1_250, 20 * 2**20, 15.0)
 
@@ -102,7 +102,7 @@ def test_a_reader_that_is_gone_interrupts_the_run() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     script = (
-        "from bench.progress import emit\n"
+        "from bench.run.progress import emit\n"
         "try:\n    emit({'event': 'x'})\nexcept KeyboardInterrupt:\n    raise SystemExit(130)\n"
     )
     done = subprocess.run(

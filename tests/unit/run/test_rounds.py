@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import keystroke
-from bench.curve import Progress, Recorder
-from bench.results import EchoRound, Latency
+from bench.results.format import EchoRound, Latency
+from bench.run import rounds
+from bench.run.curve import Progress, Recorder
 from bench.scenario import Scenario
 from bench.wire import SILENCE_SECONDS
 
@@ -55,7 +55,7 @@ def led(held: int = 1000, **fields: Any) -> tuple[FakeSession, list[EchoRound], 
     recorder = Recorder(held, io.StringIO(), shown.append)
     clients: Any = ["client1", "client2"]
     servers: Any = ["server1"]
-    made = list(keystroke.rounds(session, scenario, clients, servers, held, recorder))
+    made = list(rounds.rounds(session, scenario, clients, servers, held, recorder))
     return session, made, shown
 
 
@@ -114,4 +114,4 @@ def test_a_sample_is_no_larger_than_what_is_held_and_spares_a_client_with_none()
 
 
 def test_a_round_may_take_longer_than_an_agent_may_be_silent() -> None:
-    assert keystroke.START_SECONDS > SILENCE_SECONDS  # ticks tell that it lives meanwhile
+    assert rounds.START_SECONDS > SILENCE_SECONDS  # ticks tell that it lives meanwhile

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from runs import host
 
-from bench import controller
-from bench.conduct import Evidence
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
-from bench.results import Established, Run
+from bench.results.format import Established, Run
+from bench.results.store import Store
+from bench.run import runner
+from bench.run.phases import Evidence
 from bench.scenario import Scenario
-from bench.store import Store
 
 INVENTORY = Inventory(
     "test",
@@ -59,7 +59,7 @@ def gathered() -> Evidence:
 
 def assembled() -> Run:
     started = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-    return controller._assemble(SCENARIO, INVENTORY, gathered(), [], "run", started, None)
+    return runner._assemble(SCENARIO, INVENTORY, gathered(), [], "run", started, None)
 
 
 def test_errors_of_all_hosts_are_added_up() -> None:
@@ -76,7 +76,7 @@ def test_a_run_without_a_ramp_has_no_rate() -> None:
     found = gathered()
     found.ramp_seconds = 0.0
     started = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-    run = controller._assemble(SCENARIO, INVENTORY, found, [], "run", started, ("aborted", "why"))
+    run = runner._assemble(SCENARIO, INVENTORY, found, [], "run", started, ("aborted", "why"))
     assert run.measured.connections_per_second == 0.0
     assert (run.verdict, run.reason) == ("aborted", "why")
 
@@ -117,8 +117,8 @@ class FakeSession:
 @pytest.fixture
 def led(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseException | None], Store]:
     """A run whose phases end as they are told to."""
-    monkeypatch.setattr(controller, "Session", FakeSession)
-    monkeypatch.setattr(controller.report, "render", lambda run: "page")
+    monkeypatch.setattr(runner, "Session", FakeSession)
+    monkeypatch.setattr(runner.page, "render", lambda run: "page")
 
     def run(ends: BaseException | None) -> Store:
         def phases(conduct: Any) -> None:
@@ -126,10 +126,10 @@ def led(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseExcept
             if ends:
                 raise ends
 
-        monkeypatch.setattr(controller.Conduct, "all", phases)
+        monkeypatch.setattr(runner.Conduct, "all", phases)
         store = Store(tmp_path)
         connect: Any = None
-        controller.run(SCENARIO, INVENTORY, store, connect, lambda now: None)
+        runner.run(SCENARIO, INVENTORY, store, connect, lambda now: None)
         return store
 
     return run
@@ -163,7 +163,7 @@ def test_a_run_whose_figures_cannot_be_reckoned_is_kept_as_aborted(
     def fails(*_: Any) -> None:
         raise KeyError("Slab")
 
-    monkeypatch.setattr(controller.cost, "kernel_bytes", fails)
+    monkeypatch.setattr(runner.cost, "kernel_bytes", fails)
     with pytest.raises(KeyError if ends is None else type(ends)):
         led(ends)
     assert FakeSession.closed == [ends is None]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench import report, soak
-from bench.curve import Progress, Recorder
 from bench.errors import LabError
-from bench.results import AgentsMemory, Churn, Latency, MemoryPoint
+from bench.results import words
+from bench.results.format import AgentsMemory, Churn, Latency, MemoryPoint
+from bench.run import soak
+from bench.run.curve import Progress, Recorder
 from bench.scenario import Scenario
 
 HELD = 997
@@ -106,7 +107,7 @@ class Session:
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Session:
     clock = [1000.0]
-    monkeypatch.setattr("bench.soak.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("bench.run.soak.time.monotonic", lambda: clock[0])
     return Session(clock)
 
 
@@ -255,7 +256,7 @@ def test_how_it_is_told() -> None:
         errors={"ETIMEDOUT": 6},
         latency_us=Latency(p50=30, p90=50, p99=120, p999=900, max=2_000),
     )
-    assert report.churned(done) == (
+    assert words.churned(done) == (
         "1,800,000 closed, 2,000 a second, 1,799,999 opened again, lost 1 (ETIMEDOUT 6), connect "
         "p50 30 µs, p99 120 µs"
     )
@@ -264,6 +265,6 @@ def test_how_it_is_told() -> None:
         server_kib_per_minute=1.25,
         client_kib_per_minute=-0.5,
     )
-    assert report.agents_memory(memory) == (
+    assert words.agents_memory(memory) == (
         "servers 20,000 KiB (+1.2 KiB a minute), clients 30,000 KiB (-0.5 KiB a minute)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.strays import Strays
+from bench.run.strays import Strays
 
 ALLOWED = 100
 PLENTY = 1_000_000

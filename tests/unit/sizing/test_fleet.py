@@ -10,12 +10,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench import advice, fleet, footprint, layout, tuples
 from bench.errors import InputError
-from bench.fleet import End, Fleet, Wanted
-from bench.footprint import Machine
-from bench.rates import BUILT_IN, Rate
+from bench.model import footprint
+from bench.model.footprint import Machine
+from bench.plan import tuples
 from bench.scenario import Scenario
+from bench.sizing import advice, fleet, layout
+from bench.sizing.fleet import End, Fleet, Wanted
+from bench.sizing.rates import BUILT_IN, Rate
 
 GIB = 1 << 30
 FIELDS = Scenario.model_fields

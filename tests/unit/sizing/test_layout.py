@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import layout
+from bench.sizing import layout
 
 
 @given(st.integers(0, 3), st.integers(1, 300), st.integers(1, 2_000))

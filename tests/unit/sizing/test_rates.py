@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from runs import aborted, million, stopped
 
-from bench import rates
-from bench.results import Established, Run, Step
-from bench.store import Store
+from bench.results.format import Established, Run, Step
+from bench.results.store import Store
+from bench.sizing import rates
 
 
 def fast(number: int, rate: float = 40_000.0, **changes: Any) -> Run:

@@ -1,0 +1,1 @@
+"""What stopped a run: findings from its evidence, and the verdict."""

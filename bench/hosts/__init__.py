@@ -1,0 +1,1 @@
+"""Hosts over SSH: agents are pushed, spoken to and checked here."""

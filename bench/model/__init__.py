@@ -1,0 +1,1 @@
+"""What a host can hold and what each connection costs, as a model."""

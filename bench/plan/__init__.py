@@ -1,0 +1,1 @@
+"""Who connects to what: addresses, ports and the agents' shares."""

@@ -1,0 +1,1 @@
+"""How many hosts of which size a number of connections needs."""
