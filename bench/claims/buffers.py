@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from bench.claims.ends import between
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.hosts.told import Told
 from bench.hosts.trials import Trial, Trials
 from bench.units import size

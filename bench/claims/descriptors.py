@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.hosts.told import Told
 from bench.hosts.trials import Trial
 from bench.model.headroom import number

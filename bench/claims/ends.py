@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bench import scenario
-from bench.claims.lab import Lab
-from bench.claims.model import NotMeasurable
+from bench.claims.lab import Lab, NotMeasurable
 from bench.collect import ParseError, nstat, slab
 from bench.errors import LabError
 from bench.hosts.told import Told

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import scenario, wire
-from bench.claims.model import NotMeasurable
 from bench.errors import LabError
 from bench.hosts import count
 from bench.hosts.count import Count
@@ -33,6 +32,10 @@ KERNEL_WIDE = (
 )
 """Parameters that belong to a kernel and not to a network namespace: where the lab's hosts share
 one with the machine underneath, they are that machine's, and no experiment lowers them."""
+
+
+class NotMeasurable(Exception):
+    """The claim cannot be measured on these hosts; the text is the reason, in one sentence."""
 
 
 class Lab:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from bench.claims import slabs
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 
 ENOUGH = 500_000
 """Sockets from which the two falls have to agree with the slab: their 1.1 KB each, some 550 MB,

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from bench.claims import slabs
 from bench.claims.article import CONNECTIONS, MEM_TOTAL_KIB, SLAB_EACH, SLAB_KIB
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.errors import LabError
 from bench.results.classic import ARTICLE
 from bench.units import size

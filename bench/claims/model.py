@@ -37,10 +37,6 @@ P = TypeVar("P", bound=Parameters)
 F = TypeVar("F", bound=Found)
 
 
-class NotMeasurable(Exception):
-    """The claim cannot be measured on these hosts; the text is the reason, in one sentence."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     """The verdict on a claim, from what was measured alone."""

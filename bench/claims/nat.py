@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from bench.claims.ends import Look
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement
 from bench.claims.translated import PORT, NatParameters, Part, opened, with_full_table
 
 UNANSWERED = "ETIMEDOUT"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims import portspace
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.portrange import DEFAULT, LAST, UNPRIVILEGED, span
 from bench.claims.portspace import Filled
 from bench.inventory import Host

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from bench import scenario
-from bench.claims.lab import Lab
-from bench.claims.model import Found, NotMeasurable
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Found
 from bench.claims.portrange import LAST, RANGE, span
 from bench.inventory import Host
 from bench.plan import paths

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.results.format import Run
 
 Listener = Literal["shared", "reuseport"]

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from bench.claims.ends import Look
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement
 from bench.claims.portrange import RANGE, PortRange
 from bench.hosts.told import Told
 from bench.inventory import Host

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.claims.model import NotMeasurable
+from bench.claims.lab import NotMeasurable
 from bench.errors import LabError
 from bench.model import objects
 from bench.results import cost

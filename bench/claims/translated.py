@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.claims.ends import Look
-from bench.claims.lab import Lab
-from bench.claims.model import NotMeasurable
+from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.portrange import PortRange
 from bench.inventory import Host
 from bench.results.format import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field, ValidationInfo, field_validator
 
 from bench.claims.article import MEM_TOTAL_KIB
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.errors import LabError
 from bench.model.headroom import watches_default
 from bench.units import whole

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from bench import inventory as inventories
 from bench.claims import page, register, runner, table
-from bench.claims.lab import Lab
-from bench.claims.model import Claim, Found, Judgement, NotMeasurable, Parameters
+from bench.claims.lab import Lab, NotMeasurable
+from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.record import Figure, Kept, Record, Records
 from bench.cli import app
 from bench.errors import InputError, LabError

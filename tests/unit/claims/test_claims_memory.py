@@ -7,9 +7,9 @@ import runs
 
 from bench.claims import slabs
 from bench.claims.article import CONNECTIONS, MEM_TOTAL_KIB
+from bench.claims.lab import NotMeasurable
 from bench.claims.memavailable import MemAvailableFound, judge_memavailable
 from bench.claims.million import MILLION, MillionFound, _as_said, judge_million
-from bench.claims.model import NotMeasurable
 from bench.claims.moderncost import ModernCostFound, judge_modern_cost
 
 FULL = MillionFound(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.claims.model import NotMeasurable
+from bench.claims.lab import NotMeasurable
 from bench.claims.nat import NAT, NatFound, judge
 from bench.claims.translated import Part, rules
 

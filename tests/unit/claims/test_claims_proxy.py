@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.agent.trials.look import listening
-from bench.claims.model import NotMeasurable
+from bench.claims.lab import NotMeasurable
 from bench.claims.proxy import (
     HEADED,
     PLAIN,
