@@ -224,6 +224,8 @@ class _Introductions:
             while (self._turns and not self._refusal) or len(talks):
                 while self._turns and not self._refusal and len(talks) < WINDOW:
                     self._begin(talks, self._turns.popleft())
+                if not len(talks):  # the last turns were of targets that have all been proven
+                    continue
                 for ended in talks.turn(1.0)[0]:
                     self._over(ended.key, ended)
         finally:

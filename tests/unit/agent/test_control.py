@@ -66,3 +66,34 @@ def test_a_control_port_is_asked_from_an_address_of_its_own_version():
         ("198.18.1.1", ("198.18.0.1", 5999)),
         ("fd00::1", ("fd00::2", 5999)),
     ]
+
+
+def test_nothing_is_waited_for_when_all_have_been_proven(monkeypatch):
+    def described(key):
+        return Description(key.target, key.own, frozenset(), frozenset())
+
+    class Talks:
+        def __init__(self):
+            self.keys = []
+
+        def __len__(self):
+            return len(self.keys)
+
+        def begin(self, link, script, key):
+            link.close()
+            self.keys.append(key)
+
+        def turn(self, seconds):
+            assert self.keys, "waits for nobody"
+            keys, self.keys = self.keys, []
+            return [control.handshake.Ended(key, described(key), None) for key in keys], []
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(control.handshake, "Talks", Talks)
+    pairs = [("127.0.0.1", ("127.0.0.1", port)) for port in (5001, 5002)]
+    assert set(control.introductions([*pairs, ("127.0.0.2", pairs[0][1])], "00" * 16)) == {
+        *pairs,
+        ("127.0.0.2", pairs[0][1]),
+    }
