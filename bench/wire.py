@@ -236,8 +236,8 @@ class ClientSpec(TypedDict):
     """Targets and control ports that are proxies': which server they choose, and from where they
     connect to it, is theirs."""
     routers: List[str]
-    """Addresses that a server may see in place of the client's: of routers that translate. Any
-    other than the client's own is somebody who is not of the lab."""
+    """Addresses of routers that translate, which a server may see in place of the client's. Any
+    other address is that of a relay outside the lab."""
     blocks: List[TupleBlock]
     max_in_flight: int
     """Connects under way at a time, for the whole agent."""

@@ -1,4 +1,4 @@
-"""Who may be connected to: a server agent of this very run, on each port that is planned.
+"""Connections are opened to server agents of this very run alone, on each port that is planned.
 
 A server's doorkeeper answers the handshake (:mod:`bench.agent.handshake`) on the control port for
 as long as the agent lives, and on the data ports until they are opened to connections. A client
@@ -174,7 +174,7 @@ def introduce(
 ) -> FrozenSet[wire.Endpoint]:
     """Prove this run to a server agent and have it proven; returns its endpoints and fronts.
 
-    :raises Refused: if nobody is there, or not an agent of this run, or somebody is in between.
+    :raises Refused: if no agent of this run answers there, or a relay is in between.
     """
     said = introductions([(source, control)], nonce, between)[source, control]
     return said.endpoints | said.fronts
@@ -187,8 +187,8 @@ def introductions(
 
     A source of another IP version than the target is left to the kernel.
 
-    :raises Refused: at the first that is not a server agent of this run, or has somebody in
-        between; none is begun after it.
+    :raises Refused: at the first that is not a server agent of this run, or is reached through a
+        relay; none is begun after it.
     """
     return _Introductions(pairs, nonce, between).all()
 
@@ -296,7 +296,7 @@ def _astray(one: _Try, said: Description, between: Way) -> str:
         return _leads_to(target, said.here)
     if said.peer != own and said.peer[0] not in between.routers:
         return (
-            f"{target[0]} port {target[1]} is reached through somebody else: it sees "
+            f"{target[0]} port {target[1]} is reached through a relay: it sees "
             f"{said.peer[0]} port {said.peer[1]}, this is {own[0]} port {own[1]}"
         )
     return ""

@@ -9,8 +9,8 @@ On the control port, and on every data port before the first data connection::
 
 ``wire.proof`` is an HMAC keyed by the nonce. The JSON says which address and port the client has
 reached, and from which it was reached, as the server's own socket names both: so a client notices
-a port that leads elsewhere even where it leads to another server of the same run, and somebody in
-between who passes on what both sides say. On the control port it names the server's data endpoints
+a port that leads elsewhere even where it leads to another server of the same run, and a relay that
+passes on what both sides say. On the control port it names the server's data endpoints
 as well.
 
 Either side is a generator. It yields what to send and how many bytes to wait for, is sent those
@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 class ClosedByPeer(OSError):
-    """The connection ended in the middle: whoever is there may have no room just now."""
+    """The connection ended in the middle: the peer may have no room just now."""
 
 
 class Description(NamedTuple):

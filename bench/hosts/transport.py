@@ -322,7 +322,7 @@ class SshLink:
         return SshProcess(command, channel, self._cut)
 
     def _cut(self) -> None:
-        """End the connection at once, whoever is waiting for it."""
+        """End the connection at once; reads and writes under way fail."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

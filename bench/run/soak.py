@@ -147,7 +147,7 @@ class Soak:
         if held[0] > held[1]:
             raise LabError(
                 f"the clients hold {held[0] - held[1]:,} connections after the churn that no "
-                "server has: some lead elsewhere; everything is closed"
+                "server has: they were lost on the way, or lead elsewhere; everything is closed"
             )
 
     def _held(self, agents: Sequence[Agent]) -> int:

@@ -197,7 +197,7 @@ def test_nobody_is_asked_for_what_a_host_wants_to_know(
     fault: Fault,
     by_agent: bool,
 ) -> None:
-    """Neither is what it says shown, nor what somebody types read and handed to it."""
+    """Its words are not shown, and nothing that is typed is read or sent to it."""
 
     class Nobody:
         def readline(self, *_: object) -> str:

@@ -131,7 +131,7 @@ def test_a_relay_in_front_of_a_data_port_is_refused(lab, program, nft):
 def in_between(address, port):
     """What is said of a port that somebody on the server's address passes on."""
     return (
-        rf"^{address} port {port} is reached through somebody else: it sees {SERVER} port \d+, "
+        rf"^{address} port {port} is reached through a relay: it sees {SERVER} port \d+, "
         rf"this is {CLIENT} port \d+ \(from {CLIENT}\)$"
     )
 
@@ -158,7 +158,7 @@ def test_translated_addresses_are_taken_where_they_are_a_routers(lab, nft, route
     nft("client", SNAT, f"ip saddr {CLIENT} tcp dport {{ {CONTROL}, {PORT} }} snat to 198.18.1.2")
     if "198.18.1.2" not in routers:
         said = refused(lab, routers=routers)
-        assert said.startswith(f"{SERVER} port {CONTROL} is reached through somebody else: ")
+        assert said.startswith(f"{SERVER} port {CONTROL} is reached through a relay: ")
         assert "it sees 198.18.1.2 port" in said
         return
     client = lab.prepare(blocks=[block(40)], routers=routers)

@@ -62,7 +62,7 @@ def test_a_server_behind_a_router_sees_the_router(trials: Trials, bed: Bed, rout
     server, client = both(trials, bed, routers=routers)
     asked = {"targets": [[SERVER, 5000]]}
     if not routers:
-        with pytest.raises(LabError, match=r"somebody else: it sees 198[.]18[.]1[.]2 "):
+        with pytest.raises(LabError, match=r"a relay: it sees 198[.]18[.]1[.]2 "):
             client.go(**asked)
         return
     told = trials.together({server: {"count": 1, "within": 5}, client: asked})

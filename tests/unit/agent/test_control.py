@@ -27,7 +27,7 @@ SIX, SIX_OWN = ("fd63::1", 5000), ("fd63::2", 40_001)
 FRONTED = control.way([TARGET], [])
 ROUTED = control.way([], ["198.18.201.1", "198.18.9.9"])
 IN_BETWEEN = (
-    "198.18.0.1 port 5000 is reached through somebody else: it sees 198.18.9.9 port 4711, this is "
+    "198.18.0.1 port 5000 is reached through a relay: it sees 198.18.9.9 port 4711, this is "
     "198.18.1.1 port 40001"
 )
 
@@ -37,14 +37,14 @@ IN_BETWEEN = (
     [
         (TARGET, OWN, TARGET, OWN, control.DIRECT, ""),
         (TARGET, OWN, TARGET, OTHER, control.DIRECT, IN_BETWEEN),
-        (TARGET, OWN, TARGET, (OWN[0], 40_002), control.DIRECT, "somebody else"),
+        (TARGET, OWN, TARGET, (OWN[0], 40_002), control.DIRECT, "a relay"),
         (TARGET, OWN, ELSEWHERE, OWN, control.DIRECT, "198.18.0.1 port 5000 leads to 198.18.0.1"),
         (TARGET, OWN, ELSEWHERE, OTHER, FRONTED, ""),
-        (ELSEWHERE, OWN, ELSEWHERE, OTHER, FRONTED, "port 5001 is reached through somebody else"),
+        (ELSEWHERE, OWN, ELSEWHERE, OTHER, FRONTED, "port 5001 is reached through a relay"),
         (TARGET, OWN, TARGET, OTHER, ROUTED, ""),
         (TARGET, OWN, TARGET, OWN, ROUTED, ""),
         (TARGET, OWN, ELSEWHERE, OTHER, ROUTED, "leads to"),
-        (TARGET, OWN, TARGET, ("198.18.9.8", 4711), ROUTED, "somebody else: it sees 198.18.9.8"),
+        (TARGET, OWN, TARGET, ("198.18.9.8", 4711), ROUTED, "a relay: it sees 198.18.9.8"),
         (SIX, SIX_OWN, SIX, SIX_OWN, control.DIRECT, ""),
         (("fd63:0::1", 5000), ("fd63::0002", 40_001), SIX, SIX_OWN, control.DIRECT, ""),
         (SIX, ("fd63::2%data0", 40_001), SIX, SIX_OWN, control.DIRECT, ""),
