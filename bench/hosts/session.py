@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import resources
 from types import TracebackType
@@ -20,9 +20,10 @@ from bench import wire
 from bench.agent import hostlock
 from bench.errors import InputError, LabError
 from bench.hosts import messages
+from bench.hosts.agent import MOST_ERROR, TRIALS, Agent, Message
 from bench.hosts.inbox import Inbox
 from bench.hosts.messages import ProtocolError
-from bench.hosts.transport import Link, NotRemoved, Process, drawn
+from bench.hosts.transport import COMMAND_SECONDS, Link, NotRemoved, drawn
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host
 from bench.units import printable
@@ -45,50 +46,15 @@ LOST_PATIENCE = 1.0
 CLEAN_SECONDS = 10.0
 """For what is left then to be killed and named, over SSH."""
 
-WIND_UP_SECONDS = 30.0
-"""For what a start that is interrupted has under way: as long as a push may take
-(:data:`bench.hosts.transport.COMMAND_SECONDS`)."""
+WIND_UP_SECONDS = COMMAND_SECONDS
+"""For what a start that is interrupted has under way: as long as a push may take."""
 
 HELLO_SECONDS = 60.0
 """For an agent to say that it is there, or as long as it may be silent, if that is more: a Python
 starts in seconds on an emulated guest, and in several times as long where all hosts of a lab share
 two cores."""
 
-MOST_ERROR = 500
-"""Characters of a host's line of error."""
-
 OLDEST_PYTHON = (3, 9)
-
-TRIALS = ("trial", "root")
-"""Roles of one side of a small experiment."""
-
-LAST_WORDS_SECONDS = 2.0
-"""For what an agent that has ended wrote last to arrive."""
-
-NOT_PUT_BACK = "not put back: "
-"""How a trial that changes hosts begins each line on what it could not put back."""
-
-MOST_NOT_PUT_BACK = 20
-"""Such lines that are kept of one trial: a guard changes fewer settings."""
-
-UNASKED_A_SECOND = 20
-"""Events without a question that an agent may send, of which it sends one, two around an answer."""
-
-UNASKED_AT_ONCE = 10_000
-"""As many more may come at a time: what has piled up while nobody read."""
-
-UNASKED_BYTES_A_SECOND = 1 << 16
-"""The same in bytes: a tick with every errno that there is and every bucket has 14 KB, and usual
-ones have less than 1."""
-
-UNASKED_BYTES_AT_ONCE = 1 << 22
-"""As many more bytes at a time: what an SSH window (:data:`~bench.hosts.channel.WINDOW_BYTES`), a
-pipe and an agent's outbox hold is half of that."""
-
-CLOCK_RATE, CLOCK_SECONDS = 2.0, 60.0
-"""How much faster or slower than ours the clock of a host may run, such as an emulated one that
-catches up, and by how much it may be ahead or behind besides. One that stood still would hide
-connections that lead elsewhere: it is told by the clock when a server's count was taken."""
 
 OWNER = secrets.token_hex(8)
 """This controller, to agents and guards of others: its own may share a host, and may change what
@@ -99,74 +65,7 @@ NOBODY = ""
 are left over."""
 
 Connect = Callable[[Host], Link]
-Message = dict[str, Any]
 Result = TypeVar("Result")
-
-
-class Agent:
-    """One agent on one host. ``id`` is host and role, since a host may serve and connect."""
-
-    def __init__(self, host: Host, role: str, link: Link, path: str, process: Process) -> None:
-        self.host = host
-        self.role = role
-        self.link = link
-        self.path = path
-        self.process = process
-        self.started = time.monotonic()
-        self.heard = self.started
-        """When it last said something, or was started, monotonic seconds."""
-        self.spoken = False
-        """Whether it has said anything yet."""
-        self.quiet = False
-        """Whether its silence has been mentioned."""
-        self.planned: int | None = None
-        """Connections of its part of the plan, once there is one: it cannot hold more."""
-        self.asked = 1
-        """Commands that it was told, each of which has one answer; its hello needs none."""
-        self.answered = 0
-        self.unasked = self.unasked_bytes = 0
-        self.clock = 0.0
-        self.first_tick: tuple[float, float] | None = None
-        """Its own, in its latest tick: seconds since it began."""
-        self.last_error = ""
-        self.not_put_back: list[str] = []
-        """Its lines on what it could not put back, the first :data:`MOST_NOT_PUT_BACK`."""
-        self.ear: threading.Thread | None = None
-        """Hears its standard error."""
-        self.ended = threading.Event()
-        """Set when it is told to stop: then it needs no sign of life any more."""
-        self.lost = False
-        """Whether it is taken for dead: then it is killed rather than waited for."""
-        self.gone = False
-        """Whether it was seen to have ended, and its file to be removed."""
-        self.locked = False
-        """Whether it holds its host's lock."""
-
-    @property
-    def name(self) -> str:
-        """The host's name."""
-        return self.host.name
-
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Send one command. :raises LabError: if the agent is gone or does not read."""
-        self.asked += 1
-        try:
-            self.process.write(wire.encode(message))
-        except TimeoutError as error:
-            raise LabError(f"host {self.name}: the {self.role} agent {error}") from error
-        except (OSError, EOFError) as error:
-            raise LabError(self.obituary()) from error
-
-    def obituary(self) -> str:
-        """What to say of an agent that ended without having been told to."""
-        if self.ear is not None:
-            self.ear.join(LAST_WORDS_SECONDS)
-        said = f": {self.last_error}" if self.last_error else ""
-        return f"host {self.name}: the {self.role} agent ended unexpectedly{said}"
-
-    def what(self) -> str:
-        """The agent as something that may be left on its host."""
-        return f"host {self.name}: the {self.role} agent {self.path}"
 
 
 class Session:
@@ -333,8 +232,7 @@ class Session:
             raise
         agent = Agent(host, role, link, path, process)
         agent.locked = self._doing is not None
-        agent.ear = threading.Thread(target=_listen_errors, args=(agent,), daemon=True)
-        agent.ear.start()
+        agent.hear_errors()
         with self._lock:  # whoever closes the session may end the agent from now on
             late = self._closing
             if not late:
@@ -370,8 +268,7 @@ class Session:
             for line in agent.process.lines():
                 agent.heard, agent.spoken = time.monotonic(), True
                 message = messages.read(line, agent.planned)
-                _count(agent, message, len(line))
-                _check_clock(agent, message)
+                agent.admit(message, len(line))
                 self._inbox.put(agent, message, len(line) + 1024)
         except (ProtocolError, OSError) as error:
             agent.lost = True
@@ -467,7 +364,7 @@ class Session:
             if isinstance(message, Exception):
                 raise message
             if message["event"] == "error":
-                raise _as_exception(agent, message)
+                raise agent.problem(message)
             if message["event"] not in wire.UNASKED:
                 return agent, message
             self.on_unasked(agent, message)
@@ -557,8 +454,7 @@ class Session:
             self.left += filter(None, pool.map(_stop, agents))
         for agent in agents:
             self._early.pop(agent, None)
-            if agent.ear is not None:
-                agent.ear.join(LAST_WORDS_SECONDS)
+            agent.await_last_words()
             self.not_put_back += [f"host {agent.name}: {line}" for line in agent.not_put_back]
 
     def _open_ends(self) -> list[str]:
@@ -586,50 +482,6 @@ def _settle(future: Future[Result], work: Callable[..., Result], words: tuple[An
 def _results(futures: Sequence[Future[Result]]) -> list[Result]:
     """What has come of all; the first problem is raised."""
     return [future.result() for future in futures]
-
-
-def _listen_errors(agent: Agent) -> None:
-    with contextlib.suppress(OSError):
-        for line in agent.process.errors():
-            text = printable(line.decode(errors="replace").strip())[:MOST_ERROR]
-            if text:
-                agent.last_error = text
-            if text.startswith(NOT_PUT_BACK) and len(agent.not_put_back) < MOST_NOT_PUT_BACK:
-                agent.not_put_back.append(text)
-
-
-def _count(agent: Agent, message: Message, size: int) -> None:
-    """See that an agent says no more than it may. :raises ProtocolError: if it does."""
-    if message["event"] == "error":  # that ends the run
-        return
-    if message["event"] not in wire.UNASKED:
-        agent.answered += 1
-        if agent.answered > agent.asked:
-            raise ProtocolError(f"{message['event']}: nobody asked for it")
-        return
-    agent.unasked += 1
-    agent.unasked_bytes += size
-    seconds = time.monotonic() - agent.started
-    if agent.unasked > UNASKED_AT_ONCE + UNASKED_A_SECOND * seconds:
-        raise ProtocolError(f"{agent.unasked} events that nobody asked for")
-    if agent.unasked_bytes > UNASKED_BYTES_AT_ONCE + UNASKED_BYTES_A_SECOND * seconds:
-        raise ProtocolError(f"{agent.unasked_bytes} bytes of events that nobody asked for")
-
-
-def _check_clock(agent: Agent, message: Message) -> None:
-    """See that an agent's clock runs as a clock does. :raises ProtocolError: if it does not."""
-    if message["event"] != "tick":
-        return
-    now = time.monotonic()
-    agent.first_tick = agent.first_tick or (now, message["t"])
-    began, first = agent.first_tick
-    least = max(agent.clock, first + (now - began) / CLOCK_RATE - CLOCK_SECONDS)
-    most = CLOCK_RATE * (now - agent.started) + CLOCK_SECONDS
-    if not least <= message["t"] <= most:
-        raise ProtocolError(
-            f"tick: t: got {message['t']}, expected {round(least, 3)} to {round(most, 3)}"
-        )
-    agent.clock = message["t"]
 
 
 def _who() -> str:
@@ -713,10 +565,3 @@ def _check_free(host: Host, link: Link) -> None:
         raise LabError(f"host {host.name}: cannot be asked whether another run has it") from None
     if held:
         raise LabError(f"host {host.name}: {printable(held[0])[:MOST_ERROR]}")
-
-
-def _as_exception(agent: Agent, message: Message) -> Exception:
-    text = f"host {agent.name}: {message.get('message', 'agent failed')}"
-    # What a trial is told comes from this program alone: if it makes no sense, the lab has failed.
-    bad_input = message.get("kind") == "input" and agent.role not in TRIALS
-    return InputError(text) if bad_input else LabError(text)

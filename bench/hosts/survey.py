@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from bench.agent import bundle
 from bench.hosts import messages
-from bench.hosts.session import Agent, Connect, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Connect, Session
 from bench.inventory import Inventory
 from bench.plan import paths
 from bench.results import facts

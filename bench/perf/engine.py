@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from bench.agent import bundle
 from bench.errors import LabError
-from bench.hosts.session import Agent, Connect, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Connect, Session
 from bench.inventory import Host
 from bench.perf.pairs import Figure, cpu_ns
 from bench.plan.tuples import plan

@@ -15,7 +15,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from bench.hosts.session import Agent, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Session
 from bench.results.format import Step
 from bench.run.curve import Recorder, merge
 from bench.scenario import Scenario

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from bench.errors import LabError
-from bench.hosts.session import Agent, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Session
 from bench.scenario import Scenario
 
 DRAIN_SECONDS = 600.0

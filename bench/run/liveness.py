@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.errors import LabError
-from bench.hosts.session import Agent, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Session
 from bench.results.format import Liveness
 from bench.scenario import Scenario
 

@@ -12,7 +12,8 @@ from typing import Any
 from bench.diagnosis.findings import Floor
 from bench.errors import LabError
 from bench.hosts import kmsg, survey
-from bench.hosts.session import Agent, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Session
 from bench.inventory import Inventory
 from bench.model import capacity, headroom
 from bench.plan import paths, planning, specs

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from bench.hosts.session import Agent, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Session
 from bench.results import words
 from bench.results.format import EchoRound
 from bench.run.curve import Recorder, latency, merge

@@ -16,7 +16,8 @@ from bench.agent import bundle
 from bench.diagnosis import diagnose
 from bench.diagnosis.verdict import verdict as judge
 from bench.errors import InputError, LabError
-from bench.hosts.session import Agent, Connect, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Connect, Session
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Inventory
 from bench.plan import paths

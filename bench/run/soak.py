@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.errors import LabError
-from bench.hosts.session import Agent, Session
+from bench.hosts.agent import Agent
+from bench.hosts.session import Session
 from bench.results import words
 from bench.results.format import AgentsMemory, Churn, EchoRound, MemoryPoint
 from bench.run import rounds

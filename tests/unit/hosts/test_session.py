@@ -19,7 +19,7 @@ from fake_links import HELLO, PATH, FakeLink, FakeProcess, links
 
 from bench import wire
 from bench.errors import InputError, LabError
-from bench.hosts import session
+from bench.hosts import agent, session
 from bench.hosts.session import Session
 from bench.hosts.transport import NotRemoved
 from bench.inventory import Host
@@ -236,9 +236,9 @@ def test_all_that_was_not_put_back_is_named_up_to_a_bound() -> None:
         agents = Session(connect, b"zip")
         agents.start([(host("x"), "root")])
         agents.close()
-    assert len(agents.not_put_back) == session.MOST_NOT_PUT_BACK
+    assert len(agents.not_put_back) == agent.MOST_NOT_PUT_BACK
     assert agents.not_put_back[0].startswith("host x: not put back: 0y")
-    assert all(len(line) <= session.MOST_ERROR + 20 for line in agents.not_put_back)
+    assert all(len(line) <= agent.MOST_ERROR + 20 for line in agents.not_put_back)
 
 
 def test_one_agent_that_cannot_be_told_leaves_no_other_untold() -> None:
@@ -278,7 +278,7 @@ def test_the_lock_of_an_agent_that_died_is_removed(doing: str | None, swept: int
 
 
 def test_a_flood_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "UNASKED_AT_ONCE", 100)
+    monkeypatch.setattr(agent, "UNASKED_AT_ONCE", 100)
     made, connect = links(answering)
     line = "^host a: protocol: 1[0-9]{2} events that nobody asked for$"
     with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
@@ -388,8 +388,8 @@ def chatter(agents: Session) -> None:
     """Have agents say that they are there for 4 s."""
     for _ in range(40):
         time.sleep(0.1)
-        for agent in list(agents.agents):
-            agent.process.say({"event": "alive"})  # type: ignore[attr-defined]
+        for one in list(agents.agents):
+            one.process.say({"event": "alive"})  # type: ignore[attr-defined]
 
 
 def test_what_a_failed_start_leaves_is_named() -> None:
@@ -584,15 +584,15 @@ def test_a_clock_that_runs_backwards_or_leaps_ends_the_run(later: float) -> None
 def test_a_clock_that_stands_still_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     _, connect = links(answering)
     link: Any = connect(host("a"))
-    agent = session.Agent(host("a"), "server", link, PATH, link.process)
-    now = [agent.started]
-    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    one = agent.Agent(host("a"), "server", link, PATH, link.process)
+    now = [one.started]
+    monkeypatch.setattr(agent.time, "monotonic", lambda: now[0])
     for seconds, t in ((0, 3.0), (1, 3.0), (120, 3.0), (240, 63.0)):
-        now[0] = agent.started + seconds
-        session._check_clock(agent, {"event": "tick", "t": t})
+        now[0] = one.started + seconds
+        one.admit({"event": "tick", "t": t}, 100)
     now[0] += 1
-    with pytest.raises(session.ProtocolError, match=r"^tick: t: got 63\.0, expected 63\.5 to "):
-        session._check_clock(agent, {"event": "tick", "t": 63.0})
+    with pytest.raises(agent.ProtocolError, match=r"^tick: t: got 63\.0, expected 63\.5 to "):
+        one.admit({"event": "tick", "t": 63.0}, 100)
 
 
 def test_numbers_beyond_the_plan_end_the_run() -> None:
