@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from answers import FACTS
 from captured import KERNELS, collected
 from evidence import Found, measured
 from hypothesis import HealthCheck, given, settings
@@ -265,25 +266,6 @@ def test_slab_is_compared_only_where_both_phases_tell_of_it_alike() -> None:
 
 def network(text: str) -> Any:
     return ipaddress.ip_network(text, strict=False)
-
-
-FACTS: dict[str, Any] = {
-    "event": "facts",
-    "hostname": "server1",
-    "kernel": "6.1.0",
-    "python": "3.11.2",
-    "cpu": 2,
-    "mem_total_kib": 1000,
-    "nofile_soft": 1024,
-    "nofile_hard": -1,
-    "own_tasks": 5,
-    "tracking": False,
-    "cap_sys_resource": False,
-    "sysctl": {},
-    "addresses": [],
-    "ehash_entries": 1024,
-    "roles": {},
-}
 
 
 @SETTINGS

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import answers
 import pytest
 from captured import collected
 
@@ -25,17 +26,7 @@ from bench.scenario import Scenario
 
 MIB = 1024
 FACTS = {
-    "event": "facts",
-    "kernel": "6.1.0-56-cloud-amd64",
-    "python": "3.11.2",
-    "cpu": 2,
-    "mem_total_kib": 995_612,
-    "nofile_soft": 20_000,
-    "nofile_hard": 20_000,
-    "own_tasks": 5,
-    "tracking": False,
-    "cap_sys_resource": False,
-    "ehash_entries": 65_536,
+    **answers.FACTS,
     "sysctl": {"fs.file-max": "400000", "fs.nr_open": "1048576"},
 }
 

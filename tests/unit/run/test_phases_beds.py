@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import answers
 import pytest
 from captured import collected
 
@@ -19,18 +20,8 @@ from bench.run.curve import Recorder
 from bench.run.phases import Conduct
 from bench.scenario import Scenario
 
-FACTS: dict[str, Any] = {
-    "event": "facts",
-    "kernel": "6.1.0-56-cloud-amd64",
-    "python": "3.11.2",
-    "cpu": 2,
-    "mem_total_kib": 995_612,
-    "nofile_soft": 20_000,
-    "nofile_hard": 20_000,
-    "own_tasks": 5,
-    "tracking": False,
-    "cap_sys_resource": False,
-    "ehash_entries": 65_536,
+FACTS = {
+    **answers.FACTS,
     "sysctl": {"fs.file-max": "400000", "fs.nr_open": "1048576"},
 }
 HELD = {"server1": 601, "server2": 400, "client1": 502, "client2": 501}
@@ -269,12 +260,12 @@ def test_what_all_clients_lost_and_found_dead_is_lost(bed: Callable[..., Bed]) -
 
 
 def test_a_client_whose_living_are_not_those_that_it_holds_is_wrong(
-    bed: Callable[..., Bed],
+    bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = bed(hold_seconds=0)
     made.conduct.prepare()
     usual = made.session.answer
-    made.session.answer = lambda one, op: {**usual(one, op), "alive": 501}  # type: ignore[method-assign]
+    monkeypatch.setattr(made.session, "answer", lambda one, op: {**usual(one, op), "alive": 501})
     line = "^host client1: protocol: verified: alive: got 501, expected the 502 held$"
     with pytest.raises(LabError, match=line):
         made.conduct.hold()
@@ -317,7 +308,7 @@ def test_what_a_server_did_not_count_after_the_drain_is_not_none(
         found = usual(one)
         return found if one.name != "server2" else {**found, "established": None}
 
-    made.session.collected = uncounted  # type: ignore[method-assign]
+    monkeypatch.setattr(made.session, "collected", uncounted)
     made.conduct.drain()
     assert made.conduct.found.left_after is None
 
@@ -327,8 +318,10 @@ def test_time_waits_of_an_earlier_run_are_not_left_over(
 ) -> None:
     made = bed()
     usual = made.session.answer
-    made.session.answer = lambda one, op: (  # type: ignore[method-assign]
-        {"total": 300} if op == "count" else usual(one, op)
+    monkeypatch.setattr(
+        made.session,
+        "answer",
+        lambda one, op: {"total": 300} if op == "count" else usual(one, op),
     )
     made.conduct.prepare()
     monkeypatch.setattr(phases.drain, "everything", lambda *_: (0, 1.5))
@@ -336,10 +329,12 @@ def test_time_waits_of_an_earlier_run_are_not_left_over(
     assert made.conduct.found.left_after == 999 - 600
 
 
-def test_evidence_of_another_phase_is_refused(bed: Callable[..., Bed]) -> None:
+def test_evidence_of_another_phase_is_refused(
+    bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = bed()
     usual = made.session.collected
-    made.session.collected = lambda one: {**usual(one), "phase": "peak"}  # type: ignore[method-assign]
+    monkeypatch.setattr(made.session, "collected", lambda one: {**usual(one), "phase": "peak"})
     line = r"^host server1: protocol: collected: phase: got 'peak', expected 'before'$"
     with pytest.raises(LabError, match=line):
         made.conduct.prepare()
