@@ -105,8 +105,14 @@ class Room:
             raise
 
     def release(self) -> None:
-        """Give the room back; a second time does nothing."""
+        """Give the room back; a second time does nothing.
+
+        Closing is not enough: a process that another thread is starting has the file open too,
+        until it executes its program (fork(2)).
+        """
         if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, 0)
             os.close(self._file)
             self._file = None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,8 +13,10 @@ from pathlib import Path
 import pytest
 from beds import Bed, LocalLink
 
+from bench import files
 from bench.claims.record import Records
 from bench.errors import InputError, LabError
+from bench.files import Room
 from bench.inventory import Host
 from bench.perf.netns import Namespaces
 from bench.results import store as kept
@@ -182,3 +186,18 @@ def test_a_disk_that_is_full_at_the_end_of_an_interrupted_run(
         bed.run()
     assert bed.clean()
     assert [path for path in disk.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_room_is_given_back_while_another_process_has_its_file_open(small: Path) -> None:
+    room = Room(small, 16_384)
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    try:
+        fill(small)
+        room.release()
+        files.write_inside(small, (), {"kept": "x" * 8192})
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert (small / "kept").stat().st_size == 8192
