@@ -47,7 +47,7 @@ class Trials:
     """Experiments on several hosts, as a context: on the way out nothing of them stays."""
 
     def __init__(self, connect: Connect) -> None:
-        self._session = Session(connect, bundle.build().data, doing="an experiment")
+        self._session = Session(connect, bundle.build(trials=True).data, doing="an experiment")
 
     def __enter__(self) -> Trials:
         return self

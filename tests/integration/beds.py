@@ -46,11 +46,19 @@ def with_own_locks(source: str) -> str:
 
 
 def repacked(data: bytes, change: Callable[[str, str], str]) -> bytes:
-    """An agent, its files changed by a function of their names and texts."""
+    """An agent, its sources changed by a function of their names and texts."""
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(packed, "w") as after:
+        kept = {f"{name}c" for name in before.namelist()}
         for name in before.namelist():
-            after.writestr(name, change(name, before.read(name).decode()))
+            if name.endswith(".py"):
+                text = before.read(name).decode()
+                changed = change(name, text)
+                after.writestr(name, changed)
+                if changed != text:
+                    kept.discard(f"{name}c")
+        for name in kept.intersection(before.namelist()):
+            after.writestr(name, before.read(name))
     return packed.getvalue()
 
 

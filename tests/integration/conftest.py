@@ -18,7 +18,7 @@ session.OWNER = "7e57" * 4
 
 @pytest.fixture(scope="session")
 def packed() -> bytes:
-    return bundle.build().data
+    return bundle.build(trials=True).data
 
 
 @pytest.fixture

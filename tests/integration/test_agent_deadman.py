@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
-import io
 import json
 import os
 import signal
@@ -14,13 +13,13 @@ import sys
 import termios
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import Agent, Lab, block, running, until
+from beds import repacked
 
 from bench.agent import hostlock
 
@@ -291,16 +290,15 @@ def locks(tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(packed: bytes, locks: Path) -> bytes:
     """The agent with a directory of this test's own for its locks."""
-    changed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(packed)) as before, zipfile.ZipFile(changed, "w") as after:
-        for name in before.namelist():
-            text = before.read(name)
-            if name == "bench/agent/hostlock.py":
-                usual = f"FOLDERS = {hostlock.FOLDERS!r}".replace("'", '"').encode()
-                assert usual in text
-                text = text.replace(usual, f"FOLDERS = ({str(locks)!r},)".encode())
-            after.writestr(name, text)
-    return changed.getvalue()
+    usual = f"FOLDERS = {hostlock.FOLDERS!r}".replace("'", '"')
+
+    def changed(name: str, text: str) -> str:
+        if name != "bench/agent/hostlock.py":
+            return text
+        assert usual in text
+        return text.replace(usual, f"FOLDERS = ({str(locks)!r},)")
+
+    return repacked(packed, changed)
 
 
 def lock(owner: str, who: str = "ann@desk") -> dict[str, str]:

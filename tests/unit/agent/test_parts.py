@@ -1,17 +1,14 @@
-"""Board, pace, rounds and the bundle."""
+"""Board, pace and rounds."""
 
-import hashlib
-import io
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.agent import board, bundle, rounds, sweep
+from bench.agent import board, rounds, sweep
 from bench.agent.workers import DONE, PASS
 
 
@@ -128,12 +125,3 @@ def test_a_round_reaches_every_worker_and_ends_once(count, width, data):
 
 def test_a_round_of_nobody_ends_at_once():
     assert make_round(0, 2)[3] == [True]
-
-
-def test_the_bundle_is_the_same_every_time_and_has_only_what_runs_on_hosts():
-    first, second = bundle.build(), bundle.build()
-    assert first == second
-    assert hashlib.sha256(first.data).hexdigest() == first.sha256
-    names = set(zipfile.ZipFile(io.BytesIO(first.data)).namelist())
-    assert {"__main__.py", "bench/wire.py", "bench/agent/main.py"} <= names
-    assert not [name for name in names if "bundle" in name or not name.endswith(".py")]
