@@ -32,8 +32,7 @@ _LONGEST = 30
 MOST_WHOLE = (1 << 64) - 1
 """The largest number that a host prints: no counter of a kernel is wider."""
 
-_DIGITS = re.compile("[0-9]{1,20}")
-"""As many digits as :data:`MOST_WHOLE` has. Of this alphabet: ``str.isdigit`` has others too."""
+_MOST_DIGITS = len(str(MOST_WHOLE))
 
 
 _UNSEEN = re.compile(
@@ -97,8 +96,11 @@ def pair(one: str, two: str) -> Markup:
 def whole(text: str) -> int | None:
     """Return the number that a host printed as ASCII digits; None where it is none, or wider than
     64 bits."""
-    number = int(text) if _DIGITS.fullmatch(text) else None
-    return number if number is not None and number <= MOST_WHOLE else None
+    # str.isdigit has other alphabets too; int() of thousands of digits raises.
+    if len(text) > _MOST_DIGITS or not (text.isascii() and text.isdigit()):
+        return None
+    number = int(text)
+    return number if number <= MOST_WHOLE else None
 
 
 def signed(text: str) -> int | None:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from bench.collect import ParseError, number, shown
+from bench.collect import ParseError, shown
 from bench.units import MOST_WHOLE
 
+_N = "[0-9]{1,19}"
+"""A number below 2^64, whatever its digits are."""
+
 _LINE = re.compile(
-    r"(?P<name>\S+)\s+(?P<active>[0-9]+)\s+(?P<objects>[0-9]+)\s+(?P<size>[0-9]+)"
-    r"\s+(?P<per>[0-9]+)\s+(?P<pages>[0-9]+)(?:\s+: tunables(?:\s+[0-9]+){3})?"
-    r"(?:\s+: slabdata\s+[0-9]+\s+(?P<slabs>[0-9]+)\s+[0-9]+)?(?:\s+: .*)?\s*"
+    rf"(?P<name>\S+)\s+(?P<active>{_N})\s+(?P<objects>{_N})\s+(?P<size>{_N})"
+    rf"\s+(?P<per>{_N})\s+(?P<pages>{_N})(?:\s+: tunables(?:\s+[0-9]+){{3}})?"
+    rf"(?:\s+: slabdata\s+[0-9]+\s+(?P<slabs>{_N})\s+[0-9]+)?(?:\s+: .*)?\s*"
 )
 
 
-@dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """One slab cache."""
 
     name: str
@@ -66,22 +68,12 @@ def parse(text: str, page_bytes: int = 4096) -> dict[str, Cache]:
         match = _LINE.fullmatch(line)
         if not match:
             raise ParseError(f"{where}: {shown(line)} is not a slab cache")
-        active, objects, size, per, pages = (
-            number(match[name], where) for name in ("active", "objects", "size", "per", "pages")
-        )
+        name, *figures, listed = match.groups()
+        active, objects, size, per, pages = map(int, figures)
         if not per or not pages:
             raise ParseError(f"{where}: {shown(line)}: no object fits a slab")
-        slabs = -(-objects // per) if match["slabs"] is None else number(match["slabs"], where)
-        cache = Cache(
-            match["name"],
-            active,
-            objects,
-            size,
-            per,
-            pages,
-            slabs,
-            page_bytes,
-        )
+        slabs = -(-objects // per) if listed is None else int(listed)
+        cache = Cache(name, active, objects, size, per, pages, slabs, page_bytes)
         if slabs * pages * page_bytes > MOST_WHOLE:
             raise ParseError(f"{where}: {shown(line)}: more memory than there are addresses")
         found[cache.name] = _sum(found[cache.name], cache) if cache.name in found else cache
