@@ -23,6 +23,10 @@ from typing import Iterable, List
 DYING_SECONDS = 5.0
 """For a killed process to let go of its memory."""
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
+"""Between two looks, s, longer each time: many hosts may be namespaces of one machine, and each
+look reads all its processes."""
+
 MARK = "CONNLAB_AGENT"
 """Environment variable of all that an agent starts: the path that the agent was pushed to."""
 
@@ -74,11 +78,13 @@ def _words(pid: int, name: str) -> List[bytes]:
 def gone(path: str, seconds: float) -> List[int]:
     """Wait for that long until there are none; returns those that there are still."""
     until = time.monotonic() + seconds
+    pause = FIRST_PAUSE
     while True:
         left = of(path)
         if not left or time.monotonic() > until:
             return left
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
 
 
 def kill(path: str, pids: Iterable[int]) -> None:
