@@ -78,6 +78,9 @@ class Agent:
         """Its own, in its latest tick: seconds since it began."""
         self._first_tick: tuple[float, float] | None = None
         """When the first one came, by our clock, and its own."""
+        self.misspoken: LabError | None = None
+        """What it said that makes no sense. It is not listened to since, and its output is closed,
+        so that it may end before that is heard of."""
         self.last_error = ""
         self.not_put_back: list[str] = []
         """Its lines on what it could not put back, the first :data:`MOST_NOT_PUT_BACK`."""
@@ -104,7 +107,7 @@ class Agent:
         except TimeoutError as error:
             raise LabError(f"host {self.name}: the {self.role} agent {error}") from error
         except (OSError, EOFError) as error:
-            raise LabError(self.obituary()) from error
+            raise self.obituary() from error
 
     def admit(self, message: Message, size: int) -> None:
         """See that it may say this now.
@@ -168,11 +171,13 @@ class Agent:
                 if text.startswith(NOT_PUT_BACK) and len(self.not_put_back) < MOST_NOT_PUT_BACK:
                     self.not_put_back.append(text)
 
-    def obituary(self) -> str:
+    def obituary(self) -> LabError:
         """What to say of an agent that ended without having been told to."""
+        if self.misspoken is not None:
+            return self.misspoken
         self.await_last_words()
         said = f": {self.last_error}" if self.last_error else ""
-        return f"host {self.name}: the {self.role} agent ended unexpectedly{said}"
+        return LabError(f"host {self.name}: the {self.role} agent ended unexpectedly{said}")
 
     def what(self) -> str:
         """The agent as something that may be left on its host."""

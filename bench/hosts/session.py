@@ -199,9 +199,7 @@ class Session:
             link.close()
             raise _interrupted(host)
         link.give_up_after(self._silence)
-        _check_python(host, link)
-        if self._doing:
-            _check_free(host, link)
+        _look(host, link, self._doing)
         return link
 
     def _push(self, host: Host, role: str, link: Link) -> Agent:
@@ -273,6 +271,7 @@ class Session:
         except (ProtocolError, OSError) as error:
             agent.lost = True
             why = LabError(f"host {agent.name}: protocol: {printable(str(error))}")
+            agent.misspoken = why
             self._inbox.put(agent, why, 1024)
         self._inbox.put(agent, None, 1024)
 
@@ -360,7 +359,7 @@ class Session:
                 continue  # dismissed: its last words are of no interest
             if message is None:
                 agent.lost = True
-                raise LabError(agent.obituary())
+                raise agent.obituary()
             if isinstance(message, Exception):
                 raise message
             if message["event"] == "error":
@@ -536,16 +535,34 @@ def _source(name: str) -> str:
     return (resources.files("bench") / "agent" / f"{name}.py").read_text(encoding="utf-8")
 
 
-def _check_python(host: Host, link: Link) -> None:
-    """See that a host has a Python that can run the agent.
+_LOOK = f"""\
+import sys
+print("%d.%d" % sys.version_info[:2])
+sys.stdout.flush()
+if sys.argv[1:] and sys.version_info >= {OLDEST_PYTHON}:
+    exec(compile(sys.argv.pop(1), "hostlock", "exec"), {{"__name__": "__main__"}})
+"""
+"""Prints a Python's version and then what :mod:`bench.agent.hostlock` does, whose source and
+arguments it is given: one start of a Python for both."""
 
-    :raises InputError: if it has none. :raises LabError: if it does not answer.
+
+def _look(host: Host, link: Link, doing: str | None) -> None:
+    """See that a host has a Python that can run the agent, and, to do something, no other run.
+
+    :raises InputError: if it has none. :raises LabError: if it does not answer, or naming who has
+        it, since when.
     """
-    wanted = ".".join(str(part) for part in OLDEST_PYTHON)
     # A host without it prints nothing, and is told apart from one that does not answer.
-    script = 'p=$(command -v python3) || exit 0; exec "$p" -c "$1"'
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    found = link.run(["sh", "-c", script, "sh", code]).strip()
+    script = 'p=$(command -v python3) || exit 0; exec "$p" -c "$@"'
+    lock = [_source("hostlock"), OWNER] if doing else []
+    version, _, holders = link.run(["sh", "-c", script, "sh", _LOOK, *lock]).partition("\n")
+    _check_python(host, version.strip())
+    if doing:
+        _check_free(host, holders)
+
+
+def _check_python(host: Host, found: str) -> None:
+    wanted = ".".join(str(part) for part in OLDEST_PYTHON)
     if not found:
         raise InputError(f"host {host.name}: python3: not found, expected {wanted} or newer")
     version = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", found)
@@ -555,12 +572,9 @@ def _check_python(host: Host, link: Link) -> None:
         )
 
 
-def _check_free(host: Host, link: Link) -> None:
-    """See that no other run has the host. :raises LabError: naming who has it, since when."""
-    output = link.run(["python3", "-c", _source("hostlock"), OWNER])
+def _check_free(host: Host, holders: str) -> None:
     try:
-        entries = messages.parse(output)
-        held = [hostlock.named(entry) for entry in entries]
+        held = [hostlock.named(entry) for entry in messages.parse(holders)]
     except (ValueError, TypeError, KeyError):
         raise LabError(f"host {host.name}: cannot be asked whether another run has it") from None
     if held:

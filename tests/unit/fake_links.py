@@ -83,11 +83,11 @@ class FakeLink:
 
     def run(self, argv: Sequence[str], seconds: float = 30.0) -> str:
         if argv[0] == "sh":
-            assert "sys.version_info" in argv[-1]
-            return self.python + "\n" * bool(self.python)
+            assert "sys.version_info" in argv[4]
+            held = self.held if isinstance(self.held, str) else json.dumps(self.held)
+            lines = [self.python] + [held] * (argv[-1] == session.OWNER)
+            return "\n".join(lines) if self.python else ""
         assert argv[:2] == ["python3", "-c"]
-        if argv[3] == session.OWNER:
-            return self.held if isinstance(self.held, str) else json.dumps(self.held)
         if argv[3] == session.NOBODY:
             self.swept += 1
             return "[]"

@@ -87,6 +87,24 @@ def test_what_an_agent_says_becomes_one_line(
     assert not made[0].open
 
 
+def test_of_an_agent_that_ended_after_it_made_no_sense_the_latter_is_said() -> None:
+    made, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
+
+    def broken(data: bytes) -> None:
+        raise BrokenPipeError
+
+    with (
+        pytest.raises(LabError, match=r"^host a: protocol: not a message: 'junk'$"),
+        Session(connect, b"zip") as agents,
+    ):
+        (agent,) = agents.start([(host("a"), "server")])
+        made[0].process.say(b"junk", None)
+        made[0].process.write = broken  # type: ignore[method-assign]
+        while agent.misspoken is None:
+            time.sleep(0.001)
+        agents.tell([agent], "facts")
+
+
 def test_no_answer_in_time() -> None:
     _, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
     with (
@@ -647,14 +665,14 @@ def test_a_host_that_cannot_be_asked_is_not_said_to_have_no_python(
 
     link = Shell(answering, "")
     if there == "python":
-        session._check_python(host("a"), link)
+        session._look(host("a"), link, None)
         return
     kind, line = {
         "nothing": (InputError, "^host a: python3: not found, expected 3.9 or newer$"),
         "broken": (LabError, "^host a: sh: exit status 3$"),
     }[there]
     with pytest.raises(kind, match=line):
-        session._check_python(host("a"), link)
+        session._look(host("a"), link, None)
 
 
 def test_an_agent_of_another_version() -> None:
