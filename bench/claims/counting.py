@@ -11,7 +11,8 @@ from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.errors import LabError
 from bench.hosts.count import Count
-from bench.plan import paths, planning
+from bench.plan import planning
+from bench.plan import topology as paths
 from bench.results.format import Run
 from bench.scenario import Scenario
 

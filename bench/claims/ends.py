@@ -14,7 +14,7 @@ from bench.errors import LabError
 from bench.hosts.told import Told
 from bench.hosts.trials import Trial, Trials
 from bench.inventory import Host
-from bench.plan import paths
+from bench.plan import topology as paths
 
 FIRST_PORT = 6_000
 

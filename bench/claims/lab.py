@@ -16,7 +16,7 @@ from bench.hosts.session import Connect
 from bench.hosts.told import Told
 from bench.hosts.trials import Trial, Trials
 from bench.inventory import Host, Inventory
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.results.format import HostRecord, Run
 from bench.results.store import Store
 from bench.run import runner

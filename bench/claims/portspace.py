@@ -13,7 +13,7 @@ from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Found
 from bench.claims.portrange import LAST, RANGE, span
 from bench.inventory import Host
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.results import facts
 from bench.results.format import Run
 

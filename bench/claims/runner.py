@@ -17,7 +17,8 @@ from bench.hosts import survey
 from bench.hosts.session import Connect
 from bench.inventory import Inventory
 from bench.model import capacity
-from bench.plan import paths, planning
+from bench.plan import planning
+from bench.plan import topology as paths
 from bench.results.format import HostRecord
 
 Progress = Callable[[str, str], None]

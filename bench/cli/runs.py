@@ -24,7 +24,8 @@ from bench.cli.common import (
     wanted,
 )
 from bench.hosts import transport
-from bench.plan import paths, planning
+from bench.plan import planning
+from bench.plan import topology as paths
 from bench.results import page, words
 from bench.results.store import Store
 from bench.run import progress, runner

@@ -10,7 +10,7 @@ from bench.hosts import messages
 from bench.hosts.agent import Agent
 from bench.hosts.session import Connect, Session
 from bench.inventory import Inventory
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.results import facts
 from bench.results.format import HostRecord
 from bench.scenario import Scenario

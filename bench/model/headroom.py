@@ -12,7 +12,7 @@ from bench.inventory import Host, Inventory
 from bench.model import objects
 from bench.model.bounds import Kernel, Room, Share
 from bench.model.footprint import WORKER_BYTES
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.results.format import HostRecord, Phase, Side
 from bench.scenario import Scenario
 from bench.units import whole

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from bench import fence
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.plan.tuples import Plan, limit, plan
 from bench.results import facts
 from bench.results.format import HostRecord

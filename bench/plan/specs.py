@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.inventory import Host, Inventory
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.plan.tuples import Plan
 from bench.scenario import Scenario
 from bench.wire import ClientSpec, Endpoint, ServerSpec

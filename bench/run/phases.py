@@ -17,7 +17,8 @@ from bench.hosts.agent import Agent
 from bench.hosts.session import Session
 from bench.inventory import Inventory
 from bench.model import capacity, headroom
-from bench.plan import paths, planning, specs
+from bench.plan import planning, specs
+from bench.plan import topology as paths
 from bench.results import facts, words
 from bench.results.format import (
     AgentsMemory,

@@ -20,7 +20,7 @@ from bench.hosts.agent import Agent
 from bench.hosts.session import Connect, Session
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Inventory
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.plan.planning import plan_for
 from bench.results import cost, page
 from bench.results.format import (

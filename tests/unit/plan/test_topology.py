@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
-from bench.plan import paths
+from bench.plan import topology as paths
 from bench.scenario import Scenario
 
 
