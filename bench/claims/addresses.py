@@ -8,6 +8,7 @@ from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.portrange import LAST
 from bench.plan import planning
+from bench.plan.topology import Topology
 from bench.results.format import Run
 from bench.scenario import Scenario
 
@@ -41,8 +42,9 @@ def measure_port_myth(lab: Lab, parameters: PortMythParameters) -> PortMythFound
 def _sources(lab: Lab, done: Run) -> int:
     """Client addresses that a run's plan has connections from."""
     used = Scenario.model_validate(done.config)
-    there, _ = planning.there(used, lab.inventory, done.hosts)
-    blocks = planning.plan_for(used, lab.inventory, there).blocks
+    topology = Topology(used, lab.inventory)
+    there, _ = planning.there(topology, done.hosts)
+    blocks = planning.plan_for(topology, there).blocks
     return len({block["source"] for of_client in blocks.values() for block in of_client})
 
 

@@ -12,7 +12,7 @@ from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.errors import LabError
 from bench.hosts.count import Count
 from bench.plan import planning
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 from bench.results.format import Run
 from bench.scenario import Scenario
 
@@ -79,9 +79,10 @@ def measure(lab: Lab, parameters: CountParameters) -> CountFound:
 def _opened(lab: Lab, done: Run, ports: Sequence[int]) -> list[int]:
     """Connections that a run's plan has at each of the first server's ports."""
     used = Scenario.model_validate(done.config)
-    there, _ = planning.there(used, lab.inventory, done.hosts)
-    tuples = planning.plan_for(used, lab.inventory, there)
-    address = paths.listening(used, lab.inventory, lab.server)[0]
+    topology = Topology(used, lab.inventory)
+    there, _ = planning.there(topology, done.hosts)
+    tuples = planning.plan_for(topology, there)
+    address = topology.listening(lab.server)[0]
     return [tuples.held_by([(address, port)]) for port in ports]
 
 

@@ -14,7 +14,7 @@ from bench.errors import LabError
 from bench.hosts.told import Told
 from bench.hosts.trials import Trial, Trials
 from bench.inventory import Host
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 
 FIRST_PORT = 6_000
 
@@ -59,19 +59,18 @@ def between(lab: Lab, ports: int = 1, family: int | None = None, first: int = FI
     """
     fields = {} if family is None else {"family": family}
     wanted = scenario.load("claim", {**lab.inventory.settings, **fields})
-    there = paths.listening(wanted, lab.inventory, lab.server)
-    here = paths.sources(wanted, lab.inventory, lab.client)
+    topology = Topology(wanted, lab.inventory)
+    there, here = topology.listening(lab.server), topology.sources(lab.client)
     for host, found in ((lab.server, there), (lab.client, here)):
         if not found:
-            version = paths.family(wanted, lab.inventory)
-            raise NotMeasurable(f"{host.name} has no IPv{version} address in the inventory")
+            raise NotMeasurable(f"{host.name} has no IPv{topology.family} address in the inventory")
     return Ends(
         secrets.token_hex(16),
         here[0],
         there[0],
         (there[0], wanted.control_port),
         tuple(range(first, first + ports)),
-        tuple(paths.translated(wanted, lab.inventory)),
+        tuple(topology.translated),
     )
 
 

@@ -16,7 +16,7 @@ from bench.hosts.session import Connect
 from bench.hosts.told import Told
 from bench.hosts.trials import Trial, Trials
 from bench.inventory import Host, Inventory
-from bench.plan import topology as paths
+from bench.plan.topology import require
 from bench.results.format import HostRecord, Run
 from bench.results.store import Store
 from bench.run import runner
@@ -180,5 +180,5 @@ class Lab:
 
     def require(self, group: str) -> Host:
         """The first host of a group. :raises InputError: naming the command that builds it."""
-        paths.require(group, self.inventory)
+        require(group, self.inventory)
         return self.inventory.of(group)[0]

@@ -13,7 +13,7 @@ from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Found
 from bench.claims.portrange import LAST, RANGE, span
 from bench.inventory import Host
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 from bench.results import facts
 from bench.results.format import Run
 
@@ -161,12 +161,13 @@ def _row(lab: Lab, client: Host, done: Run, ports: str, allowed: int) -> Filled:
         )
         if step.seconds
     ]
+    topology = Topology(used, lab.inventory)
     return Filled(
-        family=paths.family(used, lab.inventory),
+        family=topology.family,
         ports="-".join(ports.split()),
         chosen_by=used.source_ports,
-        addresses=len(paths.sources(used, lab.inventory, client)),
-        targets=len(paths.targets(used, lab.inventory)),
+        addresses=len(topology.sources(client)),
+        targets=len(topology.targets),
         allowed=allowed,
         held=done.measured.established.ss,
         refused=errors,

@@ -18,7 +18,7 @@ from bench.hosts.session import Connect
 from bench.inventory import Inventory
 from bench.model import capacity
 from bench.plan import planning
-from bench.plan import topology as paths
+from bench.plan.topology import Topology, require
 from bench.results.format import HostRecord
 
 Progress = Callable[[str, str], None]
@@ -75,10 +75,11 @@ class Runner:
     def _look(self) -> tuple[Mapping[str, HostRecord], int | None]:
         """What the hosts are, and how many connections fit their memory."""
         usual = scenario.load("claim", self._inventory.settings)
-        hosts, texts = survey.look(usual, self._inventory, self._connect)
-        there, _ = planning.there(usual, self._inventory, hosts)
-        tuples = planning.tuples(usual, self._inventory, there)
-        found = capacity.predict(usual, self._inventory, hosts, texts, tuples).limits
+        topology = Topology(usual, self._inventory)
+        hosts, texts = survey.look(topology, self._connect)
+        there, _ = planning.there(topology, hosts)
+        tuples = planning.tuples(topology, there)
+        found = capacity.predict(topology, hosts, texts, tuples).limits
         return hosts, found.get("memory")
 
     def _one(
@@ -171,6 +172,6 @@ def _too_large(asked: Asked, most: int | None) -> str:
 
 def _require(claim: Claim[Any, Any], group: str, inventory: Inventory) -> None:
     try:
-        paths.require(group, inventory)
+        require(group, inventory)
     except InputError as error:
         raise InputError(f"claim {claim.id}: {error}") from None

@@ -32,6 +32,7 @@ from bench.model.bounds import binding
 from bench.model.catalogue import CATALOGUE
 from bench.model.remarks import Remark, remarks
 from bench.plan import planning
+from bench.plan.topology import Topology
 from bench.results.format import Bound, HostRecord, Predicted
 from bench.results.words import whose
 from bench.run import progress
@@ -63,15 +64,11 @@ class Outlook:
         self.inventory: Inventory = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
         self.scenario: Scenario = wanted(name, overrides, self.inventory)
         self.hosts: Mapping[str, HostRecord]
-        self.hosts, texts = survey.look(self.scenario, self.inventory, transport.connect)
-        sources_there, missing = planning.there(self.scenario, self.inventory, self.hosts)
-        self.predicted: Predicted = capacity.predict(
-            self.scenario,
-            self.inventory,
-            self.hosts,
-            texts,
-            planning.tuples(self.scenario, self.inventory, sources_there),
-        )
+        topology = Topology(self.scenario, self.inventory)
+        self.hosts, texts = survey.look(topology, transport.connect)
+        sources_there, missing = planning.there(topology, self.hosts)
+        tuples = planning.tuples(topology, sources_there)
+        self.predicted: Predicted = capacity.predict(topology, self.hosts, texts, tuples)
         self.remarks: list[Remark] = remarks(self.scenario, self.hosts)
         if missing:
             self.predicted.notes.append(

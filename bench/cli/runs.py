@@ -25,7 +25,7 @@ from bench.cli.common import (
 )
 from bench.hosts import transport
 from bench.plan import planning
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 from bench.results import page, words
 from bench.results.store import Store
 from bench.run import progress, runner
@@ -53,11 +53,11 @@ def run(
         hosts = inventory.load(sources or [inventory.DEFAULT], extra_vars or [])
         asked = wanted(name, overrides, hosts)
         if dry_run:
-            tuples = planning.plan_for(asked, hosts)
+            topology = Topology(asked, hosts)
+            tuples = planning.plan_for(topology)
             typer.echo(
-                f"{name}: {asked.connections:,} connections from "
-                f"{len(paths.clients(asked, hosts))} clients to "
-                f"{len(hosts.of('servers'))} servers; {tuples.capacity:,} tuples planned"
+                f"{name}: {asked.connections:,} connections from {len(topology.clients)} clients "
+                f"to {len(topology.servers)} servers; {tuples.capacity:,} tuples planned"
             )
             return
         with progress.view(show.value, console(stderr=as_json)) as update:

@@ -9,11 +9,9 @@ from bench.agent import bundle
 from bench.hosts import messages
 from bench.hosts.agent import Agent
 from bench.hosts.session import Connect, Session
-from bench.inventory import Inventory
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 from bench.results import facts
 from bench.results.format import HostRecord
-from bench.scenario import Scenario
 
 SECONDS = 60.0
 """For one host's answer: its evidence takes a fraction of a second while it holds nothing."""
@@ -29,7 +27,7 @@ def hosts(session: Session, agents: Sequence[Agent]) -> dict[str, HostRecord]:
 
 
 def look(
-    scenario: Scenario, inventory: Inventory, connect: Connect
+    topology: Topology, connect: Connect
 ) -> tuple[dict[str, HostRecord], dict[str, Mapping[str, str]]]:
     """Every server and client of a scenario as it is now: its record with the phase ``before``,
     and the texts.
@@ -37,8 +35,8 @@ def look(
     :raises LabError: if a host cannot be reached or does not answer.
     :raises InputError: if a host has no Python that can run the agent.
     """
-    wanted = {host.name: (host, "server") for host in inventory.of("servers")}
-    for host in paths.clients(scenario, inventory):
+    wanted = {host.name: (host, "server") for host in topology.servers}
+    for host in topology.clients:
         wanted.setdefault(host.name, (host, "client"))
     with Session(connect, bundle.build().data) as session:
         session.start(wanted.values())

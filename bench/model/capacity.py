@@ -17,18 +17,16 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from bench.inventory import Inventory
 from bench.model import headroom, objects
 from bench.model.bounds import Kernel, bounds, ends, slab_bytes
 from bench.model.footprint import FD_BYTES, HELD_BYTES
 from bench.model.headroom import SIDES
+from bench.plan.topology import Topology
 from bench.results.format import Forecast, HostRecord, Predicted
-from bench.scenario import Scenario
 
 
 def predict(
-    scenario: Scenario,
-    inventory: Inventory,
+    topology: Topology,
     hosts: Mapping[str, HostRecord],
     texts: Mapping[str, Mapping[str, str]],
     tuples: int,
@@ -42,14 +40,14 @@ def predict(
     :param texts: host to the sources' texts (``slabinfo``, ``slab_aliases``)
     :param tuples: connections that addresses and ports allow
     """
+    scenario, shared = topology.scenario, topology.inventory.underlay
     part = {
         group: Fraction(1, max(1, sum(group in host.groups for host in hosts.values())))
         for group in SIDES
     }
     shares = {
         (name, group): headroom.share(
-            scenario,
-            inventory,
+            topology,
             name,
             host,
             texts.get(name, {}),
@@ -63,10 +61,10 @@ def predict(
     covered = sum(
         float(share.part) * share.kernel_bytes
         for (_, group), share in shares.items()
-        if inventory.underlay or group == "servers"
+        if shared or group == "servers"
     )
     servers = [name for name, host in hosts.items() if "servers" in host.groups]
-    if inventory.underlay:  # one kernel, and any host sees it: a server speaks for all
+    if shared:  # one kernel, and any host sees it: a server speaks for all
         told = (servers or list(hosts))[0]
         kernels = {told: headroom.kernel(scenario, told, hosts, tuple(shares.values()))}
     else:
@@ -83,7 +81,7 @@ def predict(
     limits: dict[str, int] = {}
     for one in found:  # the least comes first
         limits.setdefault(one.name, one.max_connections)
-    held = Fraction(1) if inventory.underlay else part["servers"]
+    held = Fraction(1) if shared else part["servers"]
     forecasts = [
         forecast(server, before.meminfo_kib, kernels[server], scenario.connections, held)
         for server in servers

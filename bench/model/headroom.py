@@ -8,11 +8,11 @@ from fractions import Fraction
 from bench.agent.memory import PINNED_BYTES
 from bench.agent.workers import RESERVE, SPARE
 from bench.collect import ParseError, cgroups, slab
-from bench.inventory import Host, Inventory
+from bench.inventory import Host
 from bench.model import objects
 from bench.model.bounds import Kernel, Room, Share
 from bench.model.footprint import WORKER_BYTES
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 from bench.results.format import HostRecord, Phase, Side
 from bench.scenario import Scenario
 from bench.units import whole
@@ -43,7 +43,7 @@ def watches_default(mem_total_kib: int, watch_bytes: int = 120 + 64) -> int:
     return mem_total_kib * 1024 // 25 // watch_bytes
 
 
-def local_ports(scenario: Scenario, inventory: Inventory, host: Host, record: HostRecord) -> int:
+def local_ports(topology: Topology, host: Host, record: HostRecord) -> int:
     """Connections of a client whose source ports the kernel chooses.
 
     From one address to one endpoint, as many as ``ip_local_port_range`` has, less
@@ -53,8 +53,7 @@ def local_ports(scenario: Scenario, inventory: Inventory, host: Host, record: Ho
     first, last = (told[0], told[1]) if len(told) == 2 else PORTS
     reserved = set(_ports(record.sysctl.get("net.ipv4.ip_local_reserved_ports", "")))
     each = len(set(range(first, min(last, LAST_PORT) + 1)) - reserved)
-    used = paths.sources(scenario, inventory, host)
-    return each * len(used) * len(paths.targets(scenario, inventory))
+    return each * len(topology.sources(host)) * len(topology.targets)
 
 
 def _ports(text: str) -> Iterable[int]:
@@ -70,8 +69,7 @@ def _ports(text: str) -> Iterable[int]:
 
 
 def share(
-    scenario: Scenario,
-    inventory: Inventory,
+    topology: Topology,
     name: str,
     record: HostRecord,
     texts: Mapping[str, str],
@@ -79,7 +77,7 @@ def share(
     part: Fraction,
 ) -> Share:
     """A host's share of the run on one side, from what it said before the ramp."""
-    host = inventory.hosts[name]
+    scenario, host = topology.scenario, topology.inventory.hosts[name]
     server = group == "servers"
     watched = server and scenario.watch == "epoll"
     most, now = (number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
@@ -89,8 +87,8 @@ def share(
         server=server,
         watched=watched,
         tracked=tracked,
-        v6=paths.family(scenario, inventory) == 6,
-        sources=0 if server else len(paths.sources(scenario, inventory, host)),
+        v6=topology.family == 6,
+        sources=0 if server else len(topology.sources(host)),
     )
     try:
         caches = slab.parse(texts.get("slabinfo", ""))
@@ -98,7 +96,7 @@ def share(
     except ParseError:  # the phase names it in ``missing``; the table stands in
         caches, aliases = {}, {}
     nofile = _nofile(scenario, record)
-    listeners = len(paths.endpoints(scenario, inventory, host)) if server else 0
+    listeners = len(topology.endpoints(host)) if server else 0
     chosen = not server and scenario.source_ports == "kernel"
     processes = scenario.processes(server)
     to_the_end = processes is not None or scenario.expect == "limit"
@@ -114,7 +112,7 @@ def share(
         workers=processes,
         watches=int(watched),
         tracked=Room(most or 0, now or 0) if tracked else None,
-        ports=Room(local_ports(scenario, inventory, host, record), 0) if chosen else None,
+        ports=Room(local_ports(topology, host, record), 0) if chosen else None,
         tasks=_grouped_tasks(record, before),
         memory_max=_least_room(before, "memory.max", "memory.current"),
         worker_bytes=0 if processes or before is None or before.workers else WORKER_BYTES,

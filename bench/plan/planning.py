@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from bench import fence
 from bench.errors import InputError, LabError
-from bench.inventory import Host, Inventory
-from bench.plan import topology as paths
+from bench.inventory import Host
+from bench.plan.topology import Topology
 from bench.plan.tuples import Plan, limit, plan
 from bench.results import facts
 from bench.results.format import HostRecord
-from bench.scenario import Scenario
 
 MOST_PAIRS = 100_000
 """Pairs of client address and server endpoint that a run may have, all of which are proven before
@@ -23,17 +22,12 @@ Sources = Mapping[str, Sequence[str]]
 """Client name to its source addresses."""
 
 
-def planned(scenario: Scenario, inventory: Inventory) -> Sources:
+def planned(topology: Topology) -> Sources:
     """The clients' addresses as the inventory has them."""
-    return {
-        host.name: paths.sources(scenario, inventory, host)
-        for host in paths.clients(scenario, inventory)
-    }
+    return {client.name: topology.sources(client) for client in topology.clients}
 
 
-def there(
-    scenario: Scenario, inventory: Inventory, hosts: Mapping[str, HostRecord]
-) -> tuple[Sources, int]:
+def there(topology: Topology, hosts: Mapping[str, HostRecord]) -> tuple[Sources, int]:
     """Of the clients' planned addresses, those that their hosts have; how many they have not.
 
     :raises LabError: if a server lacks an address that it should listen on.
@@ -43,41 +37,42 @@ def there(
     def has(host: Host, address: str) -> bool:
         return ipaddress.ip_address(address) in local[host.name]
 
-    for server in inventory.of("servers"):
-        for address in paths.listening(scenario, inventory, server):
+    for server in topology.servers:
+        for address in topology.listening(server):
             if not has(server, address):
                 raise LabError(f"host {server.name}: address {address} is not on this host")
-    wanted = planned(scenario, inventory)
+    wanted = planned(topology)
     found = {
-        name: [one for one in addresses if has(inventory.hosts[name], one)]
+        name: [one for one in addresses if has(topology.inventory.hosts[name], one)]
         for name, addresses in wanted.items()
     }
     return found, sum(map(len, wanted.values())) - sum(map(len, found.values()))
 
 
-def tuples(scenario: Scenario, inventory: Inventory, sources: Sources) -> int:
+def tuples(topology: Topology, sources: Sources) -> int:
     """Connections that these addresses and the scenario's ports allow."""
-    targets = paths.targets(scenario, inventory)
-    return limit(sources, targets, scenario.first_client_port, scenario.last_client_port)
+    ports = topology.scenario.first_client_port, topology.scenario.last_client_port
+    return limit(sources, topology.targets, *ports)
 
 
-def plan_for(scenario: Scenario, inventory: Inventory, sources: Sources | None = None) -> Plan:
+def plan_for(topology: Topology, sources: Sources | None = None) -> Plan:
     """The tuples of a run. Where the aim is a limit, no more than there are.
 
     :param sources: by default those of the inventory.
     :raises InputError: if the addresses do not allow that many connections, one is refused, or
         there are more pairs of them than can be proven.
     """
-    paths.check(scenario, inventory)
-    _fence(scenario, inventory)
-    used = planned(scenario, inventory) if sources is None else sources
+    topology.check()
+    _fence(topology)
+    scenario = topology.scenario
+    used = planned(topology) if sources is None else sources
     wanted = scenario.connections
     if scenario.expect == "limit":
-        wanted = max(1, min(wanted, tuples(scenario, inventory, used)))
+        wanted = max(1, min(wanted, tuples(topology, used)))
     made = plan(
         wanted,
         used,
-        paths.targets(scenario, inventory),
+        topology.targets,
         scenario.first_client_port,
         scenario.last_client_port,
     )
@@ -90,31 +85,32 @@ def plan_for(scenario: Scenario, inventory: Inventory, sources: Sources | None =
     return made
 
 
-def _fence(scenario: Scenario, inventory: Inventory) -> None:
+def _fence(topology: Topology) -> None:
     """See that clients connect to no address that a lab may not use, whoever put it there.
 
     :raises InputError: naming the address and the reason
     """
-    public = any(host.public for host in inventory.hosts.values())
-    ends = {*paths.targets(scenario, inventory), *paths.controls(scenario, inventory)}
+    public = any(host.public for host in topology.inventory.hosts.values())
+    ends = {*topology.targets, *topology.controls}
     for text in sorted({address for address, _ in ends}):
         if why := fence.refusal(ipaddress.ip_address(text), public=public):
-            raise InputError(f"inventory {inventory.source}: target {text}: got {why}")
+            raise InputError(f"inventory {topology.inventory.source}: target {text}: got {why}")
 
 
-def plan_there(scenario: Scenario, inventory: Inventory, hosts: Mapping[str, HostRecord]) -> Plan:
+def plan_there(topology: Topology, hosts: Mapping[str, HostRecord]) -> Plan:
     """The same over the addresses that the hosts really have.
 
     :raises LabError: if a server lacks an address that it should listen on.
     :raises InputError: if the clients' addresses do not allow that many connections.
     """
-    sources, missing = there(scenario, inventory, hosts)
+    sources, missing = there(topology, hosts)
     try:
-        return plan_for(scenario, inventory, sources)
+        return plan_for(topology, sources)
     except InputError as error:
         if not missing:
             raise
         raise InputError(
             f"{error}; {missing} planned client addresses are on no host: tune for this many "
-            f"with ansible-playbook playbooks/tune.yml -e connections={scenario.connections}"
+            "with ansible-playbook playbooks/tune.yml -e "
+            f"connections={topology.scenario.connections}"
         ) from error

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from bench.inventory import Host, Inventory
-from bench.plan import topology as paths
+from bench.inventory import Host
+from bench.plan.topology import Topology
 from bench.plan.tuples import Plan
-from bench.scenario import Scenario
 from bench.wire import ClientSpec, Endpoint, ServerSpec
 
 
-def server(
-    scenario: Scenario, inventory: Inventory, host: Host, tuples: Plan, nonce: str
-) -> ServerSpec:
+def server(topology: Topology, host: Host, tuples: Plan, nonce: str) -> ServerSpec:
     """What a server holds of these tuples."""
-    listening = paths.endpoints(scenario, inventory, host)
+    scenario = topology.scenario
+    listening = topology.endpoints(host)
     fronts: list[Endpoint] = []
     share = tuples.held_by(listening)
     if scenario.path == "proxied":  # whom the proxies choose is theirs
-        fronts = paths.targets(scenario, inventory)
-        share = -(-tuples.held_by(fronts) // len(inventory.of("servers")))
+        fronts = topology.targets
+        share = -(-tuples.held_by(fronts) // len(topology.servers))
     return ServerSpec(
         nonce=nonce,
         endpoints=listening,
@@ -37,17 +35,16 @@ def server(
     )
 
 
-def client(
-    scenario: Scenario, inventory: Inventory, host: Host, tuples: Plan, nonce: str
-) -> ClientSpec:
+def client(topology: Topology, host: Host, tuples: Plan, nonce: str) -> ClientSpec:
     """What a client opens of these tuples, and how."""
+    scenario = topology.scenario
     planned = sum(map(tuples.share, tuples.blocks))  # for a limit, maybe less than asked for
     share = tuples.share(host.name) / planned
     return ClientSpec(
         nonce=nonce,
-        controls=paths.controls(scenario, inventory),
-        fronts=paths.fronts(scenario, inventory),
-        routers=paths.translated(scenario, inventory),
+        controls=topology.controls,
+        fronts=topology.fronts,
+        routers=topology.translated,
         blocks=list(tuples.blocks[host.name]),
         max_in_flight=scenario.max_in_flight,
         connect_rate=(scenario.connect_rate or 0.0) * share,

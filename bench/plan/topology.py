@@ -1,4 +1,4 @@
-"""Which of the inventory's hosts and addresses a scenario uses, and what its clients connect to.
+"""The hosts and addresses of an inventory that a scenario uses, and what its clients connect to.
 
 ========== =============================== ==================================
 path       servers listen on               clients connect to
@@ -11,8 +11,10 @@ proxied    their own addresses             the proxies' first addresses
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
@@ -29,23 +31,6 @@ NEEDS = {"direct": None, "routed": "routers", "proxied": "proxies"}
 """Group of the hosts between clients and servers."""
 
 
-def check(scenario: Scenario, inventory: Inventory) -> None:
-    """See that the inventory has what the scenario's path needs.
-
-    :raises InputError: naming the group and the command that builds it, or the field.
-    """
-    group = NEEDS[scenario.path]
-    if group is not None:
-        require(group, inventory)
-    for host in inventory.of("servers"):
-        if not listening(scenario, inventory, host):
-            raise InputError(
-                f"scenario {scenario.name}: path {scenario.path}: server {host.name} has no IPv"
-                f"{family(scenario, inventory)} address for it, expected one in the inventory "
-                f"{inventory.source}"
-            )
-
-
 def require(group: str, inventory: Inventory) -> None:
     """See that a group has a host.
 
@@ -58,94 +43,120 @@ def require(group: str, inventory: Inventory) -> None:
         )
 
 
-def family(scenario: Scenario, inventory: Inventory) -> int:
-    """IP version of the run: 4 or 6. ``auto`` is that of the first server's first address."""
-    if scenario.family != "auto":
-        return scenario.family
-    return ipaddress.ip_address(inventory.of("servers")[0].data_addresses[0]).version
+@dataclass(frozen=True)
+class Topology:
+    """A scenario on an inventory. Everything in it is worked out once, when it is first asked for.
 
-
-def clients(scenario: Scenario, inventory: Inventory) -> list[Host]:
-    """The client hosts that take part; of the servers it is all of them."""
-    return inventory.of("clients")[: scenario.clients]
-
-
-def proxies(scenario: Scenario, inventory: Inventory) -> list[Host]:
-    """The proxies that take part: none but on the path through them."""
-    return inventory.of("proxies")[: scenario.proxies] if scenario.path == "proxied" else []
-
-
-def sources(scenario: Scenario, inventory: Inventory, host: Host) -> list[str]:
-    """Addresses that a client connects from."""
-    return _of(family(scenario, inventory), host.data_addresses)[: scenario.client_addresses]
-
-
-def listening(scenario: Scenario, inventory: Inventory, host: Host) -> list[str]:
-    """Addresses that a server listens on."""
-    if scenario.path == "routed":
-        found: Iterable[str] = host.routed_addresses
-    else:
-        found = (one for one in host.data_addresses if one not in host.routed_addresses)
-    return _of(family(scenario, inventory), found)[: scenario.server_addresses]
-
-
-def endpoints(scenario: Scenario, inventory: Inventory, host: Host) -> list[Endpoint]:
-    """What a server listens on."""
-    return [
-        (address, port)
-        for address in listening(scenario, inventory, host)
-        for port in scenario.server_ports
-    ]
-
-
-def targets(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
-    """What clients connect to."""
-    if scenario.path == "proxied":
-        fronts = [fronting(scenario, inventory, one) for one in proxies(scenario, inventory)]
-        return [(front, port) for front in fronts for port in scenario.server_ports]
-    return [end for host in inventory.of("servers") for end in endpoints(scenario, inventory, host)]
-
-
-def fronting(scenario: Scenario, inventory: Inventory, proxy: Host) -> str:
-    """The address of a proxy that clients connect to.
-
-    :raises InputError: if it has none of the run's IP version.
+    A list is in the order of the inventory, endpoints of a host by address and then by port.
     """
-    version = family(scenario, inventory)
-    found = _of(version, proxy.data_addresses)
-    if not found:
-        raise InputError(
-            f"inventory {inventory.source}: host {proxy.name}: no IPv{version} address, "
-            "expected one for clients to connect to"
-        )
-    return found[0]
 
+    scenario: Scenario
+    inventory: Inventory
 
-def controls(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
-    """Where clients have a server agent prove that it is of this run: through the path."""
-    if scenario.path == "proxied":
-        ends = [fronting(scenario, inventory, one) for one in proxies(scenario, inventory)]
-    else:
-        ends = [listening(scenario, inventory, one)[0] for one in inventory.of("servers")]
-    return [(address, scenario.control_port) for address in ends]
+    def check(self) -> None:
+        """See that the inventory has what the scenario's path needs.
 
+        :raises InputError: naming the group and the command that builds it, or the field.
+        """
+        group = NEEDS[self.scenario.path]
+        if group is not None:
+            require(group, self.inventory)
+        for host in self.servers:
+            if not self.listening(host):
+                raise InputError(
+                    f"scenario {self.scenario.name}: path {self.scenario.path}: server "
+                    f"{host.name} has no IPv{self.family} address for it, expected one in the "
+                    f"inventory {self.inventory.source}"
+                )
 
-def fronts(scenario: Scenario, inventory: Inventory) -> list[Endpoint]:
-    """Of what clients connect to, that which is a proxy's."""
-    if scenario.path != "proxied":
-        return []
-    return [*targets(scenario, inventory), *controls(scenario, inventory)]
+    @functools.cached_property
+    def family(self) -> int:
+        """IP version of the run: 4 or 6. ``auto`` is that of the first server's first address."""
+        if self.scenario.family != "auto":
+            return self.scenario.family
+        return ipaddress.ip_address(self.servers[0].data_addresses[0]).version
 
+    @functools.cached_property
+    def servers(self) -> list[Host]:
+        """The server hosts: all of them take part."""
+        return self.inventory.of("servers")
 
-def translated(scenario: Scenario, inventory: Inventory) -> list[str]:
-    """Addresses that servers may see in place of the clients': those of the routers in the path.
+    @functools.cached_property
+    def clients(self) -> list[Host]:
+        """The client hosts that take part."""
+        return self.inventory.of("clients")[: self.scenario.clients]
 
-    Routers translate IPv4 alone, to addresses of their own (roles/nat_router).
-    """
-    if scenario.path != "routed" or family(scenario, inventory) != 4:
-        return []
-    return [one for host in inventory.of("routers") for one in _of(4, host.data_addresses)]
+    @functools.cached_property
+    def proxies(self) -> list[Host]:
+        """The proxies that take part: none but on the path through them."""
+        proxied = self.scenario.path == "proxied"
+        return self.inventory.of("proxies")[: self.scenario.proxies] if proxied else []
+
+    def sources(self, client: Host) -> list[str]:
+        """Addresses that a client connects from."""
+        return self._of_family(client.data_addresses)[: self.scenario.client_addresses]
+
+    def listening(self, server: Host) -> list[str]:
+        """Addresses that a server listens on."""
+        if self.scenario.path == "routed":
+            addresses: Iterable[str] = server.routed_addresses
+        else:
+            addresses = (a for a in server.data_addresses if a not in server.routed_addresses)
+        return self._of_family(addresses)[: self.scenario.server_addresses]
+
+    def endpoints(self, server: Host) -> list[Endpoint]:
+        """What a server listens on."""
+        ports = self.scenario.server_ports
+        return [(address, port) for address in self.listening(server) for port in ports]
+
+    def fronting(self, proxy: Host) -> str:
+        """The address of a proxy that clients connect to.
+
+        :raises InputError: if it has none of the run's IP version.
+        """
+        addresses = self._of_family(proxy.data_addresses)
+        if not addresses:
+            raise InputError(
+                f"inventory {self.inventory.source}: host {proxy.name}: no IPv{self.family} "
+                "address, expected one for clients to connect to"
+            )
+        return addresses[0]
+
+    @functools.cached_property
+    def targets(self) -> list[Endpoint]:
+        """What clients connect to."""
+        if self.scenario.path == "proxied":
+            fronts = map(self.fronting, self.proxies)
+            return [(front, port) for front in fronts for port in self.scenario.server_ports]
+        return [endpoint for server in self.servers for endpoint in self.endpoints(server)]
+
+    @functools.cached_property
+    def controls(self) -> list[Endpoint]:
+        """Where clients have a server agent prove that it is of this run: through the path."""
+        if self.scenario.path == "proxied":
+            addresses = [self.fronting(proxy) for proxy in self.proxies]
+        else:
+            addresses = [self.listening(server)[0] for server in self.servers]
+        return [(address, self.scenario.control_port) for address in addresses]
+
+    @functools.cached_property
+    def fronts(self) -> list[Endpoint]:
+        """Of what clients connect to, that which is a proxy's."""
+        return [*self.targets, *self.controls] if self.scenario.path == "proxied" else []
+
+    @functools.cached_property
+    def translated(self) -> list[str]:
+        """Addresses that servers may see in place of the clients': those of routers in the path.
+
+        Routers translate IPv4 alone, to addresses of their own (roles/nat_router).
+        """
+        if self.scenario.path != "routed" or self.family != 4:
+            return []
+        return [a for router in self.inventory.of("routers") for a in _of(4, router.data_addresses)]
+
+    def _of_family(self, addresses: Iterable[str]) -> list[str]:
+        return _of(self.family, addresses)
 
 
 def _of(version: int, addresses: Iterable[str]) -> list[str]:
-    return [one for one in addresses if ipaddress.ip_address(one).version == version]
+    return [address for address in addresses if ipaddress.ip_address(address).version == version]

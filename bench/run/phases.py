@@ -15,10 +15,9 @@ from bench.errors import LabError
 from bench.hosts import kmsg, survey
 from bench.hosts.agent import Agent
 from bench.hosts.session import Session
-from bench.inventory import Inventory
 from bench.model import capacity, headroom
 from bench.plan import planning, specs
-from bench.plan import topology as paths
+from bench.plan.topology import Topology
 from bench.results import facts, words
 from bench.results.format import (
     AgentsMemory,
@@ -37,7 +36,6 @@ from bench.run import drain, liveness, rounds, soak
 from bench.run.ceiling import Ceiling
 from bench.run.curve import Descent, Recorder, merge
 from bench.run.strays import Strays
-from bench.scenario import Scenario
 
 START_SECONDS = 60.0
 """For an agent to fork its workers, to listen, and to prove the handshake."""
@@ -101,16 +99,15 @@ class Conduct:
 
     def __init__(
         self,
-        scenario: Scenario,
-        inventory: Inventory,
+        topology: Topology,
         session: Session,
         recorder: Recorder,
         store: Store,
         run_id: str,
         nonce: str,
     ) -> None:
-        self.scenario = scenario
-        self.inventory = inventory
+        self.topology = topology
+        self.scenario = scenario = topology.scenario
         self.session = session
         self.recorder = recorder
         self.found = Evidence()
@@ -175,16 +172,16 @@ class Conduct:
         """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
         self.recorder.enter("prepare")
         self.found.hosts.update(survey.hosts(self.session, self.session.agents))
-        scenario, inventory = self.scenario, self.inventory
-        tuples = planning.plan_there(scenario, inventory, self.found.hosts)
+        scenario, topology = self.scenario, self.topology
+        tuples = planning.plan_there(topology, self.found.hosts)
         self._planned = {agent: tuples.share(agent.name) for agent in self.clients}
         for agent, planned in self._planned.items():
             agent.planned = planned
         for agent in self.servers:
-            ends = paths.endpoints(scenario, inventory, agent.host)
+            ends = topology.endpoints(agent.host)
             self._ending[agent] = tuples.held_by(ends)
             agent.planned = self._ending[agent] * (1 + scenario.retries) + STRANGERS
-            spec = specs.server(scenario, inventory, agent.host, tuples, self._nonce)
+            spec = specs.server(topology, agent.host, tuples, self._nonce)
             agent.tell({"op": "serve", "spec": spec})
         serving = self.session.gather(self.servers, "serving", START_SECONDS)
         self._listening = {
@@ -192,7 +189,7 @@ class Conduct:
             for agent, message in serving.items()
         }
         for agent in self.clients:
-            share = specs.client(scenario, inventory, agent.host, tuples, self._nonce)
+            share = specs.client(topology, agent.host, tuples, self._nonce)
             agent.tell({"op": "prepare", "spec": share})
         proof = START_SECONDS + tuples.pairs / PAIRS_A_SECOND
         self.session.gather(self.clients, "prepared", proof)
@@ -200,7 +197,7 @@ class Conduct:
         self.session.ask(self.servers, "open", "opened", START_SECONDS)
         self._waiting = self._time_waits()
         texts = self.collect("before")
-        predicted = capacity.predict(scenario, inventory, self.found.hosts, texts, tuples.capacity)
+        predicted = capacity.predict(topology, self.found.hosts, texts, tuples.capacity)
         self.found.predicted = predicted
         if predicted.forecast:
             said = words.forecast(predicted, scenario.memory_floor_mib)
@@ -227,10 +224,10 @@ class Conduct:
 
     def _ahead(self) -> int:
         """Connections by which clients may be ahead of what the servers have accepted."""
-        scenario, inventory = self.scenario, self.inventory
+        scenario = self.scenario
         places = 0
         for agent in self.servers:
-            listeners = len(paths.endpoints(scenario, inventory, agent.host))
+            listeners = len(self.topology.endpoints(agent.host))
             listeners *= self._listening.get(agent, 1)
             host = self.found.hosts.get(agent.name)
             queue = headroom.number(host, "net.core.somaxconn") if host else None
@@ -422,14 +419,14 @@ class Conduct:
         """
         for agent in self.session.agents:
             server = agent.role == "server"
-            count = paths.endpoints(self.scenario, self.inventory, agent.host) if server else None
+            count = self.topology.endpoints(agent.host) if server else None
             agent.tell({"op": "collect", "phase": phase, "count": count, "state": state})
         told = self.session.gather(
             self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample
         )
         taken = datetime.now(UTC)
         # Hosts on this machine's own kernel may not read its messages; here they can be.
-        log = kmsg.read() if self.inventory.underlay else ""
+        log = kmsg.read() if self.topology.inventory.underlay else ""
         written: list[Future[None]] = []
         with ThreadPoolExecutor(WRITERS) as pool:  # what takes long is that it has reached the disk
             for agent, message in told.items():

@@ -20,8 +20,8 @@ from bench.hosts.agent import Agent
 from bench.hosts.session import Connect, Session
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Inventory
-from bench.plan import topology as paths
 from bench.plan.planning import plan_for
+from bench.plan.topology import Topology
 from bench.results import cost, page
 from bench.results.format import (
     CurvePoint,
@@ -66,11 +66,12 @@ def run(
         touched.
     :raises LabError: if the lab failed.
     """
-    plan_for(scenario, inventory)
+    topology = Topology(scenario, inventory)
+    plan_for(topology)
     started = datetime.now(UTC)
     with contextlib.ExitStack() as stack:
-        hosts = [(host, "server") for host in inventory.of("servers")]
-        hosts += [(host, "client") for host in paths.clients(scenario, inventory)]
+        hosts = [(host, "server") for host in topology.servers]
+        hosts += [(host, "client") for host in topology.clients]
         run_id, _ = store.create(scenario.name, started, len(hosts), scenario.hold_seconds)
         session = stack.enter_context(
             Session(
@@ -95,12 +96,12 @@ def run(
             store.discard(run_id)
             raise
         nonce = secrets.token_hex(16)
-        conduct = Conduct(scenario, inventory, session, recorder, store, run_id, nonce)
+        conduct = Conduct(topology, session, recorder, store, run_id, nonce)
 
         @INTERRUPTS.cleaning()
         def keep(ended: tuple[Verdict, str] | None) -> Run:
             broken: Exception | None = None
-            gathered = scenario, inventory, conduct.found, recorder.points, run_id, started
+            gathered = topology, conduct.found, recorder.points, run_id, started
             try:
                 made = _assemble(*gathered, ended)
             except Exception as error:  # of whatever it has gathered: what there is, is kept
@@ -144,8 +145,7 @@ def _unreckoned(error: Exception) -> str:
 
 
 def _assemble(
-    scenario: Scenario,
-    inventory: Inventory,
+    topology: Topology,
     found: Evidence,
     points: list[CurvePoint],
     run_id: str,
@@ -158,6 +158,7 @@ def _assemble(
     :param ended: its verdict, where that is known
     :param bare: without what is reckoned from evidence, and so cannot fail
     """
+    scenario, inventory = topology.scenario, topology.inventory
     held, seconds = found.peak.clients, found.ramp_seconds
     measured = Measured(
         established=found.peak,

@@ -12,6 +12,7 @@ from bench import scenario
 from bench.claims import addresses, fourtuple, portrange, portspace
 from bench.claims.lab import Lab
 from bench.hosts import survey
+from bench.plan.topology import Topology
 
 RANGE = "20000 20499"
 SECOND = "198.18.1.2"
@@ -20,7 +21,7 @@ SECOND = "198.18.1.2"
 @pytest.fixture
 def lab(bed: Bed, tmp_path: Path) -> Lab:
     inventory = bed.inventory([CLIENT, SECOND, CLIENT6])
-    hosts, _ = survey.look(scenario.load("claim"), inventory, bed.connect)
+    hosts, _ = survey.look(Topology(scenario.load("claim"), inventory), bed.connect)
     return Lab(inventory, hosts, bed.connect, tmp_path, print)
 
 

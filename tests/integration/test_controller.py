@@ -19,6 +19,7 @@ from bench.errors import InputError, LabError
 from bench.hosts import survey
 from bench.model import capacity
 from bench.plan import planning
+from bench.plan.topology import Topology
 
 
 def test_a_run_from_end_to_end(bed: Bed) -> None:
@@ -204,17 +205,17 @@ def test_how_many_fit_above_the_floor(bed: Bed) -> None:
 def test_hosts_are_looked_at_and_nothing_is_opened(bed: Bed) -> None:
     wanted = scenario.load("ceiling")
     hosts = bed.inventory([CLIENT, "198.18.99.99"])
-    found, texts = survey.look(wanted, hosts, bed.connect)
+    found, texts = survey.look(Topology(wanted, hosts), bed.connect)
     assert set(found) == set(texts) == {"server", "client"}
     before = found["server"].phases["before"]
     assert (before.held, before.workers, before.established) == (0, 0, None)
     assert before.meminfo_kib["MemAvailable"] > 0 and before.slab_bytes["TCP"] > 0
     assert found["client"].limits["own_tasks"]
     assert found["client"].limits["tracking"] is False
-    there, missing = planning.there(wanted, hosts, found)
+    there, missing = planning.there(Topology(wanted, hosts), found)
     assert (dict(there), missing) == ({"client": [CLIENT]}, 1)
-    tuples = planning.tuples(wanted, bed.inventory(), there)
-    predicted = capacity.predict(wanted, bed.inventory(), found, texts, tuples)
+    tuples = planning.tuples(Topology(wanted, bed.inventory()), there)
+    predicted = capacity.predict(Topology(wanted, bed.inventory()), found, texts, tuples)
     assert predicted.limits["tuples"] == tuples == 64_512
     assert {"memory", "nofile", "fs.file-max", "pids"} <= predicted.limits.keys()
     assert predicted.notes == []

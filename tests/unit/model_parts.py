@@ -10,6 +10,7 @@ from captured import collected, texts
 from bench.inventory import Host, Inventory
 from bench.model import capacity
 from bench.model.bounds import Kernel, Room, Share
+from bench.plan.topology import Topology
 from bench.results import facts
 from bench.results.format import HostRecord
 from bench.scenario import Scenario
@@ -93,4 +94,4 @@ def predict(underlay: bool, watch: Any = "epoll", tracking: bool = False, **sysc
     scenario = Scenario(
         name="test", title="test", memory_floor_mib=100, watch=watch, connections=CONNECTIONS
     )
-    return capacity.predict(scenario, lab(underlay), hosts, evidence, 129_024)
+    return capacity.predict(Topology(scenario, lab(underlay)), hosts, evidence, 129_024)

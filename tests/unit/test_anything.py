@@ -34,6 +34,7 @@ from bench.collect import (
 from bench.diagnosis import diagnose
 from bench.hosts import count, messages
 from bench.model import capacity, remarks
+from bench.plan.topology import Topology
 from bench.results import cost, facts
 from bench.results.format import Established, HostRecord, Phase
 from bench.run import runner
@@ -227,7 +228,7 @@ def test_a_run_is_put_together_of_whatever_was_printed(data: st.DataObject, unde
     texts = {name: told(host, data) for name, host in hosts.items()}
     inventory = lab(underlay)
     scenario = Scenario(name="test", title="test", connections=900, source_ports="kernel")
-    predicted = capacity.predict(scenario, inventory, hosts, texts, 1_000)
+    predicted = capacity.predict(Topology(scenario, inventory), hosts, texts, 1_000)
     remarks.remarks(scenario, hosts)
     gathered = Evidence(
         hosts=hosts,
@@ -235,7 +236,7 @@ def test_a_run_is_put_together_of_whatever_was_printed(data: st.DataObject, unde
         peak=Established(clients=901, servers=900, ss=899),
         errors={("client", "client1"): {"ETIMEDOUT": 3, "ENOMEM": 1}, ("server", "server1"): {}},
     )
-    made = runner._assemble(scenario, inventory, gathered, [], "run", STARTED, None)
+    made = runner._assemble(Topology(scenario, inventory), gathered, [], "run", STARTED, None)
     assert type(made).model_validate_json(made.model_dump_json(by_alias=True)).run_id == "run"
 
 
@@ -289,7 +290,7 @@ def test_what_facts_get_through_can_be_worked_with(data: st.DataObject) -> None:
     host = facts.host_record(event, ["clients"])
     hosts = {"server1": record("6.1", "servers"), "client1": host}
     scenario = Scenario(name="test", title="test", source_ports="kernel")
-    assert capacity.predict(scenario, lab(False), hosts, {}, 9).max_connections >= 0
+    assert capacity.predict(Topology(scenario, lab(False)), hosts, {}, 9).max_connections >= 0
     remarks.remarks(scenario, hosts)
     local = facts.Local(host)
     assert all(one.network_address in local for one in map(network, host.addresses))

@@ -12,6 +12,7 @@ from bench import fence, scenario
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
 from bench.plan import planning
+from bench.plan.topology import Topology
 
 V4, V6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
 
@@ -158,4 +159,4 @@ def test_no_plan_connects_to_what_is_outside_the_fence(public: bool, address: st
     }
     found = Inventory("test", "remote", hosts, False, None, None)
     with pytest.raises(InputError, match=rf"^inventory test: target {address}: got a "):
-        planning.plan_for(scenario.load("million", {"connections": 10}), found)
+        planning.plan_for(Topology(scenario.load("million", {"connections": 10}), found))

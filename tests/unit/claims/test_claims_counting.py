@@ -11,6 +11,7 @@ from bench.claims.counting import FIRST_PORT, CountFound, CountParameters, judge
 from bench.hosts import count
 from bench.inventory import Host, Inventory
 from bench.plan import planning
+from bench.plan.topology import Topology
 from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
@@ -71,9 +72,9 @@ class Lab:
 
     def held(self, during: Callable[[], None], **fields: Any) -> Any:
         self.used = Scenario(name="claim", title="claim", **fields)
-        there, missing = planning.there(self.used, INVENTORY, self.hosts)
+        there, missing = planning.there(Topology(self.used, INVENTORY), self.hosts)
         assert missing == 1
-        self.plan = planning.plan_for(self.used, INVENTORY, there)
+        self.plan = planning.plan_for(Topology(self.used, INVENTORY), there)
         during()
         return SimpleNamespace(
             config=self.used.model_dump(mode="json"),
@@ -93,7 +94,7 @@ def test_what_is_expected_is_the_plan_of_the_addresses_that_are_there() -> None:
     wanted = CountParameters(connections=6, ports=4)
     found = measure(lab, wanted)
     assert (found.held, found.counted, found.wrong_ports) == (6, 6, 0)
-    every = planning.plan_for(lab.used, INVENTORY)
+    every = planning.plan_for(Topology(lab.used, INVENTORY))
     assert any(
         every.held_by([("198.18.0.1", port)]) != lab.plan.held_by([("198.18.0.1", port)])
         for port in range(FIRST_PORT, FIRST_PORT + 4)

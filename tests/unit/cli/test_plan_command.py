@@ -22,8 +22,8 @@ from bench import files, inventory, scenario
 from bench.cli import app, fleetview
 from bench.errors import InputError
 from bench.hosts import survey
-from bench.inventory import Inventory
 from bench.plan import planning
+from bench.plan.topology import Topology
 from bench.results import facts
 from bench.results.format import HostRecord
 from bench.sizing import inventories, rates
@@ -193,7 +193,7 @@ def test_what_is_written_is_an_inventory_for_exactly_so_many(
     assert hosts.settings == found["set"]
     wanted = scenario.load("million", hosts.settings, hosts.connections)
     assert wanted.connections == fleet.connections
-    plan = planning.plan_for(wanted, hosts)
+    plan = planning.plan_for(Topology(wanted, hosts))
     shares = [plan.share(host.name) for host in hosts.of("clients")]
     assert sum(shares) == fleet.connections
     assert max(shares) == fleet.clients.largest
@@ -257,7 +257,7 @@ def test_what_is_written_is_what_preflight_looks_at(
     few = {"connections": "1.5M", "client_ram": "8GiB"}
     assert call("--write", str(folder), server_ports="4", **few).exit_code == 0
 
-    def look(_: Any, hosts: Inventory, __: Any) -> tuple[dict[str, HostRecord], dict[str, Any]]:
+    def look(topology: Topology, _: Any) -> tuple[dict[str, HostRecord], dict[str, Any]]:
         """Hosts with all their addresses, and nothing else known of them."""
         found = {
             host.name: HostRecord(
@@ -270,7 +270,7 @@ def test_what_is_written_is_what_preflight_looks_at(
                 addresses=list(host.data_addresses),
                 phases={"before": facts.phase(collected("6.1", "before"))},
             )
-            for host in hosts.hosts.values()
+            for host in topology.inventory.hosts.values()
         }
         return found, {name: {} for name in found}
 

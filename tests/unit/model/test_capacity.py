@@ -9,6 +9,7 @@ from model_parts import CONNECTIONS, kernel, lab, predict, record, share
 
 from bench.collect import slab
 from bench.model import capacity, footprint, headroom, objects
+from bench.plan.topology import Topology
 from bench.results import facts
 from bench.scenario import Scenario
 
@@ -108,7 +109,7 @@ def test_the_server_that_will_have_the_least_is_forecast() -> None:
     wanted = Scenario(name="test", title="test", connections=1_001)
     for change, name in ((-50_000, "server2"), (100_000, "server1")):
         before["MemFree"] += change
-        said = capacity.predict(wanted, inventory, hosts, {}, 10_000).forecast
+        said = capacity.predict(Topology(wanted, inventory), hosts, {}, 10_000).forecast
         assert (said.host, said.connections) == (name, 501)
 
 
@@ -116,9 +117,9 @@ def test_nothing_is_forecast_of_a_server_that_told_no_memory() -> None:
     hosts = {"server1": record("6.1", "servers"), "client1": record("6.1", "clients")}
     hosts["server1"].phases["before"].meminfo_kib = {}
     wanted = Scenario(name="test", title="test")
-    assert capacity.predict(wanted, lab(False), hosts, {}, 5).forecast is None
+    assert capacity.predict(Topology(wanted, lab(False)), hosts, {}, 5).forecast is None
     hosts["server1"].phases = {}
-    assert capacity.predict(wanted, lab(False), hosts, {}, 5).forecast is None
+    assert capacity.predict(Topology(wanted, lab(False)), hosts, {}, 5).forecast is None
 
 
 def test_conntrack_counts_where_it_is_active() -> None:

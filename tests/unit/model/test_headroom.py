@@ -11,6 +11,7 @@ from model_parts import lab, record
 
 from bench.model import headroom
 from bench.model.bounds import Room, Share
+from bench.plan.topology import Topology
 from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
@@ -23,12 +24,14 @@ def scenario(**fields: Any) -> Scenario:
 
 def of_client(host: HostRecord, **fields: Any) -> Share:
     return headroom.share(
-        scenario(**fields), lab(False), "client1", host, {}, "clients", Fraction(1, 2)
+        Topology(scenario(**fields), lab(False)), "client1", host, {}, "clients", Fraction(1, 2)
     )
 
 
 def of_server(host: HostRecord, **fields: Any) -> Share:
-    return headroom.share(scenario(**fields), lab(False), "server1", host, {}, "servers", WHOLE)
+    return headroom.share(
+        Topology(scenario(**fields), lab(False)), "server1", host, {}, "servers", WHOLE
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,8 +82,10 @@ def test_only_addresses_of_one_family_make_a_pair() -> None:
     inventory = lab(False)
     six = replace(inventory.hosts["client1"], data_addresses=("198.18.1.1", "fd63:6f6e:6e6c::9"))
     host = record("6.1", "clients")
-    found = headroom.local_ports(scenario(), inventory, six, host)
-    assert found == headroom.local_ports(scenario(), inventory, inventory.hosts["client1"], host)
+    found = headroom.local_ports(Topology(scenario(), inventory), six, host)
+    assert found == headroom.local_ports(
+        Topology(scenario(), inventory), inventory.hosts["client1"], host
+    )
     assert found == 28_232  # the kernel's default, where a host told of none
 
 

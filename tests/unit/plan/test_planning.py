@@ -9,6 +9,7 @@ from runs import host as record
 from bench.errors import InputError, LabError
 from bench.inventory import Host, Inventory
 from bench.plan import planning
+from bench.plan.topology import Topology
 from bench.results.format import HostRecord
 from bench.scenario import Scenario
 
@@ -46,60 +47,61 @@ def scenario(**fields: Any) -> Scenario:
     )
 
 
+def topology(**fields: Any) -> Topology:
+    return Topology(scenario(**fields), LAB)
+
+
 def test_addresses_that_hosts_have_not_are_counted() -> None:
-    every = planning.planned(scenario(), LAB)
-    assert planning.there(scenario(), LAB, found()) == (
+    every = planning.planned(topology())
+    assert planning.there(topology(), found()) == (
         {name: list(addresses) for name, addresses in every.items()},
         0,
     )
     there, missing = planning.there(
-        scenario(), LAB, found(client1=["198.18.1.1", "10.0.0.1"], client2=[])
+        topology(), found(client1=["198.18.1.1", "10.0.0.1"], client2=[])
     )
     assert (dict(there), missing) == ({"client1": ["198.18.1.1"], "client2": []}, 2)
     # One route for a whole prefix has them all.
-    assert planning.there(scenario(), LAB, found(client1=["198.18.1.0/24"]))[1] == 0
+    assert planning.there(topology(), found(client1=["198.18.1.0/24"]))[1] == 0
 
 
 def test_a_server_without_its_address_is_a_fault() -> None:
     with pytest.raises(LabError, match="host server1: address fd63:6f6e:6e6c::1 is not"):
-        planning.there(scenario(family=6), LAB, found(server1=["198.18.0.1"]))
+        planning.there(topology(family=6), found(server1=["198.18.0.1"]))
     # One that the run does not use is of no interest.
-    assert planning.there(scenario(), LAB, found(server1=["198.18.0.1"]))[1] == 0
+    assert planning.there(topology(), found(server1=["198.18.0.1"]))[1] == 0
 
 
 def test_tuples_are_of_one_address_family_each() -> None:
-    assert planning.tuples(scenario(), LAB, planning.planned(scenario(), LAB)) == 3_000
-    assert (
-        planning.tuples(scenario(server_ports=[1, 2]), LAB, planning.planned(scenario(), LAB))
-        == 6_000
-    )
-    assert planning.tuples(scenario(), LAB, {"client1": []}) == 0
+    assert planning.tuples(topology(), planning.planned(topology())) == 3_000
+    assert planning.tuples(topology(server_ports=[1, 2]), planning.planned(topology())) == 6_000
+    assert planning.tuples(topology(), {"client1": []}) == 0
     six = {"client1": ["fd63:6f6e:6e6c::2"]}
-    assert planning.tuples(scenario(), LAB, six) == 0
-    assert planning.tuples(scenario(family=6), LAB, six) == 1_000
+    assert planning.tuples(topology(), six) == 0
+    assert planning.tuples(topology(family=6), six) == 1_000
 
 
 def test_more_than_there_are_is_refused_unless_a_limit_is_looked_for() -> None:
     with pytest.raises(InputError, match="expected at most the 3000 tuples"):
-        planning.plan_for(scenario(connections=3_001), LAB)
-    made = planning.plan_for(scenario(connections=3_001, expect="limit"), LAB)
+        planning.plan_for(topology(connections=3_001))
+    made = planning.plan_for(topology(connections=3_001, expect="limit"))
     assert sum(made.share(name) for name in made.blocks) == made.capacity == 3_000
-    fewer = planning.plan_for(scenario(connections=5, expect="limit"), LAB)
+    fewer = planning.plan_for(topology(connections=5, expect="limit"))
     assert sum(fewer.share(name) for name in fewer.blocks) == 5
 
 
 def test_more_pairs_than_can_be_proven_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MOST_PAIRS", 299)
     ports = list(range(5_000, 5_100))
-    assert planning.plan_for(scenario(connections=299, server_ports=ports), LAB).pairs <= 299
+    assert planning.plan_for(topology(connections=299, server_ports=ports)).pairs <= 299
     with pytest.raises(InputError, match="got 300 pairs of client address and server endpoint, "):
-        planning.plan_for(scenario(connections=900, server_ports=ports), LAB)
+        planning.plan_for(topology(connections=900, server_ports=ports))
     # Blocks that begin anew at the first source port are of the same pair.
-    many = planning.plan_for(scenario(connections=2_900, server_ports=[5_000]), LAB)
+    many = planning.plan_for(topology(connections=2_900, server_ports=[5_000]))
     assert many.pairs == 3
 
 
 def test_without_any_tuple_there_is_no_plan() -> None:
     nobody = replace(LAB, hosts={**LAB.hosts, "client1": host("client1", "clients")})
     with pytest.raises(InputError, match="at most the 0 tuples"):
-        planning.plan_for(scenario(expect="limit"), nobody, {"client1": []})
+        planning.plan_for(Topology(scenario(expect="limit"), nobody), {"client1": []})

@@ -10,6 +10,7 @@ import pytest
 from bench.inventory import Host, Inventory
 from bench.plan import specs
 from bench.plan.planning import plan_for
+from bench.plan.topology import Topology
 from bench.scenario import Scenario
 
 NONCE = "00" * 16
@@ -36,13 +37,13 @@ def made(**fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What servers and clients are told, by name."""
     usual = {"connections": 10_001, "clients": 3, "memory_floor_mib": 777}
     wanted = Scenario(name="test", title="test", **{**usual, **fields})
-    plan = plan_for(wanted, INVENTORY)
+    plan = plan_for(Topology(wanted, INVENTORY))
     servers = {
-        one.name: specs.server(wanted, INVENTORY, one, plan, NONCE)
+        one.name: specs.server(Topology(wanted, INVENTORY), one, plan, NONCE)
         for one in INVENTORY.of("servers")
     }
     clients = {
-        one.name: specs.client(wanted, INVENTORY, one, plan, NONCE)
+        one.name: specs.client(Topology(wanted, INVENTORY), one, plan, NONCE)
         for one in INVENTORY.of("clients")
     }
     return servers, clients

@@ -7,7 +7,8 @@ import pytest
 
 from bench.errors import InputError
 from bench.inventory import Host, Inventory
-from bench.plan import topology as paths
+from bench.plan import planning
+from bench.plan.topology import Topology
 from bench.scenario import Scenario
 
 
@@ -48,57 +49,61 @@ def scenario(**fields: Any) -> Scenario:
     return Scenario(name="test", title="test", **fields)
 
 
+def topology(**fields: Any) -> Topology:
+    return Topology(scenario(**fields), LAB)
+
+
 def without(*names: str) -> Inventory:
     return replace(LAB, hosts={n: one for n, one in LAB.hosts.items() if n not in names})
 
 
 def test_a_server_listens_on_its_own_addresses_and_every_port() -> None:
-    assert paths.endpoints(scenario(server_ports=[5000, 5001]), LAB, SERVER) == [
+    assert topology(server_ports=[5000, 5001]).endpoints(SERVER) == [
         ("198.18.0.1", 5000),
         ("198.18.0.1", 5001),
         ("198.18.0.2", 5000),
         ("198.18.0.2", 5001),
     ]
-    assert paths.listening(scenario(server_addresses=1), LAB, SERVER) == ["198.18.0.1"]
-    assert paths.listening(scenario(family=6), LAB, SERVER) == ["fd63:6f6e:6e6c::1"]
+    assert topology(server_addresses=1).listening(SERVER) == ["198.18.0.1"]
+    assert topology(family=6).listening(SERVER) == ["fd63:6f6e:6e6c::1"]
 
 
 def test_behind_a_router_a_server_listens_where_the_router_leads() -> None:
-    assert paths.targets(scenario(path="routed"), LAB) == [("198.19.0.1", 5000)]
-    assert paths.controls(scenario(path="routed"), LAB) == [("198.19.0.1", 4999)]
+    assert topology(path="routed").targets == [("198.19.0.1", 5000)]
+    assert topology(path="routed").controls == [("198.19.0.1", 4999)]
 
 
 def test_clients_connect_to_the_proxies_and_ask_through_them() -> None:
     proxied = scenario(path="proxied")
-    assert paths.targets(proxied, LAB) == [("198.18.211.1", 5000), ("198.18.212.1", 5000)]
-    assert paths.controls(proxied, LAB) == [("198.18.211.1", 4999), ("198.18.212.1", 4999)]
-    assert paths.endpoints(proxied, LAB, SERVER)[0] == ("198.18.0.1", 5000)
-    assert paths.targets(scenario(path="proxied", proxies=1), LAB) == [("198.18.211.1", 5000)]
+    assert Topology(proxied, LAB).targets == [("198.18.211.1", 5000), ("198.18.212.1", 5000)]
+    assert Topology(proxied, LAB).controls == [("198.18.211.1", 4999), ("198.18.212.1", 4999)]
+    assert Topology(proxied, LAB).endpoints(SERVER)[0] == ("198.18.0.1", 5000)
+    assert topology(path="proxied", proxies=1).targets == [("198.18.211.1", 5000)]
     with pytest.raises(InputError, match="host proxy1: no IPv6 address"):
-        paths.targets(scenario(path="proxied", family=6), LAB)
+        planning.plan_for(topology(path="proxied", family=6))
 
 
 def test_a_way_has_fronts_or_routers_or_nothing() -> None:
-    assert (paths.fronts(scenario(), LAB), paths.translated(scenario(), LAB)) == ([], [])
+    assert (topology().fronts, topology().translated) == ([], [])
     routed, proxied = scenario(path="routed"), scenario(path="proxied", proxies=1)
-    assert paths.fronts(routed, LAB) == []
-    assert paths.translated(routed, LAB) == ["198.18.201.1"]
-    assert paths.translated(scenario(path="routed", family=6), LAB) == []  # none is translated
-    assert paths.fronts(proxied, LAB) == [("198.18.211.1", 5000), ("198.18.211.1", 4999)]
-    assert paths.translated(proxied, LAB) == []
+    assert Topology(routed, LAB).fronts == []
+    assert Topology(routed, LAB).translated == ["198.18.201.1"]
+    assert topology(path="routed", family=6).translated == []  # none is translated
+    assert Topology(proxied, LAB).fronts == [("198.18.211.1", 5000), ("198.18.211.1", 4999)]
+    assert Topology(proxied, LAB).translated == []
 
 
 def test_fewer_hosts_and_addresses_than_there_are() -> None:
-    assert [one.name for one in paths.clients(scenario(clients=1), LAB)] == ["client1"]
-    assert len(paths.clients(scenario(), LAB)) == 2
-    assert paths.sources(scenario(client_addresses=1), LAB, CLIENT) == ["198.18.1.1"]
-    assert paths.sources(scenario(family=6), LAB, CLIENT) == ["fd63:6f6e:6e6c:1::1"]
+    assert [one.name for one in topology(clients=1).clients] == ["client1"]
+    assert len(topology().clients) == 2
+    assert topology(client_addresses=1).sources(CLIENT) == ["198.18.1.1"]
+    assert topology(family=6).sources(CLIENT) == ["fd63:6f6e:6e6c:1::1"]
 
 
 def test_auto_is_the_version_of_the_servers_first_address() -> None:
-    assert paths.family(scenario(), LAB) == 4
+    assert topology().family == 4
     six = replace(LAB, hosts={"server1": host("server1", "servers", "fd63:6f6e:6e6c::1")})
-    assert paths.family(scenario(), six) == 6
+    assert Topology(scenario(), six).family == 6
 
 
 @pytest.mark.parametrize(
@@ -117,5 +122,5 @@ def test_what_the_inventory_lacks_is_named(
     inventory: Inventory, fields: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(InputError, match=line):
-        paths.check(scenario(**fields), inventory)
-    paths.check(scenario(), inventory)
+        Topology(scenario(**fields), inventory).check()
+    Topology(scenario(), inventory).check()

@@ -17,6 +17,7 @@ from bench.diagnosis.findings import Floor
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
 from bench.plan import specs
+from bench.plan.topology import Topology
 from bench.plan.tuples import Plan
 from bench.results.store import Store
 from bench.run import drain, liveness
@@ -116,8 +117,7 @@ class Bed:
         inventory = Inventory("test", "vm", HOSTS, False, None, None)
         session: Any = self.session
         self.conduct = Conduct(
-            wanted,
-            inventory,
+            Topology(wanted, inventory),
             session,
             Recorder(50_000, io.StringIO(), self.shown.append),
             Store(folder),
@@ -267,8 +267,8 @@ def test_clients_share_the_rate_as_they_share_the_plan(
     halves = {"client1": [{**block, "count": 300}], "client2": [{**block, "count": 100}]}
     made: Any = Plan(halves, 400)
     both = [host(name, "clients", "198.18.1.1") for name in halves]
-    asked, hosts = bed.conduct.scenario, bed.conduct.inventory
-    told = [specs.client(asked, hosts, one, made, "00" * 16) for one in both]
+    topology = bed.conduct.topology
+    told = [specs.client(topology, one, made, "00" * 16) for one in both]
     assert [one["connect_rate"] for one in told] == shares
 
 

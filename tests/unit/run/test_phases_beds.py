@@ -13,6 +13,7 @@ from captured import collected
 
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
+from bench.plan.topology import Topology
 from bench.results.format import Established
 from bench.results.store import Store
 from bench.run import phases, strays
@@ -134,7 +135,7 @@ class Bed:
         self.store = Store(folder)
         run_id, _ = self.store.create("test", phases.datetime.now(phases.UTC))
         self.conduct = Conduct(
-            self.scenario, inventory, session, recorder, self.store, run_id, "00" * 16
+            Topology(self.scenario, inventory), session, recorder, self.store, run_id, "00" * 16
         )
 
 

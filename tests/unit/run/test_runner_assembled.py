@@ -13,6 +13,7 @@ from runs import host
 
 from bench.errors import LabError
 from bench.inventory import Host, Inventory
+from bench.plan.topology import Topology
 from bench.results.format import Established, Run
 from bench.results.store import Store
 from bench.run import runner
@@ -59,7 +60,7 @@ def gathered() -> Evidence:
 
 def assembled() -> Run:
     started = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-    return runner._assemble(SCENARIO, INVENTORY, gathered(), [], "run", started, None)
+    return runner._assemble(Topology(SCENARIO, INVENTORY), gathered(), [], "run", started, None)
 
 
 def test_errors_of_all_hosts_are_added_up() -> None:
@@ -76,7 +77,9 @@ def test_a_run_without_a_ramp_has_no_rate() -> None:
     found = gathered()
     found.ramp_seconds = 0.0
     started = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-    run = runner._assemble(SCENARIO, INVENTORY, found, [], "run", started, ("aborted", "why"))
+    run = runner._assemble(
+        Topology(SCENARIO, INVENTORY), found, [], "run", started, ("aborted", "why")
+    )
     assert run.measured.connections_per_second == 0.0
     assert (run.verdict, run.reason) == ("aborted", "why")
 
