@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from bench.cli import claims, count, model, plan, runs
 from bench.cli.common import output_failed, say, unwritten
 from bench.errors import InputError
+from bench.version import version
 
 
 class Commands(TyperGroup):
@@ -55,8 +56,27 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="How many TCP connections can a server hold, what stops it, what does each cost?",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(version())
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the commit and exit.", is_eager=True, callback=_version
+        ),
+    ] = False,
+) -> None:
+    """How many TCP connections can a server hold, what stops it, what does each cost?"""
+
+
 app.command("run")(runs.run)
 app.command("list")(runs.list_)
 app.command("report")(runs.report_)

@@ -1,0 +1,38 @@
+"""The version of this program: the commit that it was checked out from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GIT_SECONDS = 10.0
+"""For git(1) to look at a checkout: a fraction of a second, more on a network file system."""
+
+
+def version() -> str:
+    """Return one line such as ``connlab, commit 1a2b3c4d5e6f of 2026-01-31, with changes``.
+
+    Without git(1), or outside a checkout of its own, the commit is ``unknown``.
+    """
+    top, commit = _git("rev-parse", "--show-toplevel"), _git("log", "-1", "--format=%h of %cs")
+    if not top or Path(top) != ROOT or not commit:
+        return "connlab, commit unknown"
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"connlab, commit {commit}" + (", with changes" if changed else "")
+
+
+def _git(*words: str) -> str:
+    """Return what git(1) prints of this checkout, nothing where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", ROOT, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=GIT_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
