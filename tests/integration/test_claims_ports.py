@@ -9,8 +9,9 @@ from agents import CLIENT, CLIENT6
 from beds import Bed
 
 from bench import scenario
-from bench.claims import addresses, fourtuple, portrange, portspace
+from bench.claims import portrange, portspace
 from bench.claims.lab import Lab
+from bench.claims.statements import four_tuple, port_myth
 from bench.hosts import survey
 from bench.plan.topology import Topology
 
@@ -50,12 +51,12 @@ def test_ports_bound_one_by_one(lab: Lab) -> None:
 
 
 def test_the_addresses_are_those_that_connections_come_from(lab: Lab) -> None:
-    few = addresses.PortMythParameters(connections=100)
-    assert addresses.measure_port_myth(lab, few).client_addresses == 2
+    few = port_myth.PortMythParameters(connections=100)
+    assert port_myth.measure_port_myth(lab, few).client_addresses == 2
 
 
 def test_a_second_connection_by_each_of_the_four(lab: Lab) -> None:
-    found = fourtuple.measure_four_tuple(lab, fourtuple.FourTupleParameters(families=[4, 6]))
+    found = four_tuple.measure_four_tuple(lab, four_tuple.FourTupleParameters(families=[4, 6]))
     assert found.cases["IPv4"]["client address"] == "admitted"
     assert found.cases["IPv6"]["server address"] is None  # there is no second one
-    assert fourtuple.judge_four_tuple(found).verdict == "depends"
+    assert four_tuple.judge_four_tuple(found).verdict == "depends"

@@ -9,9 +9,9 @@ from agents import CLIENT, CONTROL, PORT, SERVER
 from beds import Bed
 from sides import lab
 
-from bench.claims import closing
 from bench.claims.churning import Churning
 from bench.claims.ends import between
+from bench.claims.statements import time_wait
 from bench.errors import LabError
 from bench.hosts.trials import Trials
 
@@ -27,8 +27,8 @@ def trials(bed: Bed, tmp_path: Path):
 
 def test_who_closes_first_runs_out_of_ports(trials: Trials, bed: Bed, tmp_path: Path) -> None:
     hosts = lab(bed, tmp_path)
-    ends = between(hosts, ports=len(closing.MODES), first=closing.FIRST_PORT)
-    modes = list(zip(ends.ports, closing.MODES, strict=True))
+    ends = between(hosts, ports=len(time_wait.MODES), first=time_wait.FIRST_PORT)
+    modes = list(zip(ends.ports, time_wait.MODES, strict=True))
     server = {"side": "server", "address": ends.address, "ports": modes, **ends.server}
     trials.begin(hosts.server, "closing", **server)
     targets = ends.endpoints[2:]
@@ -50,11 +50,11 @@ def test_who_closes_first_runs_out_of_ports(trials: Trials, bed: Bed, tmp_path: 
 
 def test_an_orphan_ends_with_tcp_fin_timeout(trials: Trials, bed: Bed, tmp_path: Path) -> None:
     hosts = lab(bed, tmp_path)
-    ends = between(hosts, ports=2, first=closing.FIRST_PORT)
+    ends = between(hosts, ports=2, first=time_wait.FIRST_PORT)
     modes = list(zip(ends.ports, ("client", "mute"), strict=True))
     server = {"side": "server", "address": ends.address, "ports": modes, **ends.server}
     trials.begin(hosts.server, "closing", **server)
-    with hosts.settings([hosts.client], sysctl={closing.FIN_TIMEOUT: 2}):
+    with hosts.settings([hosts.client], sysctl={time_wait.FIN_TIMEOUT: 2}):
         client = trials.begin(hosts.client, "lasting", targets=ends.endpoints, **ends.client)
         client.go(target=ends.endpoints[0], state="TIME-WAIT")
         client.go(target=ends.endpoints[1], state="FIN-WAIT-2")

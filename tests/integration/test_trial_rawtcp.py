@@ -12,13 +12,13 @@ from agents import CLIENT, CONTROL, PORT, SERVER, running, until
 from beds import Bed
 from sides import lab
 
-from bench.claims import userland
 from bench.claims.ends import between
+from bench.claims.statements import userland_tcp
 from bench.errors import LabError
 from bench.hosts.trials import Trial, Trials
 
-FIRST = userland.FIRST_PORT
-SMALL = userland.UserlandTcpParameters(tried=10, connections=300, echoes=40)
+FIRST = userland_tcp.FIRST_PORT
+SMALL = userland_tcp.UserlandTcpParameters(tried=10, connections=300, echoes=40)
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def both(trials: Trials, bed: Bed, **changed: object) -> tuple[Trial, Trial]:
 
 
 def test_the_kernel_spoils_them_until_it_is_kept_out(bed: Bed, tmp_path: Path) -> None:
-    found = userland.measure_userland_tcp(lab(bed, tmp_path), SMALL)
+    found = userland_tcp.measure_userland_tcp(lab(bed, tmp_path), SMALL)
     assert found.tried_answered == found.tried_resets == found.tried == 10
     assert found.tried_out_rsts >= 10
     assert (found.tried_held, found.held, found.wanted) == (0, 300, 300)
     assert (found.resets, found.kernel_sockets, found.left) == (0, 0, 0)
     assert found.out_rsts >= 300  # counted where they are made, dropped thereafter
     assert found.echoes_answered == found.echoes_asked == 40
-    assert userland.judge_userland_tcp(found).verdict == "confirmed"
+    assert userland_tcp.judge_userland_tcp(found).verdict == "confirmed"
     assert until(bed.clean)
     assert "connlab_userland" not in bed.net.run("client", "nft", "list", "tables")
 
@@ -59,8 +59,8 @@ def test_nothing_stays_on_the_server_when_the_client_ends(
     how: str, trials: Trials, bed: Bed, tmp_path: Path
 ) -> None:
     client = both(trials, bed)[1]
-    chain = userland._chain(between(lab(bed, tmp_path), first=PORT), 100, client.first["mark"])
-    trials.begin(bed.inventory().hosts["client"], "guard", tables={userland.TABLE: chain})
+    chain = userland_tcp._chain(between(lab(bed, tmp_path), first=PORT), 100, client.first["mark"])
+    trials.begin(bed.inventory().hosts["client"], "guard", tables={userland_tcp.TABLE: chain})
     assert client.go(do="raw", ports=100)["held"] == 100
     assert len(established(bed)) == 100
     process = client.agent.process

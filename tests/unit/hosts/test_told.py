@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.claims import closing, descriptors, events, fourtuple, lookups
+from bench.claims.statements import fd_levels, four_tuple, hash_table, multiplexers, time_wait
 from bench.errors import LabError
 from bench.hosts.told import Told
 
@@ -93,10 +93,10 @@ anything = st.recursive(
 def test_whatever_a_host_tells_is_taken_or_named(value: Any) -> None:
     one = told(a=value)
     takers: list[Any] = [
-        lambda: events._cost(one, "a"),
-        lambda: one.each("a", closing._maybe, 4),
-        lambda: one.each("a", lookups._step, 1),
-        lambda: descriptors._limit(one.within("a"), "nobody"),
+        lambda: multiplexers._cost(one, "a"),
+        lambda: one.each("a", time_wait._maybe, 4),
+        lambda: one.each("a", hash_table._step, 1),
+        lambda: fd_levels._limit(one.within("a"), "nobody"),
         lambda: one.each("a", Told.within),
         lambda: one.named("a", Told.real),
     ]
@@ -111,9 +111,9 @@ def test_rounds_with_other_steps_are_named() -> None:
     step = {"held": 1, "us": 2.0}
     rounds = [told(connect_us=[step] * number, echo_us=1.0) for number in (2, 3)]
     with pytest.raises(LabError, match=r"^host server1: protocol: told: connect_us: expected as "):
-        lookups._table(256, 1_000, rounds)
-    assert lookups._table(256, 1_000, rounds[:1]).connect_us == [2.0]
+        hash_table._table(256, 1_000, rounds)
+    assert hash_table._table(256, 1_000, rounds[:1]).connect_us == [2.0]
 
 
 def test_each_case_of_the_four_values_has_to_be_told() -> None:
-    assert {"first", fourtuple.SAME, *fourtuple.ELEMENTS} > set(fourtuple.LACKING)
+    assert {"first", four_tuple.SAME, *four_tuple.ELEMENTS} > set(four_tuple.LACKING)

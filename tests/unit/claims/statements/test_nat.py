@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.claims.lab import NotMeasurable
-from bench.claims.nat import NAT, NatFound, judge
+from bench.claims.statements.nat import NAT, NatFound, judge
 from bench.claims.translated import Part, rules
 
 PORTS, RETRIES = 1_000, 3

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.claims import userland
-from bench.claims.userland import UserlandTcpFound
+from bench.claims.statements import userland_tcp
+from bench.claims.statements.userland_tcp import UserlandTcpFound
 
 FOUND: dict[str, Any] = {
     "tried": 20,
@@ -45,13 +45,13 @@ FOUND: dict[str, Any] = {
     ],
 )
 def test_the_verdict_comes_from_the_figures(changed, verdict: str, part: str) -> None:
-    judged = userland.judge_userland_tcp(UserlandTcpFound.model_validate({**FOUND, **changed}))
+    judged = userland_tcp.judge_userland_tcp(UserlandTcpFound.model_validate({**FOUND, **changed}))
     assert judged.verdict == verdict
     assert part in judged.reason
 
 
 def test_measured_tells_the_figures() -> None:
-    judged = userland.judge_userland_tcp(UserlandTcpFound.model_validate(FOUND))
+    judged = userland_tcp.judge_userland_tcp(UserlandTcpFound.model_validate(FOUND))
     assert judged.measured == (
         "20 by hand: 20 RSTs by the client's own kernel, 0 held; with them dropped 2,000 of 2,000 "
         "held with 0 sockets and 64 open files, 12 B each (a kernel socket: 3,773 B), 9,000 a "

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.claims import addresses, fourtuple, portrange, ports
+from bench.claims import portrange
 from bench.claims.portspace import Filled
+from bench.claims.statements import client_64k, four_tuple, port_myth
 
 
 def filled(**fields: Any) -> Filled:
@@ -37,10 +38,10 @@ BOUND = {"chosen_by": "plan", "bound_by": "tuples", "refused": {}}
     [(65_536, 200, "refuted"), (65_535, 200, "inconclusive"), (66_000, 199, "inconclusive")],
 )
 def test_one_more_than_there_are_ports_refutes(held: int, answered: int, verdict: str) -> None:
-    found = addresses.PortMythFound(
+    found = port_myth.PortMythFound(
         held=held, client_addresses=2, echoes_asked=200, echoes_answered=answered
     )
-    one = addresses.judge_port_myth(found)
+    one = port_myth.judge_port_myth(found)
     assert one.verdict == verdict
     assert one.measured.endswith("client addresses: 2")
 
@@ -60,7 +61,7 @@ def test_one_more_than_there_are_ports_refutes(held: int, answered: int, verdict
     ],
 )
 def test_a_range_holds_as_many_as_it_has_ports(rows: list[Filled], verdict: str) -> None:
-    one = ports.judge_client_64k(ports.RangesFound(rows=rows))
+    one = client_64k.judge_client_64k(client_64k.RangesFound(rows=rows))
     assert one.verdict == verdict
     assert one.measured.startswith(
         f"IPv4 20000-24999{' by bind' * (rows[0].refused != {'EADDRNOTAVAIL': 160})}: "
@@ -68,16 +69,16 @@ def test_a_range_holds_as_many_as_it_has_ports(rows: list[Filled], verdict: str)
 
 
 def test_no_range_judges_nothing() -> None:
-    one = ports.judge_client_64k(ports.RangesFound(rows=[]))
+    one = client_64k.judge_client_64k(client_64k.RangesFound(rows=[]))
     assert (one.verdict, one.measured) == ("inconclusive", "")
     assert "no range" in one.reason
 
 
 def test_the_reason_tells_of_the_ranges_that_were_measured_alone() -> None:
-    few = ports.judge_client_64k(ports.RangesFound(rows=[filled(), filled(family=6)]))
+    few = client_64k.judge_client_64k(client_64k.RangesFound(rows=[filled(), filled(family=6)]))
     assert few.reason.endswith("5,000 of them from 20000 to 24999")
     every = filled(ports="1-65535", allowed=65_535, held=65_535, **BOUND)
-    more = ports.judge_client_64k(ports.RangesFound(rows=[filled(), every]))
+    more = client_64k.judge_client_64k(client_64k.RangesFound(rows=[filled(), every]))
     assert more.reason.endswith("5,000 of them from 20000 to 24999, 65,535 from 1 to 65535")
 
 
@@ -97,7 +98,7 @@ def twice(**fields: Any) -> Filled:
     ],
 )
 def test_each_one_more_has_to_bring_as_many(rows: list[Filled], verdict: str) -> None:
-    one = ports.judge_added(ports.AddedFound(what="client addresses", rows=rows))
+    one = client_64k.judge_added(client_64k.AddedFound(what="client addresses", rows=rows))
     assert one.verdict == verdict
     assert one.measured.startswith("with 1, 2, ... client addresses: IPv4 20000-24999: 5,000")
 
@@ -111,12 +112,12 @@ def test_a_range_that_is_none_is_named(text: str) -> None:
 def test_the_kernel_s_ranges_have_their_well_known_sizes() -> None:
     sizes = {
         text: len(portrange.span(text))
-        for text in (portrange.DEFAULT, portrange.UNPRIVILEGED, ports.EVERY)
+        for text in (portrange.DEFAULT, portrange.UNPRIVILEGED, client_64k.EVERY)
     }
     assert list(sizes.values()) == [28_232, 64_512, 65_535]
 
 
-ADMITTED = dict.fromkeys(fourtuple.ELEMENTS, "admitted")
+ADMITTED = dict.fromkeys(four_tuple.ELEMENTS, "admitted")
 CASES = {
     "first": "admitted",
     "same": "connect: EADDRNOTAVAIL",
@@ -125,9 +126,9 @@ CASES = {
 }
 
 
-def tuples(cases: dict[str, str | None], **fields: int) -> fourtuple.FourTupleFound:
+def tuples(cases: dict[str, str | None], **fields: int) -> four_tuple.FourTupleFound:
     usual = {"said": 1 << 48, "addresses": 10, "tuples": 655_350, "tuples_unprivileged": 645_120}
-    return fourtuple.FourTupleFound(cases={"IPv4": cases}, **{**usual, **fields})
+    return four_tuple.FourTupleFound(cases={"IPv4": cases}, **{**usual, **fields})
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,16 @@ def tuples(cases: dict[str, str | None], **fields: int) -> fourtuple.FourTupleFo
         (tuples({**CASES, "first": "connect: ECONNREFUSED"}), "inconclusive", "the first"),
     ],
 )
-def test_each_element_has_to_admit(found: fourtuple.FourTupleFound, verdict: str, why: str) -> None:
-    one = fourtuple.judge_four_tuple(found)
+def test_each_element_has_to_admit(
+    found: four_tuple.FourTupleFound, verdict: str, why: str
+) -> None:
+    one = four_tuple.judge_four_tuple(found)
     assert one.verdict == verdict
     assert re.search(why, one.reason)
 
 
 def test_addresses_of_clients_are_global() -> None:
-    assert fourtuple.addresses() == 3_702_258_688
-    for text in fourtuple.NO_CLIENTS:
+    assert four_tuple.addresses() == 3_702_258_688
+    for text in four_tuple.NO_CLIENTS:
         network = ipaddress.IPv4Network(text)
         assert network.is_multicast or not network.is_global or text == "192.0.0.0/24"

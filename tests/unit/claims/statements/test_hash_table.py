@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.claims.lookups import HashTableFound, Step, Table, judge, sized
+from bench.claims.statements.hash_table import HashTableFound, Step, Table, judge, sized
 
 
 def table(entries: int, first: float, last: float) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.claims.processes import Capped, ProcessesFound, Shares, judge
+from bench.claims.statements.processes import Capped, ProcessesFound, Shares, judge
 
 SHARES = {"rates": [20_000.0, 30_000.0], "least": 900, "most": 4_900, "mean": 2_500.0}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.claims.watches import EpollWatchesFound, judge_epoll_watches
+from bench.claims.statements.epoll_watches import EpollWatchesFound, judge_epoll_watches
 
 WATCHED = EpollWatchesFound(
     mem_total_kib=3_922_676,

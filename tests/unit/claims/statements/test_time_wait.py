@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bench.agent.trials import lasting
-from bench.claims import closing
 from bench.claims.churning import Churn
-from bench.claims.closing import TimeWaitFound
+from bench.claims.statements import time_wait
+from bench.claims.statements.time_wait import TimeWaitFound
 
 
 def churn(
@@ -56,7 +56,7 @@ SAID = {"time_wait": 120.2, "short_time_wait": 60.0}
 
 
 def judged(**changed: object):
-    return closing.judge_time_wait(TimeWaitFound.model_validate({**FOUND, **changed}))
+    return time_wait.judge_time_wait(TimeWaitFound.model_validate({**FOUND, **changed}))
 
 
 @pytest.mark.parametrize(

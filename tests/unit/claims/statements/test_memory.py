@@ -8,9 +8,9 @@ import runs
 from bench.claims import slabs
 from bench.claims.article import CONNECTIONS, MEM_TOTAL_KIB
 from bench.claims.lab import NotMeasurable
-from bench.claims.memavailable import MemAvailableFound, judge_memavailable
-from bench.claims.million import MILLION, MillionFound, _as_said, judge_million
-from bench.claims.moderncost import ModernCostFound, judge_modern_cost
+from bench.claims.statements.memavailable import MemAvailableFound, judge_memavailable
+from bench.claims.statements.million import MILLION, MillionFound, _as_said, judge_million
+from bench.claims.statements.modern_cost import ModernCostFound, judge_modern_cost
 
 FULL = MillionFound(
     extrapolated=False,

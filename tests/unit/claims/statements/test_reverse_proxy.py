@@ -7,7 +7,7 @@ import pytest
 
 from bench.agent.trials.look import listening
 from bench.claims.lab import NotMeasurable
-from bench.claims.proxy import (
+from bench.claims.statements.reverse_proxy import (
     HEADED,
     PLAIN,
     REVERSE_PROXY,

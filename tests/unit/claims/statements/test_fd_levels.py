@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.claims.descriptors import FdLevelsFound, judge_fd_levels
+from bench.claims.statements.fd_levels import FdLevelsFound, judge_fd_levels
 
 LEVELS = FdLevelsFound(
     soft=256,

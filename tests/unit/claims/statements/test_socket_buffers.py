@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.claims.buffers import SocketBuffersFound, judge_socket_buffers
+from bench.claims.statements.socket_buffers import SocketBuffersFound, judge_socket_buffers
 
 FOUND = SocketBuffersFound(
     connections=500,

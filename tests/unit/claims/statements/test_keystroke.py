@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.claims.keystroke import KeystrokeFound, Size, judge
+from bench.claims.statements.keystroke import KeystrokeFound, Size, judge
 
 
 def found(

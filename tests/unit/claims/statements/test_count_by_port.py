@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from runs import host as record
 
-from bench.claims.counting import FIRST_PORT, CountFound, CountParameters, judge, measure
+from bench.claims.statements.count_by_port import (
+    FIRST_PORT,
+    CountFound,
+    CountParameters,
+    judge,
+    measure,
+)
 from bench.hosts import count
 from bench.inventory import Host, Inventory
 from bench.plan import planning

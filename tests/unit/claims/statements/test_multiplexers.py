@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.claims import events
-from bench.claims.events import MultiplexersFound, Wait
+from bench.claims.statements import multiplexers
+from bench.claims.statements.multiplexers import MultiplexersFound, Wait
 
 
 def found(
@@ -46,13 +46,13 @@ def found(
     ],
 )
 def test_the_verdict_comes_from_growth(given: MultiplexersFound, verdict: str, part: str) -> None:
-    judged = events.judge_multiplexers(given)
+    judged = multiplexers.judge_multiplexers(given)
     assert judged.verdict == verdict
     assert part in judged.reason
 
 
 def test_measured_tells_the_figures() -> None:
-    judged = events.judge_multiplexers(found((3, 16, 1600), (0.9, 0.9, 1.1)))
+    judged = multiplexers.judge_multiplexers(found((3, 16, 1600), (0.9, 0.9, 1.1)))
     assert judged.measured == (
         "select() refused descriptor 1,024; processor time of a call with 100 and 10,000 watched: "
         "poll 16.0 and 1,600.0 µs, epoll 0.9 and 1.1 µs"
