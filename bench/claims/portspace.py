@@ -6,11 +6,11 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from bench import scenario
 from bench.claims.lab import Lab, NotMeasurable
-from bench.claims.model import Found
+from bench.claims.model import Found, Parameters
 from bench.claims.portrange import LAST, RANGE, span
 from bench.inventory import Host
 from bench.plan.topology import Topology
@@ -35,6 +35,30 @@ def _once(value: list[Literal[4, 6]]) -> list[Literal[4, 6]]:
 
 Families = Annotated[list[Literal[4, 6]], Field(min_length=1, max_length=2), AfterValidator(_once)]
 """IP versions that a claim is measured over."""
+
+
+class RangesParameters(Parameters):
+    """Which ranges of source ports are used up."""
+
+    ranges: list[str] = Field(max_length=16)
+    """As in ip_local_port_range: the kernel chooses from them."""
+    explicit: list[str] = Field(max_length=16)
+    """The same, bound one by one."""
+    families: Families
+
+    @field_validator("ranges", "explicit")
+    @classmethod
+    def _are_ranges(cls, value: list[str]) -> list[str]:
+        for one in value:
+            span(one)
+        return value
+
+    @field_validator("explicit")
+    @classmethod
+    def _is_one_at_least(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if not value and info.data.get("ranges") == []:
+            raise ValueError("got no range here nor in ranges, expected one at least")
+        return value
 
 
 class Filled(Found):

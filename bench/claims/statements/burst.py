@@ -202,7 +202,7 @@ def judge_burst(found: BurstFound) -> Judgement:
     )
 
 
-BURST = Claim(
+CLAIM = Claim(
     id="burst",
     said="A client loop is fine at 1,000-3,000 requests and times out beyond 5,000.",
     cure="Raise net.core.somaxconn and the program's own listen() backlog, and accept in a loop "

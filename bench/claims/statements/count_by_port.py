@@ -106,7 +106,7 @@ def judge(found: CountFound) -> Judgement:
     )
 
 
-COUNT_BY_PORT = Claim(
+CLAIM = Claim(
     id="count-by-port",
     said="A script can count the TCP connections in a range of ports (1-65535 by default).",
     cure="Use `python -m bench count --ports 1-65535 --by port` instead of netstat and grep.",

@@ -125,7 +125,7 @@ def judge_epoll_watches(found: EpollWatchesFound) -> Judgement:
     )
 
 
-EPOLL_WATCHES = Claim(
+CLAIM = Claim(
     id="epoll-watches",
     said="fs.epoll.max_user_watches (about 4 % of RAM by default) stops epoll_ctl with ENOSPC: "
     "near 800k connections on a 3.9 GB host.",

@@ -268,7 +268,7 @@ def _too_high(found: FdLevelsFound) -> str:
     return f"got {found.too_high:,}"
 
 
-FD_LEVELS = Claim(
+CLAIM = Claim(
     id="fd-levels",
     said="Open files are limited at three levels: system, user, process.",
     cure="Raise fs.file-max for the system, then fs.nr_open, then the hard and soft nofile, in "

@@ -189,7 +189,7 @@ def _told(found: FourTupleFound, case: str) -> str:
     return " / ".join(answers)
 
 
-FOUR_TUPLE = Claim(
+CLAIM = Claim(
     id="four-tuple",
     said="The four-tuple allows 2^32 x 2^16 connections to one listening port.",
     cure="Nothing to cure: long before tuples end memory does; see `python -m bench predict`.",

@@ -163,7 +163,7 @@ def judge(found: HashTableFound) -> Judgement:
     )
 
 
-HASH_TABLE = Claim(
+CLAIM = Claim(
     id="hash-table",
     said="The established-hash table is sized at boot; beyond it every lookup walks a chain.",
     cure="Boot with thash_entries= as large as the sockets are many; namespaces take "

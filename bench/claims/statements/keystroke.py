@@ -116,7 +116,7 @@ def judge(found: KeystrokeFound) -> Judgement:
     )
 
 
-KEYSTROKE = Claim(
+CLAIM = Claim(
     id="keystroke",
     said="Typing one character on each of 10,000 sessions could cost a second.",
     cure="Wait for all sessions at once (epoll), and do not wait for one answer before the next "

@@ -118,7 +118,7 @@ def judge_memavailable(found: MemAvailableFound) -> Judgement:
     )
 
 
-MEMAVAILABLE = Claim(
+CLAIM = Claim(
     id="memavailable",
     said="MemAvailable counts the sockets' own inode and dentry slabs as reclaimable; it promises "
     "about 1.1 KB per socket that isn't there.",

@@ -171,7 +171,7 @@ def judge_million(found: MillionFound) -> Judgement:
     )
 
 
-MILLION = Claim(
+CLAIM = Claim(
     id="million",
     said="A host with 3.9 GB RAM can hold 1,000,024 ESTAB connections with about 3.2 GB of slab, "
     "100 MB free.",

@@ -78,7 +78,7 @@ def judge_modern_cost(found: ModernCostFound) -> Judgement:
     )
 
 
-MODERN_COST = Claim(
+CLAIM = Claim(
     id="modern-cost",
     said="A connection costs more on today's kernels than in the article (3.2 -> 3.7 to 3.9 KiB).",
     cure="Measure on the kernel that you will run: its slab per connection decides how many fit.",

@@ -160,7 +160,7 @@ def judge_multiplexers(found: MultiplexersFound) -> Judgement:
     )
 
 
-MULTIPLEXERS = Claim(
+CLAIM = Claim(
     id="multiplexers",
     said="select() stops at its descriptor limit; poll() gets slow; epoll scales.",
     cure="Use epoll (or a library that does); it is the number of events that costs, not that of "

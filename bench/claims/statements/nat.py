@@ -135,7 +135,7 @@ def _others(part: Part, retries: int) -> Iterator[str]:
         yield f"{part.held:,} connections are less than {NEARLY:.0%} of {part.ports:,} ports"
 
 
-NAT = Claim(
+CLAIM = Claim(
     id="nat",
     said="A NAT box supports about 55,000-64,000 connections to each unique destination.",
     cure="Give the NAT more addresses, the server more addresses or ports, and conntrack more "

@@ -64,7 +64,7 @@ def judge_port_myth(found: PortMythFound) -> Judgement:
     return Judgement("inconclusive", measured, "no more than 65,535 connections were held")
 
 
-PORT_MYTH = Claim(
+CLAIM = Claim(
     id="port-myth",
     said="A server can hold at most 65,535 connections, because ports have 16 bits.",
     cure="Nothing to cure: one listening port is enough for any number of clients.",

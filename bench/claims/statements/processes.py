@@ -165,7 +165,7 @@ def judge(found: ProcessesFound) -> Judgement:
     )
 
 
-PROCESSES = Claim(
+CLAIM = Claim(
     id="processes",
     said="Several processes per server raise the limit again.",
     cure="Raise nofile first; use processes for cores, with SO_REUSEPORT where each should get its "

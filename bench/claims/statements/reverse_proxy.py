@@ -241,7 +241,7 @@ def _unshown(found: ProxyFound) -> str:
     return ""
 
 
-REVERSE_PROXY = Claim(
+CLAIM = Claim(
     id="reverse-proxy",
     said="Past 64K, add reverse proxies: each adds its own port space; the balancer must be "
     "transparent.",

@@ -264,7 +264,7 @@ def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
     )
 
 
-SOCKET_BUFFERS = Claim(
+CLAIM = Claim(
     id="socket-buffers",
     said="Every socket needs at least the minimum of tcp_rmem/tcp_wmem (4 KB each); data in "
     "transit can swell to window x connections.",

@@ -206,7 +206,7 @@ def _free(churn: Churn) -> str:
     return f"none in {churn.done:,}" if churn.error is None else f"{churn.done:,}"
 
 
-TIME_WAIT = Claim(
+CLAIM = Claim(
     id="time-wait",
     said="A closed socket holds its port in TIME_WAIT for 2 minutes; this is tunable; it runs you "
     "out of sockets.",

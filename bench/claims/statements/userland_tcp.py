@@ -182,7 +182,7 @@ def judge_userland_tcp(found: UserlandTcpFound) -> Judgement:
     )
 
 
-USERLAND_TCP = Claim(
+CLAIM = Claim(
     id="userland-tcp",
     said="With raw sockets and TCP in user space the only limits are tuples and memory; the "
     "kernel's own replies must be kept out.",

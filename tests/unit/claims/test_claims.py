@@ -14,7 +14,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from bench import inventory as inventories
-from bench.claims import page, register, runner, table
+from bench.claims import page, register, runner, statements, table
 from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.claims.record import Figure, Kept, Record, Records
@@ -96,8 +96,11 @@ def test_every_claim_is_whole(claim: Claim[Any, Any]) -> None:
         assert field.description, f"{claim.id}: {name} has no description"
 
 
-def test_claims_are_those_that_people_make() -> None:
-    assert len(register.CLAIMS) == len(set(register.CLAIMS))
+def test_every_statement_is_a_claim_that_bears_its_name() -> None:
+    files = {path.stem for path in Path(statements.__path__[0]).glob("[!_]*.py")}
+    assert files == {name.replace("-", "_") for name in register.IDS}
+    assert len(files) == len(register.IDS)
+    assert all(claim.id == name for name, claim in register.CLAIMS.items())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.claims import portrange
+from bench.claims import added, portrange
 from bench.claims.portspace import Filled
 from bench.claims.statements import client_64k, four_tuple, port_myth
 
@@ -98,7 +98,7 @@ def twice(**fields: Any) -> Filled:
     ],
 )
 def test_each_one_more_has_to_bring_as_many(rows: list[Filled], verdict: str) -> None:
-    one = client_64k.judge_added(client_64k.AddedFound(what="client addresses", rows=rows))
+    one = added.judge_added(added.AddedFound(what="client addresses", rows=rows))
     assert one.verdict == verdict
     assert one.measured.startswith("with 1, 2, ... client addresses: IPv4 20000-24999: 5,000")
 

@@ -9,7 +9,7 @@ from bench.claims import slabs
 from bench.claims.article import CONNECTIONS, MEM_TOTAL_KIB
 from bench.claims.lab import NotMeasurable
 from bench.claims.statements.memavailable import MemAvailableFound, judge_memavailable
-from bench.claims.statements.million import MILLION, MillionFound, _as_said, judge_million
+from bench.claims.statements.million import CLAIM, MillionFound, _as_said, judge_million
 from bench.claims.statements.modern_cost import ModernCostFound, judge_modern_cost
 
 FULL = MillionFound(
@@ -82,8 +82,8 @@ def test_a_million_is_held_on_such_a_host_alone() -> None:
 
 
 def test_the_full_run_goes_to_a_floor_of_its_own() -> None:
-    assert MILLION.connections(MILLION.full) == 0
-    assert MILLION.connections(MILLION.small) == MILLION.small.connections
+    assert CLAIM.connections(CLAIM.full) == 0
+    assert CLAIM.connections(CLAIM.small) == CLAIM.small.connections
 
 
 AVAILABLE = MemAvailableFound(

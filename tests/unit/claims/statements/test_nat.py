@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.claims.lab import NotMeasurable
-from bench.claims.statements.nat import NAT, NatFound, judge
+from bench.claims.statements.nat import CLAIM, NatFound, judge
 from bench.claims.translated import Part, rules
 
 PORTS, RETRIES = 1_000, 3
@@ -98,7 +98,7 @@ def server(*routed: str) -> Any:
 
 def test_the_nat_is_for_the_addresses_behind_the_router() -> None:
     behind = server("10.9.0.1", "fd63:6f6e:6e6c:1::1", "10.9.0.2")
-    [body] = rules(NAT.parameters("small"), ["10.8.0.1", "10.8.0.2"], behind).values()
+    [body] = rules(CLAIM.parameters("small"), ["10.8.0.1", "10.8.0.2"], behind).values()
     assert body == (
         "chain post { type nat hook postrouting priority srcnat - 10; policy accept; "
         "ip protocol tcp tcp dport >= 6000 ip daddr { 10.9.0.1, 10.9.0.2 } "
@@ -108,4 +108,4 @@ def test_the_nat_is_for_the_addresses_behind_the_router() -> None:
 
 def test_a_server_without_such_an_address_is_named() -> None:
     with pytest.raises(NotMeasurable, match="server1 has no IPv4 address in lab_routed_addresses"):
-        rules(NAT.parameters("small"), ["10.8.0.1"], server("fd63:6f6e:6e6c:1::1"))
+        rules(CLAIM.parameters("small"), ["10.8.0.1"], server("fd63:6f6e:6e6c:1::1"))

@@ -10,7 +10,7 @@ from bench.claims.lab import NotMeasurable
 from bench.claims.statements.reverse_proxy import (
     HEADED,
     PLAIN,
-    REVERSE_PROXY,
+    CLAIM,
     TRANSPARENT,
     ProxyFound,
     _ipv4,
@@ -70,7 +70,7 @@ def test_one_proxy_alone_is_named_as_the_reason() -> None:
 
 @pytest.mark.parametrize("profile", ["small", "full"])
 def test_all_proxies_are_to_hold_more_than_one_can(profile: str) -> None:
-    asked = REVERSE_PROXY.parameters(profile)
+    asked = CLAIM.parameters(profile)
     sources = 4  # of a proxy in the lab
     assert asked.connections > sources * (asked.last_port - asked.first_port + 1)
 
