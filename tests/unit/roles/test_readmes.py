@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tune_loader import ROLES
+from tune_loader import ROLES, load
 
 NAMES = sorted(path.parents[1].name for path in ROLES.glob("*/meta/argument_specs.yml"))
 BEGIN, END = "<!-- variables -->\n", "<!-- /variables -->\n"
@@ -120,3 +120,9 @@ def test_the_example_uses_the_role_as_it_is(role: str) -> None:
     variables = {key for book in books for play in book for key in play.get("vars", {})}
     prefixes = tuple(f"{each}_" for each in NAMES)
     assert {key for key in variables if key.startswith(prefixes)} <= known
+
+
+def test_tune_sysctls_readme_has_every_key_that_the_role_computes_and_no_other() -> None:
+    keys = load("tune_sysctl", "filter_plugins", "tune_sysctl").KEYS
+    table = readme("tune_sysctl").partition("| key | value |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(.+?)` \|", table, re.M) == list(keys)

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,9 +269,3 @@ def test_shares_cover_all_connections_and_are_fair() -> None:
 def test_connections_that_are_no_number_of_connections(connections: object) -> None:
     with pytest.raises(AnsibleFilterError, match=r"connections: .*expected"):
         share_module.connlab_shares(connections, {"servers": ["s"]})
-
-
-def test_every_formula_is_in_the_readme() -> None:
-    readme = Path(__file__).parents[3] / "roles" / "tune_sysctl" / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    assert [key for key in plan_module.KEYS if f"`{key}`" not in text] == []
