@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import pytest
 from tune_loader import load
 
-record_module = load("tune_sysctl", "module_utils", "connlab_record")
-tree = load("tune_sysctl", "module_utils", "connlab_sysctl_tree")
-ips = load("alias_ips", "module_utils", "connlab_ip")
+record_module = load("lab_common", "module_utils", "connlab_record")
+tree = load("lab_common", "module_utils", "connlab_sysctl_tree")
+ips = load("lab_common", "module_utils", "connlab_ip")
 nft_module = load("nat_router", "module_utils", "connlab_nft")
 nat_files = load("nat_router", "module_utils", "connlab_nat_files")
 nat_parts = load("nat_router", "module_utils", "connlab_nat_parts")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-layout = load("lab_nspawn", "module_utils", "connlab_layout")
-base = load("lab_nspawn", "module_utils", "connlab_base")
-files = load("lab_nspawn", "module_utils", "connlab_files")
-lab_plan = load("lab_nspawn", "module_utils", "connlab_plan")
+layout = load("lab_common", "module_utils", "connlab_layout")
+base = load("lab_common", "module_utils", "connlab_base")
+files = load("lab_common", "module_utils", "connlab_files")
+lab_plan = load("lab_common", "module_utils", "connlab_plan")
 vm_layout = load("lab_vm", "module_utils", "connlab_vm_layout")
 vm_arguments = load("lab_vm", "module_utils", "connlab_vm_arguments")
 plan = load("lab_vm", "module_utils", "connlab_vm_plan")

@@ -8,7 +8,7 @@ from conftest import Variables
 from testinfra.host import Host
 from tune_loader import load
 
-plan = load("alias_ips", "filter_plugins", "alias_ips")
+plan = load("lab_common", "filter_plugins", "alias_ips")
 
 
 def wanted(variables: Variables) -> list[str]:

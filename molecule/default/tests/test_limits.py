@@ -7,9 +7,9 @@ from conftest import Variables
 from testinfra.host import Host
 from tune_loader import load
 
-load("tune_sysctl", "module_utils", "connlab_record")
+load("lab_common", "module_utils", "connlab_record")
 formulas = load("tune_limits", "filter_plugins", "tune_limits")
-shares = load("tune_sysctl", "filter_plugins", "connlab_share")
+shares = load("lab_common", "filter_plugins", "connlab_share")
 
 Session = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,7 +10,7 @@ from testinfra.host import Host
 from tune_loader import load
 
 formulas = load("tune_sysctl", "filter_plugins", "tune_sysctl")
-shares = load("tune_sysctl", "filter_plugins", "connlab_share")
+shares = load("lab_common", "filter_plugins", "connlab_share")
 
 
 def here(key: str, variables: Variables) -> str | None:

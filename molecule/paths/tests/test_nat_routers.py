@@ -9,7 +9,7 @@ from tune_loader import load
 
 testinfra_hosts = ["ansible://routers"]
 
-load("alias_ips", "module_utils", "connlab_ip")
+load("lab_common", "module_utils", "connlab_ip")
 nft = load("nat_router", "module_utils", "connlab_nft")
 
 

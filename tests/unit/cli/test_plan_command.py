@@ -200,7 +200,7 @@ def test_what_is_written_is_an_inventory_for_exactly_so_many(
     assert plan.capacity == fleet.tuples
 
     variables = listed(folder)["_meta"]["hostvars"]
-    roles = load("alias_ips", "filter_plugins", "alias_ips")
+    roles = load("lab_common", "filter_plugins", "alias_ips")
     first = variables["server1"]
     fields = {name: roles.alias_ips_fields(host) for name, host in variables.items()}
     assert roles.alias_ips_errors(fields, first["lab_prefixes"]) == []

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-load("tune_sysctl", "module_utils", "connlab_record")
-ips = load("alias_ips", "module_utils", "connlab_ip")
+load("lab_common", "module_utils", "connlab_record")
+ips = load("lab_common", "module_utils", "connlab_ip")
 alias_module = load("alias_ips", "library", "connlab_alias")
 
 

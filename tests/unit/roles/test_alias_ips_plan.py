@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tune_loader import load
 
-plan_module = load("alias_ips", "filter_plugins", "alias_ips")
+plan_module = load("lab_common", "filter_plugins", "alias_ips")
 
 PREFIXES = ["198.18.0.0/15", "fd63:6f6e:6e6c::/48"]
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tune_loader import load
 
-load("tune_sysctl", "module_utils", "connlab_record")
-load("alias_ips", "module_utils", "connlab_ip")
+load("lab_common", "module_utils", "connlab_record")
+load("lab_common", "module_utils", "connlab_ip")
 neighbours = load("alias_ips", "module_utils", "connlab_neighbours")
 module = load("alias_ips", "library", "connlab_alias_probe")
 

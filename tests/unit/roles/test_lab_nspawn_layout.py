@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tune_loader import load
 
-layout = load("lab_nspawn", "module_utils", "connlab_layout")
+layout = load("lab_common", "module_utils", "connlab_layout")
 hosts_filter = load("lab_nspawn", "filter_plugins", "lab_hosts")
 
 PREFIXES = ["198.18.0.0/15", "fd63:6f6e:6e6c::/48"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-load("lab_nspawn", "module_utils", "connlab_layout")
-base = load("lab_nspawn", "module_utils", "connlab_base")
+load("lab_common", "module_utils", "connlab_layout")
+base = load("lab_common", "module_utils", "connlab_base")
 load("lab_nspawn", "module_utils", "connlab_processes")
 load("lab_nspawn", "module_utils", "connlab_network")
 limits = load("lab_nspawn", "module_utils", "connlab_limits")

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-layout = load("lab_nspawn", "module_utils", "connlab_layout")
-files = load("lab_nspawn", "module_utils", "connlab_files")
-plan = load("lab_nspawn", "module_utils", "connlab_plan")
+layout = load("lab_common", "module_utils", "connlab_layout")
+files = load("lab_common", "module_utils", "connlab_files")
+plan = load("lab_common", "module_utils", "connlab_plan")
 
 IMAGE = "/lab/image/1"
 SERVER = layout.Host("server1", "192.0.2.1/24", ("198.18.0.1/15", "fd63:6f6e:6e6c::1/48"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tune_loader import load
 
-load("lab_nspawn", "module_utils", "connlab_layout")
-load("lab_nspawn", "module_utils", "connlab_base")
+load("lab_common", "module_utils", "connlab_layout")
+load("lab_common", "module_utils", "connlab_base")
 processes = load("lab_nspawn", "module_utils", "connlab_processes")
 
 # Captured on Linux 6.18, with a command that has blanks and brackets in its name.

@@ -10,7 +10,7 @@ from vm_parts import NAME, Module, base, host, site
 network = load("lab_nspawn", "module_utils", "connlab_network")
 processes = load("lab_nspawn", "module_utils", "connlab_processes")
 limits = load("lab_nspawn", "module_utils", "connlab_limits")
-layout = load("lab_nspawn", "module_utils", "connlab_layout")
+layout = load("lab_common", "module_utils", "connlab_layout")
 nspawn_site = load("lab_nspawn", "module_utils", "connlab_site")
 
 HOSTS = [host("server1"), host("client1")]

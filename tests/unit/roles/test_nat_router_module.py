@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-load("tune_sysctl", "module_utils", "connlab_record")
-load("tune_sysctl", "module_utils", "connlab_sysctl_tree")
-ips = load("alias_ips", "module_utils", "connlab_ip")
+load("lab_common", "module_utils", "connlab_record")
+load("lab_common", "module_utils", "connlab_sysctl_tree")
+ips = load("lab_common", "module_utils", "connlab_ip")
 nft_module = load("nat_router", "module_utils", "connlab_nft")
 files = load("nat_router", "module_utils", "connlab_nat_files")
 parts = load("nat_router", "module_utils", "connlab_nat_parts")
@@ -43,7 +43,7 @@ class Kernel:
             path.write_text(value)
         monkeypatch.setattr(parts, "ROOT", root)
         monkeypatch.setattr(parts, "write_key", self.set)
-        tree = load("tune_sysctl", "module_utils", "connlab_sysctl_tree")
+        tree = load("lab_common", "module_utils", "connlab_sysctl_tree")
         monkeypatch.setattr(tree, "write_key", self.set)
 
     def set(self, key: str, value: str, root: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-load("alias_ips", "module_utils", "connlab_ip")
+load("lab_common", "module_utils", "connlab_ip")
 nft = load("nat_router", "module_utils", "connlab_nft")
 
 DATA = Path(__file__).parents[2] / "data" / "nft"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-load("tune_sysctl", "module_utils", "connlab_record")
-ips = load("alias_ips", "module_utils", "connlab_ip")
+load("lab_common", "module_utils", "connlab_record")
+ips = load("lab_common", "module_utils", "connlab_ip")
 parts = load("reverse_proxy", "module_utils", "connlab_policy_routes")
 routes_module = load("reverse_proxy", "library", "connlab_proxy_routes")
 

@@ -8,7 +8,7 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from tune_loader import load
 
-share = load("tune_sysctl", "filter_plugins", "connlab_share")
+share = load("lab_common", "filter_plugins", "connlab_share")
 GROUPS = {
     "servers": ["s1", "s2"],
     "clients": ["c1", "c2", "c3"],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tune_loader import load
 
-load("tune_sysctl", "module_utils", "connlab_record")
+load("lab_common", "module_utils", "connlab_record")
 plan_module = load("tune_limits", "filter_plugins", "tune_limits")
 limits_module = load("tune_limits", "library", "connlab_limits")
 

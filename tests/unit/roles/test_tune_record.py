@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tune_loader import load
 
-record_module = load("tune_sysctl", "module_utils", "connlab_record")
+record_module = load("lab_common", "module_utils", "connlab_record")
 
 
 def test_a_file_found_comes_back_and_its_text_is_kept_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tune_loader import load
 
 plan_module = load("tune_sysctl", "filter_plugins", "tune_sysctl")
-share_module = load("tune_sysctl", "filter_plugins", "connlab_share")
+share_module = load("lab_common", "filter_plugins", "connlab_share")
 
 MILLION = 1_000_000
 MEMORY_KIB = 24 * 2**20

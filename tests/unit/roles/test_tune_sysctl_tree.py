@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tune_loader import load
 
-record_module = load("tune_sysctl", "module_utils", "connlab_record")
-tree_module = load("tune_sysctl", "module_utils", "connlab_sysctl_tree")
+record_module = load("lab_common", "module_utils", "connlab_record")
+tree_module = load("lab_common", "module_utils", "connlab_sysctl_tree")
 
 SOMAXCONN = "net.core.somaxconn"
 

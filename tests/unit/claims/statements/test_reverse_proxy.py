@@ -8,9 +8,9 @@ import pytest
 from bench.agent.trials.look import listening
 from bench.claims.lab import NotMeasurable
 from bench.claims.statements.reverse_proxy import (
+    CLAIM,
     HEADED,
     PLAIN,
-    CLAIM,
     TRANSPARENT,
     ProxyFound,
     _ipv4,

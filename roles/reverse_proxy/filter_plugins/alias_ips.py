@@ -1,1 +1,0 @@
-../../alias_ips/filter_plugins/alias_ips.py

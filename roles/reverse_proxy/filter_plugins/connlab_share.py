@@ -1,1 +1,0 @@
-../../tune_sysctl/filter_plugins/connlab_share.py

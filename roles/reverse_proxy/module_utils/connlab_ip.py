@@ -1,1 +1,0 @@
-../../alias_ips/module_utils/connlab_ip.py

@@ -1,1 +1,0 @@
-../../tune_sysctl/module_utils/connlab_record.py
