@@ -252,7 +252,7 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
     first = text("alias_ips_first")
     if first is not None:
         start = _address(where, "alias_ips_first", first, allowed)
-        for step in range(number("alias_ips_count", 1, 0, 65_536)):
+        for step in range(number("alias_ips_count", 0, 0, 65_536)):
             aliases.append(_address(where, "alias_ips_count", str(start + step), allowed))
     aliases += _counted6(where, text, number, allowed)
     block = text("alias_ips_prefix")
@@ -313,7 +313,7 @@ def _counted6(
         found.append(_address(where, "lab_data_address6", own, allowed))
     if first is not None:
         start = _address(where, "alias_ips_first6", first, allowed)
-        for step in range(number("alias_ips_count", 1, 0, 65_536)):
+        for step in range(number("alias_ips_count", 0, 0, 65_536)):
             found.append(_address(where, "alias_ips_count", str(start + step), allowed))
     return found
 
