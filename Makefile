@@ -111,6 +111,7 @@ down: root $(VENV)/.runtime
 lint: $(VENV)/.dev
 	@ruff check . && ruff format --check .
 	@mypy
+	@python tests/typing/check.py
 	@yamllint --strict .
 	@ansible-lint --profile production --strict
 

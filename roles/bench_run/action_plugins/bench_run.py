@@ -47,7 +47,7 @@ def _units() -> Any:
 UNITS = _units()
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):
     """The action; runs on the controller, whatever host the task is for."""
 
     _VALID_ARGS = frozenset(

@@ -78,7 +78,9 @@ def mismatches(wanted: Mapping[str, str], root: Path = PROC_SYS) -> list[str]:
     return wrong
 
 
-def runtime_diff(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+def runtime_diff(
+    before: Mapping[str, str | None], after: Mapping[str, str | None]
+) -> dict[str, str]:
     """Return the difference between what the kernel has and is to have, for --diff."""
     return difference("kernel parameters", lines(before), lines(after))
 

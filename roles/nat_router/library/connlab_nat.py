@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +188,15 @@ def absent(module: AnsibleModule, host: Host) -> dict[str, Any]:
         return undone
 
     # Each by itself: what fails must not keep the others from being put back.
-    for part in (
+    steps: list[Callable[[], list[dict[str, str]]]] = [
         lambda: leave(record, host, write),
         lambda: stop(record, host, write),
         sysctls,
         lambda: restore_files(record, write),
-    ):
+    ]
+    for step in steps:
         try:
-            diffs += part()
+            diffs += step()
         except (SysctlError, ValueError, OSError) as error:
             failed.append(str(error))
     if write:

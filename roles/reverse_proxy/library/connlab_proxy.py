@@ -228,7 +228,7 @@ def absent(module: AnsibleModule, run: Run) -> dict[str, Any]:
         failed = []
         if unit:
             checked(run, "systemctl", "daemon-reload")
-            shutil.rmtree(RUNTIME / record.get("runtime", unit), ignore_errors=True)
+            shutil.rmtree(RUNTIME / (record.get("runtime") or unit), ignore_errors=True)
             left = names(unit, instances(run, unit))
             failed += [f"{name}: wanted gone, found there" for name in left]
         again = restore_files(record, write=False)

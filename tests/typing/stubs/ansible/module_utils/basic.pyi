@@ -1,0 +1,26 @@
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+class AnsibleModule:
+    params: dict[str, Any]
+    check_mode: bool
+    tmpdir: str
+    def __init__(
+        self,
+        argument_spec: Mapping[str, Any],
+        supports_check_mode: bool = ...,
+        required_if: Sequence[Any] = ...,
+        required_by: Mapping[str, Any] = ...,
+        required_one_of: Sequence[Any] = ...,
+        required_together: Sequence[Any] = ...,
+        mutually_exclusive: Sequence[Any] = ...,
+    ) -> None: ...
+    def exit_json(self, **kwargs: Any) -> NoReturn: ...
+    def fail_json(self, msg: str, **kwargs: Any) -> NoReturn: ...
+    def get_bin_path(
+        self, arg: str, required: bool = ..., opt_dirs: list[str] | None = ...
+    ) -> str: ...
+    def run_command(
+        self, args: list[str], data: str | None = ..., check_rc: bool = ...
+    ) -> tuple[int, str, str]: ...
+    def warn(self, warning: str) -> None: ...
