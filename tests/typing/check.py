@@ -49,11 +49,11 @@ def roles(tree: Path) -> int:
     return status
 
 
-def scenario(tests: Path) -> int:
-    """Check the tests of one molecule scenario, which import their conftest by name."""
-    files = sorted(path.name for path in tests.glob("*.py"))
-    status, said = mypy(files, [tests, ROOT / "tests" / "unit", ROOT], tests)
-    print(f"{tests.relative_to(ROOT)}: {said}", end="")
+def scenario(folder: Path) -> int:
+    """Check the files of one directory of molecule, whose tests import their conftest by name."""
+    files = sorted(path.name for path in folder.glob("*.py"))
+    status, said = mypy(files, [folder, ROOT / "tests" / "unit", ROOT], folder)
+    print(f"{folder.relative_to(ROOT)}: {said}", end="")
     return status
 
 
@@ -61,9 +61,8 @@ def main() -> int:
     """Check all of it; return 0 where nothing is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         statuses = [roles(Path(folder))]
-    statuses += [scenario(tests) for tests in sorted((ROOT / "molecule").glob("*/tests"))]
-    statuses.append(mypy([ROOT / "molecule" / "shared" / "tasks" / "state.py"], [ROOT])[0])
-    return max(statuses)
+    folders = {path.parent for path in (ROOT / "molecule").rglob("*.py")}
+    return max([*statuses, *map(scenario, sorted(folders))])
 
 
 if __name__ == "__main__":
