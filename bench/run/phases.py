@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -56,9 +55,6 @@ as established. Proxies in the path may be far behind both."""
 POLL_SECONDS = 0.05
 """Between two questions to the servers how many they hold."""
 
-
-WRITERS = 8
-"""Hosts whose evidence is written at a time."""
 
 STRANGERS = 65_536
 """Connections of others that a server's agent may hold besides: a full accept queue of them."""
@@ -427,20 +423,12 @@ class Conduct:
         taken = datetime.now(UTC)
         # Hosts on this machine's own kernel may not read its messages; here they can be.
         log = kmsg.read() if self.topology.inventory.underlay else ""
-        written: list[Future[None]] = []
-        with ThreadPoolExecutor(WRITERS) as pool:  # what takes long is that it has reached the disk
-            for agent, message in told.items():
-                if log:
-                    message["texts"].setdefault("kernel_log", log)
-                facts.check_phase(agent.name, message, phase)
-                written.append(
-                    pool.submit(
-                        self._store.write_raw, self._run_id, agent.name, phase, message["texts"]
-                    )
-                )
-                self.found.hosts[agent.name].phases[phase] = facts.phase(message, taken)
-        for one in written:
-            one.result()
+        for agent, message in told.items():
+            if log:
+                message["texts"].setdefault("kernel_log", log)
+            facts.check_phase(agent.name, message, phase)
+            self._store.write_raw(self._run_id, agent.name, phase, message["texts"])
+            self.found.hosts[agent.name].phases[phase] = facts.phase(message, taken)
         return {agent.name: message["texts"] for agent, message in told.items()}
 
     def _counts(self, phase: str) -> Established:
