@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def _git(*words: str) -> str:
     """Return what git(1) prints of this checkout, nothing where it fails."""
     try:
         done = subprocess.run(
-            ["git", "-C", ROOT, *words],
+            ["git", "--no-optional-locks", "-C", ROOT, *words],
+            env={key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
             capture_output=True,
             text=True,
             check=True,

@@ -37,6 +37,17 @@ def test_a_checkout_is_named_by_its_commit(checkout: Path) -> None:
     assert (done.exit_code, done.output) == (0, f"connlab, commit {commit}\n")
 
 
+def test_a_repository_of_the_environment_is_not_asked(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = version.version()
+    other = tmp_path_factory.mktemp("other")
+    git(other, "init", "-q")
+    git(other, "commit", "-q", "--allow-empty", "-m", "Another", "--date", "2025-01-31T12:00:00Z")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert version.version() == said
+
+
 def test_changes_are_said(checkout: Path) -> None:
     (checkout / "file").write_text("two")
     assert version.version().endswith(", with changes")
