@@ -1,4 +1,4 @@
-"""What a host is: its kernel, its limits as found, its addresses, and what the roles did."""
+"""Facts about a host: its kernel, its limits, its addresses, and what the roles changed on it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROLES = Path("/var/lib/connlab")
 CAP_SYS_RESOURCE = 24  # include/uapi/linux/capability.h
 
 ALL = {"-4": "0.0.0.0/0", "-6": "::/0"}
-"""What ip-route(8) calls ``default``."""
+"""Prefixes that ip-route(8) prints as ``default``, by address family."""
 
 TRACKED = 8
-"""Connections over loopback that show whether there is connection tracking."""
+"""Connections over loopback that show whether connections are tracked."""
 
 
 def facts(sysctls: Iterable[str], nofile: Sequence[int]) -> wire.Facts:
-    """This host's limits as found."""
+    """Return this host's facts, with its limits as they are now."""
     found: Dict[str, str] = {}
     for key in sysctls:
         try:
@@ -54,7 +54,7 @@ def facts(sysctls: Iterable[str], nofile: Sequence[int]) -> wire.Facts:
 
 
 def sysctl_path(key: str) -> str:
-    """Path of a sysctl. Dots separate; a slash in the key stands for a dot in a name."""
+    """Return the path of a sysctl. Dots separate; a slash in the key stands for a dot in a name."""
     return "/proc/sys/" + key.translate(str.maketrans("./", "/."))
 
 
@@ -66,7 +66,7 @@ def _or(other: str, path: str) -> str:
 
 
 def _own_tasks() -> int:
-    """Tasks of this user, which RLIMIT_NPROC counts (getrlimit(2))."""
+    """Return the number of this user's tasks, which RLIMIT_NPROC counts (getrlimit(2))."""
     own, total = os.getuid(), 0
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
@@ -76,11 +76,11 @@ def _own_tasks() -> int:
 
 
 def _tracking() -> bool:
-    """Whether connections are tracked in this network namespace.
+    """Return whether connections are tracked in this network namespace.
 
-    Its hooks come and go with the rules that want them, and entries outlive both
-    (net/netfilter/nf_conntrack_proto.c ``nf_ct_netns_get``): so a few connections over loopback
-    are tried, and whether the count goes up is what tells.
+    The hooks of conntrack come and go with the rules that need them, and its entries outlive both
+    (net/netfilter/nf_conntrack_proto.c ``nf_ct_netns_get``). So this opens a few connections over
+    loopback and looks whether the number of entries goes up.
     """
     path = "/proc/sys/net/netfilter/nf_conntrack_count"
     ends: List[socket.socket] = []
@@ -90,7 +90,7 @@ def _tracking() -> bool:
         for _ in range(TRACKED):
             ends.append(socket.create_connection(ends[0].getsockname(), timeout=5))
             reset_on_close(ends[-1])
-        return int(text(path)) - before > TRACKED // 2  # others may end meanwhile
+        return int(text(path)) - before > TRACKED // 2  # other connections may end meanwhile
     except (Unreadable, OSError):
         return False  # no such module, or no loopback: the data plane has none either
     finally:
@@ -99,7 +99,7 @@ def _tracking() -> bool:
 
 
 def _may_raise() -> bool:
-    """Whether root on this host may raise hard limits: CAP_SYS_RESOURCE in the bounding set."""
+    """Return whether root may raise hard limits here: CAP_SYS_RESOURCE in the bounding set."""
     for line in text("/proc/self/status").splitlines():
         if line.startswith("CapBnd:"):
             return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
@@ -107,7 +107,7 @@ def _may_raise() -> bool:
 
 
 def _addresses() -> List[str]:
-    """Addresses and prefixes that this host answers for: the kernel's table ``local``."""
+    """Return addresses and prefixes that this host answers for (the kernel's table ``local``)."""
     found: List[str] = []
     for family in ("-4", "-6"):
         query = [tool("ip"), "-j", family, "route", "show", "table", "local", "type", "local"]

@@ -1,8 +1,9 @@
-"""A server worker: accepts, holds, answers, and closes what the peer has closed.
+"""A server worker: it accepts, holds and answers connections, and closes what the peer has closed.
 
-Acceptors are the few workers that hold a baton. An acceptor drains the queue and then naps, so
-that a wake-up is paid once for some hundred connections and not for each; the queue (backlog)
-keeps them meanwhile. The others sleep in epoll_wait(2) until one of their connections moves.
+Only the few workers that hold a baton accept. An acceptor drains the accept queue and then naps, so
+that it pays for one wake-up per few hundred connections and not for each. Connections wait in the
+queue (backlog) meanwhile. The other workers sleep in epoll_wait(2) until something happens on one
+of their connections.
 """
 
 from __future__ import annotations
@@ -24,28 +25,32 @@ from bench.agent import sweep
 from bench.agent.workers import DONE, PASS
 
 BATCH = 512
-"""Accepts between two looks at orders and closes."""
+"""Connections that are accepted before orders and closes are looked at again."""
 
 COLD_AFTER = 1.0
-"""Seconds of empty naps until an acceptor stops napping and waits to be woken instead."""
+"""Seconds with an empty accept queue after which an acceptor stops napping and sleeps until the
+listener wakes it."""
 
 _LINGERING = 0.1
-"""Seconds between two sweeps while a worker that does not watch has been told to answer."""
+"""Seconds between two sweeps of a worker that has to answer but does not watch its sockets."""
 
 CLOSING_NAP = 0.005
-"""Seconds to gather further hang-ups after some: a drain then wakes a worker once for hundreds."""
+"""Seconds to wait for more hang-ups after the first ones, so that a drain wakes a worker once for
+hundreds of them."""
 
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SHORTAGE_NAP = 0.05
-"""Seconds until accept(2) is asked again after one of these."""
+"""Seconds until accept(2) is tried again after one of these errors."""
 
-# accept4(2) without the peer's address, which the socket module would write out as text for each.
-# PyDLL keeps the interpreter's lock: the call does not block, and nobody else wants the lock.
+# accept4(2) without the peer's address, which the socket module would format as text for each
+# connection. PyDLL keeps the interpreter's lock: the call does not block, and no other thread needs
+# the lock.
 _accept4 = ctypes.PyDLL(None).accept4
 
 _BYTES_AT_ONCE = 256
-"""Read at a time of a connection in a round: small enough for the interpreter's own pools, which
-serve up to 512 with the object's header (Objects/obmalloc.c SMALL_REQUEST_THRESHOLD)."""
+"""Bytes read from a connection at a time in a round. This is small enough for the interpreter's own
+pools, which serve up to 512 bytes with the object's header (Objects/obmalloc.c
+SMALL_REQUEST_THRESHOLD)."""
 
 Events = List[Tuple[int, int]]
 
@@ -54,12 +59,12 @@ _OVER = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 def _waits(listener: socket.socket) -> bool:
-    """Whether somebody is in a listener's queue."""
+    """Return whether a connection waits in a listener's accept queue."""
     return bool(sweep.ready([listener.fileno()]))
 
 
 class Acceptor:
-    """One worker's connections: a flag per descriptor, nothing else."""
+    """One worker's connections, stored as one flag per descriptor."""
 
     def __init__(
         self,
@@ -71,7 +76,11 @@ class Acceptor:
         listeners: List[socket.socket],
         room: Tuple[int, int],
     ) -> None:
-        """``room``: connections that are planned for, and descriptors that there are at most."""
+        """Take over the listeners of one worker.
+
+        :param room: how many connections are planned for this worker, and the most descriptors it
+            can have
+        """
         self._row = board.row(worker)
         self._everyones_full = board.column(cell.FULL)
         self._shares = spec["listener"] == "shared"
@@ -91,7 +100,7 @@ class Acceptor:
         self._last = self._swept = self._again = 0.0
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until the order to stop comes."""
         while not self._stopped:
             if self._accepting and self._common[cell.HALT]:
                 self._baton(False)
@@ -105,17 +114,17 @@ class Acceptor:
                 if fd == self._orders:
                     self._obey(os.read(fd, 1))
                 elif fd in self._listeners:
-                    if self._cold:  # an order or another listener may have come just before
+                    if self._cold:  # an order or another listener may have warmed it just before
                         self._warm()
                 elif event & _OVER:
                     over.append(fd)
                 else:
                     self._reply(fd)
             if events:
-                # An order among the events may have closed everything already.
+                # An order among these events may have closed everything already.
                 self._close([fd for fd in over if self._held[fd]])
                 self._publish()
-                if 0 < len(over) < BATCH:  # where one hangs up, many follow
+                if 0 < len(over) < BATCH:  # after one hang-up, many follow
                     time.sleep(CLOSING_NAP)
             elif self._common[cell.ANSWER] and not self._watches:
                 self._sweep(at_most_every=_LINGERING)
@@ -139,16 +148,16 @@ class Acceptor:
         return not self._common[cell.PAUSE] and time.monotonic() >= self._again
 
     def _warm(self) -> None:
-        """A connection came: nap between drains from now on."""
+        """Stop watching the listeners, as a connection came, and nap between drains again."""
         for fd in self._listeners:
             self._epoll.unregister(fd)
         self._cold = False
         self._last = time.monotonic()
 
     def _chill(self) -> None:
-        """Nothing comes any more: sleep until the listener wakes this worker.
+        """Sleep until the listener wakes this worker, since no connections come any more.
 
-        Where no watch is left (fs.epoll.max_user_watches), it goes on napping.
+        If no epoll watch is left (fs.epoll.max_user_watches), the worker goes on napping.
         """
         watched = []
         try:
@@ -187,20 +196,20 @@ class Acceptor:
             self._chill()
 
     def _askable(self) -> List[socket.socket]:
-        """The listeners, or where descriptors are short those with somebody in their queue."""
+        """Return the listeners; if descriptors are short, only those with a queued connection."""
         listeners = list(self._listeners.values())
         return [one for one in listeners if _waits(one)] if self._row[cell.FULL] else listeners
 
     def _others_can(self) -> bool:
-        """Whether somebody else could take what is queued here."""
+        """Return whether another worker could accept what is queued here."""
         return self._shares and not all(self._everyones_full)
 
     def _accept(self, listener: socket.socket, most: int) -> None:
-        """Take what is queued, at most ``most``; the loops are the interpreter's own."""
+        """Accept up to ``most`` queued connections. The loops run in C, without bytecode."""
         take = partial(_accept4, listener.fileno(), None, None, socket.SOCK_CLOEXEC)
         fds = list(islice(iter(take, -1), most))
         try:
-            if len(fds) < most:  # ask again, in a way that raises what is the matter
+            if len(fds) < most:  # call once more, in a way that raises the error
                 fds.append(listener._accept()[0])  # type: ignore[attr-defined]
         except BlockingIOError:
             pass
@@ -221,14 +230,17 @@ class Acceptor:
                 watched.extend(map(self._epoll.register, rest, repeat(_WATCHED)))
             except OSError as error:  # ENOSPC: fs.epoll.max_user_watches
                 self._row[cell.ERRORS + (error.errno or 0)] += 1
-                self._reset([fds[len(watched)]])  # what cannot be watched cannot be served
+                self._reset([fds[len(watched)]])  # cannot be watched, so cannot be served
                 watched.append(None)
 
     def _mishap(self, code: int, listener: socket.socket) -> None:
-        """Count an error of accept(2). What is held is held; what waits is asked for again.
+        """Count an error of accept(2).
 
-        accept(2) takes a descriptor and a file before it looks (net/socket.c
-        ``__sys_accept4_file``), so it lacks them for an empty queue as well: that refused nobody.
+        Held connections stay; queued ones are accepted later.
+
+        accept(2) allocates a descriptor and a file before it looks at the queue (net/socket.c
+        ``__sys_accept4_file``). So it fails for want of them on an empty queue too, and such a
+        failure refused no connection.
         """
         if code == errno.EMFILE:
             self._row[cell.FULL] = 1
@@ -282,7 +294,7 @@ class Acceptor:
                 continue
             try:
                 os.write(fd, answer)
-            except OSError:  # it has hung up in the meantime
+            except OSError:  # the client has hung up meanwhile
                 self._close([fd])
                 return
             self._row[cell.ANSWERED] += 1
@@ -291,10 +303,10 @@ class Acceptor:
             self._partial[fd] = data[-rest:]
 
     def _answer_bytes(self, events: Events) -> Events:
-        """Answer each byte that has come on a connection; returns the other events.
+        """Answer each byte that has arrived; return the other events.
 
-        The loop is the interpreter's own: zip() and map() take one connection through read and
-        write before they ask for the next.
+        The loop runs in C: zip() and map() take one connection through read and write before they
+        turn to the next.
         """
         held = self._held
         asking = [fd for fd, event in events if event == select.EPOLLIN and held[fd]]
@@ -308,7 +320,7 @@ class Acceptor:
         while len(done) < len(asking):
             try:
                 done.extend(steps)
-            except OSError:  # the one after the last done has hung up
+            except OSError:  # the connection after the last one that is done has hung up
                 over.append(asking[len(done)])
                 done.append(0)
         self._row[cell.ANSWERED] += sum(done)
@@ -319,11 +331,11 @@ class Acceptor:
         return [(fd, event) for fd, event in events if event != select.EPOLLIN or not held[fd]]
 
     def _fds(self) -> array[int]:
-        """What is held, 4 bytes each: as a list, a million of them would take 38 MB."""
+        """Return the held descriptors, 4 bytes each: as a list, a million would take 38 MB."""
         return array("i", (fd for fd, flag in enumerate(self._held) if flag))
 
     def _sweep(self, at_most_every: float = 0) -> None:
-        """Do what epoll would have told of: close what is closed, answer what asks."""
+        """Do the work that epoll would have reported: close closed connections, answer requests."""
         if time.monotonic() - self._swept < at_most_every:
             return
         for chunk in sweep.chunks(self._fds()):
@@ -338,7 +350,11 @@ class Acceptor:
     # Orders.
 
     def _obey(self, order: bytes) -> None:
-        """A: accept. H: close the door. C: sweep now. V: verify. D: drain. S: stop."""
+        """Carry out an order.
+
+        A: accept. H: stop accepting and shut the accept queue. C: sweep now. V: verify. D: drain.
+        Any other: reset everything and stop.
+        """
         if order == b"A":
             self._baton(True)
             return

@@ -1,4 +1,4 @@
-"""Connects under way in one client worker, and those that are to be tried again."""
+"""Connects under way in one client worker, and those that wait to be tried again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ UNDER_WAY = (errno.EALREADY, errno.EINPROGRESS)
 COMPLETE = (0, errno.EISCONN)
 
 Name = Tuple[Any, ...]
-"""A socket address as the socket module has it: (address, port), for IPv6 also with two more."""
+"""A socket address as the socket module represents it: (address, port), and two more fields for
+IPv6."""
 
 FourTuple = Tuple[Name, Name]
 """Source and target of a connection."""
@@ -28,11 +29,15 @@ Retry = Tuple[float, int, int]
 """(when it is due, monotonic seconds; number of the connection; tries before this one)."""
 
 Settled = Tuple[int, _socket.socket, int, int, int]
-"""(errno or 0 for a connection that is complete, then as in :data:`Entry`)."""
+"""(errno, or 0 if the connection is complete; the rest as in :data:`Entry`)."""
 
 
 class Attempts:
-    """What one worker has in flight: bounded, counted by errno, given up after the last retry."""
+    """The connections that one worker has in flight.
+
+    Their number is bounded, their errors are counted by errno, and each is given up after its last
+    retry.
+    """
 
     def __init__(self, board: cell.Board, row: memoryview, spec: wire.ClientSpec) -> None:
         self._board, self._row, self._spec = board, row, spec
@@ -53,10 +58,10 @@ class Attempts:
         return self._retries[0][0] if self._retries else 0.0
 
     def window(self) -> int:
-        """How many more connects this worker may have under way now.
+        """Return how many more connects this worker may start now.
 
-        The agent's window is shared by the workers whose turn it is; what earlier ones still have
-        under way is taken off first.
+        The workers whose turn it is share the agent's window. What earlier workers still have under
+        way is subtracted first.
         """
         mine = len(self)
         others = self._board.total(cell.IN_FLIGHT) - self._row[cell.IN_FLIGHT]
@@ -65,7 +70,7 @@ class Attempts:
         return max(0, min(most - others - mine, share - mine))
 
     def due(self, most: int) -> List[Retry]:
-        """Retries whose time has come, at most so many; they are taken out."""
+        """Remove and return the retries that are due, at most ``most`` of them."""
         now = time.monotonic()
         due: List[Retry] = []
         while self._retries and self._retries[0][0] <= now and len(due) < most:
@@ -73,7 +78,7 @@ class Attempts:
         return due
 
     def put_back(self, retries: List[Retry]) -> None:
-        """Return what :meth:`due` gave and was not tried."""
+        """Put back retries that :meth:`due` returned and that were not tried."""
         for retry in retries:
             heapq.heappush(self._retries, retry)
 
@@ -84,11 +89,11 @@ class Attempts:
     def open(
         self, ends: FourTuple, option: Tuple[int, int], began: int, number: int, tries: int
     ) -> Optional[_socket.socket]:
-        """Begin a connect by itself; returns the socket if it is complete at once.
+        """Start one connect; return the socket if it is complete at once.
 
-        Otherwise it is under way, or it has failed and is counted.
+        Otherwise return None: the connect is under way, or it has failed and is counted.
 
-        :param option: of socket(7) or ip(7), set to 1 before bind(2)
+        :param option: level and option of socket(7) or ip(7), set to 1 before bind(2)
         """
         source, target = ends
         made = None
@@ -97,7 +102,7 @@ class Attempts:
             made.setsockopt(*option, 1)
             made.bind(source)
             code = made.connect_ex(target)
-            if code in UNDER_WAY:  # on a local network it often is complete by now
+            if code in UNDER_WAY:  # on a local network it is often complete by now
                 code = made.connect_ex(target)
         except OSError as error:
             code = error.errno or 0
@@ -112,11 +117,11 @@ class Attempts:
         return None
 
     def settle(self, patience: float, target: Callable[[int], Name]) -> Iterator[Settled]:
-        """What has become of the connects under way, after at most ``patience`` seconds.
+        """Yield the connects that have ended, after at most ``patience`` seconds of waiting.
 
-        Those that are over are taken out; a socket that failed is closed.
+        They are no longer under way. The socket of a failed connect is closed.
 
-        :param target: where a connection, by its number, leads
+        :param target: returns the target of a connection, given its number
         """
         for made, began, number, tries in self._pending.moved(patience):
             code = made.connect_ex(target(number))
@@ -133,7 +138,7 @@ class Attempts:
             yield errno.ETIMEDOUT, made, began, number, tries
 
     def failed(self, code: int, number: int, tries: int) -> bool:
-        """Count an error by its errno; returns whether the connection will be tried again."""
+        """Count an error by its errno; return whether the connection will be tried again."""
         row, common = self._row, self._board.common
         row[cell.ERRORS + code] += 1
         if tries >= self._spec["retries"]:
@@ -148,10 +153,10 @@ class Attempts:
         return True
 
     def take_all(self) -> List[Entry]:
-        """Forget all that is in flight; returns what is under way."""
+        """Forget everything in flight; return the connects that were under way."""
         self._retries.clear()
         return self._pending.take_all()
 
     def publish(self) -> None:
-        """Put on the board how many are in flight."""
+        """Write the number of connections in flight to the board."""
         self._row[cell.IN_FLIGHT] = len(self)

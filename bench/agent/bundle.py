@@ -1,8 +1,8 @@
 """Packs the agent as one zipapp, for the controller.
 
-Beside each source there is its byte code, made by this Python: a host whose Python has the same
-magic number starts the agent in a third of the time, any other one compiles the source
-(:mod:`zipimport` tries both in that order).
+The zipapp has byte code beside each source, compiled by this Python. A Python with the same magic
+number starts the agent in a third of the time. Any other Python compiles the source
+(:mod:`zipimport` looks for the byte code first).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ else:
 main(asked)
 """
 UNCHECKED = 1
-"""Flag of byte code that is taken without a look at its source (PEP 552): a zipapp is one file, and
-has both or neither."""
+"""Flag of byte code that is loaded without a check of its source (PEP 552): a zipapp is one file,
+so both always fit each other."""
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold: same bytes every time
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold; fixed for the same bytes
 
 
 class Bundle(NamedTuple):
@@ -54,9 +54,9 @@ class Bundle(NamedTuple):
 
 
 def build(*, trials: bool = False) -> Bundle:
-    """The agent as one file for ``python3 FILE``; the same sources give the same bytes.
+    """Return the agent as one file for ``python3 FILE``; the same sources give the same bytes.
 
-    :param trials: whether it has the small experiments, which are two fifths of it
+    :param trials: whether to include the small experiments, which are two fifths of it
     """
     here = Path(__file__).parent
     files = {
@@ -71,7 +71,7 @@ def build(*, trials: bool = False) -> Bundle:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), text, zipfile.ZIP_DEFLATED)
-            if name != "__main__.py":  # which also tells a Python that is too old
+            if name != "__main__.py":  # a Python that is too old must be able to read it
                 code = _compiled(name, text)
                 archive.writestr(zipfile.ZipInfo(f"{name}c", _EPOCH), code, zipfile.ZIP_DEFLATED)
     data = packed.getvalue()
@@ -80,10 +80,10 @@ def build(*, trials: bool = False) -> Bundle:
 
 @functools.cache
 def _compiled(name: str, source: bytes) -> bytes:
-    """A module's byte code as a file of it holds it (PEP 552).
+    """Return a module's byte code in the format of a ``.pyc`` file (PEP 552).
 
-    In version 2 of marshal's format, which has no references: with them the same code may be
-    written in several ways.
+    It uses version 2 of marshal's format, which has no references. With references, the same code
+    may be written in several ways.
     """
     code = compile(source, name, "exec", dont_inherit=True, optimize=0)
     head = importlib.util.MAGIC_NUMBER + UNCHECKED.to_bytes(4, "little")

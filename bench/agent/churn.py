@@ -1,8 +1,8 @@
-"""Churn: held connections are closed and the same four-tuples opened again, at a pace.
+"""Churn: close held connections and open the same four-tuples again, at a steady pace.
 
 A connection is closed by RST, so that neither end keeps it in TIME_WAIT (RFC 9293 section 3.6.1)
-and its four-tuple is free at once. The new connection takes the place of the old one in the table
-of descriptors, and so its number.
+and its four-tuple is free at once. The new connection takes the old one's place in the table of
+descriptors, and with it its number.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from bench.agent.attempts import Attempts, FourTuple
 from bench.agent.sockets import reset
 
 BATCH = 128
-"""Connections at most that are closed between two looks at what is under way. What is behind by
-more, because the worker or its server stood still, is not made up for."""
+"""The most connections that are closed before the connects under way are looked at again. If the
+worker or its server stood still and more are due, the excess is skipped."""
 
 NAP = 0.005
-"""Seconds from one batch to the next: 200 batches a second, and a worker that mostly sleeps."""
+"""Seconds from one batch to the next: 200 batches a second, so the worker mostly sleeps."""
 
 _REUSE = socket.SOL_SOCKET, socket.SO_REUSEADDR
 
 
 class Churn:
-    """One order to churn, carried out by one worker on what it holds."""
+    """One order to churn, carried out by one worker on its own connections."""
 
     def __init__(
         self,
@@ -40,25 +40,28 @@ class Churn:
         common: memoryview,
         attempts: Attempts,
     ) -> None:
-        """``away``: where the four-tuples of closed connections are kept, by their places;
-        ``silent``: descriptors that did not answer, of which closed ones are taken out."""
+        """Prepare to churn.
+
+        :param away: keeps the four-tuples of closed connections, by place
+        :param silent: descriptors that did not answer; closed ones are removed
+        """
         self._fds, self._away, self._silent = fds, away, silent
         self._row, self._common, self._attempts = row, common, attempts
 
     def run(self, place: int, timed: Callable[[int], None], publish: Callable[[], None]) -> int:
-        """Churn this worker's quota, evenly over the time that the common row says.
+        """Churn this worker's quota, evenly over the time given in the common row.
 
-        Ends early, with what is under way given up and counted as lost, when told to halt. What
-        could not be opened again is left in ``away``.
+        On HALT it ends early, gives up the connects under way and counts them as lost. ``away``
+        keeps the connections that could not be opened again.
 
-        :param place: the first one to be closed; they are taken in turn, round and round
-        :param timed: told when a connection that is complete began (perf_counter_ns)
+        :param place: the first connection to close; connections are taken in turn, round and round
+        :param timed: called for each connection that is complete, with its start (perf_counter_ns)
         :param publish: called every few milliseconds
-        :return: the place to go on from
+        :return: the place to continue from
         """
         quota, lasts = self._row[cell.QUOTA], self._common[cell.CHURN_MS] / 1000
         began = time.monotonic()
-        done = 0  # of the quota: closed, found closed, or not made up for
+        done = 0  # of the quota: closed, seen to be closed, or skipped
         while not self._common[cell.HALT]:
             spent = time.monotonic() - began
             due = int(quota * min(1.0, spent / lasts)) - done
@@ -77,9 +80,10 @@ class Churn:
         return place
 
     def _renew(self, place: int, timed: Callable[[int], None]) -> int:
-        """Close one connection and begin to open it again; returns the next place.
+        """Close one connection and begin to open it again; return the next place.
 
-        One that the server has closed stays as it is: it is lost, and to be found so.
+        A connection that the server has closed is left alone: it is lost, and has to be counted as
+        lost.
         """
         place %= len(self._fds)
         fd = self._fds[place]
@@ -88,11 +92,11 @@ class Churn:
         held = socket.socket(fileno=fd)
         try:
             self._away[place] = held.getsockname(), held.getpeername()
-        except OSError:  # closed by the server just now
+        except OSError:  # the server has just closed it
             held.detach()
             return place + 1
         reset(held)
-        self._silent.discard(fd)  # the kernel will give the number out again
+        self._silent.discard(fd)  # the kernel will reuse the number
         self._fds[place] = -1
         self._row[cell.CLOSED] += 1
         self._open(place, 0, timed)
@@ -105,12 +109,12 @@ class Churn:
             self._complete(made, began, place, timed)
 
     def _again(self, timed: Callable[[int], None]) -> None:
-        """Try again what is due."""
+        """Start the retries that are due."""
         for _, place, tries in self._attempts.due(BATCH):
             self._open(place, tries, timed)
 
     def _settle(self, patience: float, timed: Callable[[int], None]) -> None:
-        """See what has become of what is under way."""
+        """Complete or retry the connects that have ended."""
         for code, made, began, place, tries in self._attempts.settle(
             patience, lambda place: self._away[place][1]
         ):
@@ -127,7 +131,7 @@ class Churn:
         timed(began)
 
     def _give_up(self) -> None:
-        """Let go of all that is in flight."""
+        """Close everything in flight and count it as lost."""
         self._row[cell.LOST] += len(self._attempts)
         for made, _, _, _ in self._attempts.take_all():
             made.close()

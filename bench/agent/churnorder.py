@@ -1,4 +1,4 @@
-"""Churn as it was ordered: put on the board for the workers, and what came of it."""
+"""An order to churn: put on the board for the workers, and answered when they are done."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ MOST_RATE, MOST_SECONDS = 1e6, 86_400
 
 
 class ChurnOrder:
-    """One time of churn over the held connections of a client."""
+    """One period of churn over the held connections of a client."""
 
     def __init__(self, client: Client, command: Dict[str, Any]) -> None:
-        """:raises Misuse: if the command makes no sense; then the board is as it was."""
+        """Put the order on the board.
+
+        :raises Misuse: if the command is invalid; then the board is unchanged.
+        """
         rate = _positive(command, "rate", MOST_RATE)
         seconds = _positive(command, "seconds", MOST_SECONDS)
         self._board = client.board
@@ -37,7 +40,7 @@ class ChurnOrder:
         }
 
     def answer(self) -> wire.Churned:
-        """What has come of it, once all workers are done."""
+        """Return the result, once all workers are done."""
         came = {name: count - self._before[name] for name, count in self._counts().items()}
         return wire.Churned(
             event="churned",

@@ -1,4 +1,4 @@
-"""The client's side of an agent: the plan cut into workers' shares."""
+"""The client's side of an agent: the plan, divided into shares for the workers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.agent.connector import Block, Connector
 Ring = Callable[[bytes], None]
 
 SLICE = 32
-"""Connections of a block that are tried in a row where blocks take turns."""
+"""Connections of a block that are tried in a row when blocks take turns."""
 
 
 class Client:
-    """Everything that ``prepare`` started. The servers have been proven before."""
+    """Everything that ``prepare`` starts. The servers have proven themselves before."""
 
     def __init__(self, spec: wire.ClientSpec) -> None:
         self.spec = spec
@@ -40,7 +40,7 @@ class Client:
         Connector(self.board, worker, orders, ring, self.spec, share).run()
 
     def lost(self, worker: int) -> None:
-        """A worker died: what it held is gone."""
+        """Clear the counters of a worker that died, since its connections are gone."""
         row = self.board.row(worker)
         row[cell.HELD] = row[cell.IN_FLIGHT] = 0
 
@@ -50,7 +50,10 @@ class Client:
         return self.board.total(cell.TRIED)
 
     def aim(self, upto: int) -> List[int]:
-        """Give the workers their goals for a ramp up to so many; returns who has any to try."""
+        """Give the workers their goals for a ramp up to ``upto`` tried connections.
+
+        :return: the workers that have any to try
+        """
         alive = set(self.crew.pids.values())
         tried = self.board.column(cell.TRIED).tolist()
         most = [
@@ -62,12 +65,12 @@ class Client:
         return [worker for worker, goal in enumerate(goals) if goal > tried[worker]]
 
     def quotas(self, sample: int) -> None:
-        """Spread a sample over the workers by what each holds, exactly."""
+        """Divide a sample exactly among the workers, in proportion to what each holds."""
         spread(self.board, min(sample, self.board.total(cell.HELD)))
 
 
 def spread(board: cell.Board, amount: int) -> None:
-    """Give each worker its part of ``amount`` as its quota, by what it holds, exactly."""
+    """Set each worker's quota: its exact part of ``amount``, in proportion to what it holds."""
     held = board.column(cell.HELD).tolist()
     total, before = sum(held), 0
     for worker, mine in enumerate(held):
@@ -78,7 +81,7 @@ def spread(board: cell.Board, amount: int) -> None:
 
 
 def shares(blocks: List[wire.TupleBlock], count: int) -> List[List[Block]]:
-    """Cut the plan into ``count`` consecutive shares whose sizes differ by at most one."""
+    """Divide the plan into ``count`` consecutive shares whose sizes differ by at most one."""
     total = sum(block["count"] for block in blocks)
     cut: List[List[Block]] = [[] for _ in range(count)]
     base = worker = 0
@@ -99,18 +102,19 @@ def shares(blocks: List[wire.TupleBlock], count: int) -> List[List[Block]]:
 
 
 def levels(tried: Sequence[int], most: Sequence[int], upto: int) -> List[int]:
-    """Goals that add up to ``upto``, or to as near as they can: the least tried are raised first.
+    """Return goals that add up to ``upto``, or come as near as possible.
 
-    So a worker that has come to its limit, and has tried in vain since, is asked last.
+    The workers that have tried least are raised first. So a worker that has reached its limit, and
+    has tried in vain since, comes last.
 
-    :param tried: by each worker so far; its goal is never lower
-    :param most: that each can be asked to try
+    :param tried: by each worker so far; its goal is never lower than that
+    :param most: the most that each worker can try
     """
 
     def raised(level: int) -> List[int]:
         return [max(have, min(size, level)) for have, size in zip(tried, most)]
 
-    low, high = 0, max(most, default=0)  # the highest level that does not go beyond ``upto``
+    low, high = 0, max(most, default=0)  # the highest level that stays within ``upto``
     while low < high:
         middle = (low + high + 1) // 2
         if sum(raised(middle)) <= upto:
@@ -129,11 +133,11 @@ def levels(tried: Sequence[int], most: Sequence[int], upto: int) -> List[int]:
 
 
 def ordered(spec: wire.ClientSpec, share: List[Block]) -> List[Block]:
-    """A worker's share in the order in which it is tried.
+    """Return a worker's share in the order in which it is tried.
 
-    Whole blocks one after the other are fastest. They take turns where the kernel chooses source
-    ports, of which each source runs out by itself, and where a limit is looked for with several
-    targets: else the first of them would be full long before the last.
+    Whole blocks one after the other are fastest. Blocks take turns in two cases: the kernel chooses
+    source ports, which run out for each source separately; or the run looks for a limit with
+    several targets, where the first target would be full long before the last.
     """
     several = len({block.target for block in share}) > 1
     if spec["source_ports"] == "kernel" or (spec["limit"] and several):
@@ -142,7 +146,7 @@ def ordered(spec: wire.ClientSpec, share: List[Block]) -> List[Block]:
 
 
 def interleaved(share: List[Block]) -> List[Block]:
-    """The same four-tuples in slices that take turns, so that all blocks are used up alike."""
+    """Return the same four-tuples in slices that take turns, to use up all blocks evenly."""
     turns = [
         (at / block.size, number, at)
         for number, block in enumerate(share)

@@ -1,4 +1,4 @@
-"""The controller's commands: each becomes a round of the workers, and that round's answer."""
+"""The controller's commands. Most become a round of the workers, and then one answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.agent.workers import TooMany
 
 
 class Commands(Duty):
-    """The task, and how it is told what to do."""
+    """The agent's task, with a method for each command."""
 
     def __init__(self, say: Say, aside: Aside, clock: Callable[[], float]) -> None:
         super().__init__(say, aside, clock)
@@ -27,7 +27,7 @@ class Commands(Duty):
         self._spares = Spares()
 
     def command(self, command: Dict[str, Any]) -> None:
-        """Carry out a command or begin to. :raises Misuse: if it makes no sense."""
+        """Carry out a command, or begin to. :raises Misuse: if it is invalid in this state."""
         op = command.get("op")
         handlers: Dict[Any, Callable[[Dict[str, Any]], None]] = {
             "facts": self._facts,
@@ -52,7 +52,7 @@ class Commands(Duty):
         if op in ("serve", "prepare"):
             if self._role or self._preparing:
                 raise Misuse(f"{op}: this agent has its task already")
-            if self._reading:  # a fork would take the pipes of that thread's tools along
+            if self._reading:  # a fork would inherit the pipes of that thread's tools
                 raise Misuse(f"{op} while facts, collect or count is under way")
         elif op in ("facts", "collect", "count"):
             if self._preparing:
@@ -64,9 +64,10 @@ class Commands(Duty):
         handlers[op](command)
 
     def _read(self, work: Callable[[], Any]) -> None:
-        """Gather evidence in a thread of its own and say it.
+        """Gather evidence in a separate thread and send the event.
 
-        Nothing is accepted meanwhile: it would take what has been kept back for the tools.
+        Nothing is accepted meanwhile: new connections would take the files that are kept back for
+        the tools.
         """
 
         def read() -> Any:
@@ -87,7 +88,7 @@ class Commands(Duty):
         self._keep_back()
 
     def _keep_back(self) -> None:
-        """Keep files back while no evidence is gathered."""
+        """Keep spare files open while no evidence is gathered, and free them while it is."""
         if not self._role:
             return
         if self._reading:
@@ -172,7 +173,7 @@ class Commands(Duty):
         self._go("ramp", b"R", client.spec["active"], answer, worth_trying)
 
     def _check_first(self, client: Client) -> None:
-        """A floor that is not kept at the start: then nothing is opened at all."""
+        """Check the memory before the ramp: below the floor, nothing is opened at all."""
         self._named = "ramp"
         self._check_memory()
 

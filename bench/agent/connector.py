@@ -1,8 +1,8 @@
-"""A client worker: opens its share of the plan, holds it, asks, looks, and closes.
+"""A client worker: it opens its share of the plan, holds it, asks, verifies, and closes.
 
-On a local network the three segments of a handshake often pass within connect(2) itself, so a
-second connect(2), the cheapest question there is, finds most connections complete at once; only
-what is still under way is put into poll(2).
+On a local network, the three segments of a handshake often pass within connect(2) itself. A second
+connect(2) is the cheapest way to ask, and it shows that most connections are complete. Only the
+connects that are still under way go to poll(2).
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from bench.agent.sockets import IP_BIND_ADDRESS_NO_PORT
 from bench.agent.workers import DONE, PASS
 
 BATCH = 128
-"""New connects between two looks at what is under way, at the pace and at orders."""
+"""New connects that are started before the connects under way, the pace and orders are looked at
+again."""
 
 NAP = 0.05
-"""Longest sleep of a worker with nothing to do but wait for a retry, seconds."""
+"""Longest sleep of a worker that only waits for a retry, seconds."""
 
 PUBLISH_EVERY = 0.2
 """Seconds between two copies of the latency histogram to the board."""
@@ -59,18 +60,18 @@ Names = Iterator[Tuple[str, int]]
 
 
 def _planned(block: Block, skip: int, count: int) -> Names:
-    """The names to bind to: as planned."""
+    """Return the names to bind to, with the planned ports."""
     first = block.first_port + skip
     return zip(repeat(block.source), range(first, first + count))
 
 
 def _left_to_kernel(block: Block, _: int, count: int) -> Names:
-    """The names to bind to where connect(2) chooses the port."""
+    """Return the names to bind to when connect(2) chooses the port."""
     return repeat((block.source, 0), count)
 
 
 class Connector(Holder):
-    """One client worker: its share of the plan, and what it holds."""
+    """One client worker: its share of the plan, and the connections that it holds."""
 
     def __init__(
         self,
@@ -95,14 +96,14 @@ class Connector(Holder):
         self._goal = 0  # where this ramp ends
         self._at = 0  # its block
         self._attempts = Attempts(board, self._row, spec)
-        self._turn = 0  # the place that churn goes on from
+        self._turn = 0  # the place that churn continues from
         self._pace = sweep.Pace(BATCH)
         kernel = spec["source_ports"] == "kernel"
         self._names = _left_to_kernel if kernel else _planned
         self._option = _NO_PORT if kernel else _REUSE
 
     def run(self) -> None:
-        """Wait for orders until told to stop."""
+        """Carry out orders until the order to stop comes."""
         while True:
             order = os.read(self._orders, 1)
             if order == b"R":
@@ -130,7 +131,7 @@ class Connector(Holder):
     def _ramp(self) -> None:
         passed = False
         self._goal, self._mark = self._row[cell.GOAL], len(self._fds)
-        self._pace = sweep.Pace(BATCH)  # empty: what other workers did not use is not saved up
+        self._pace = sweep.Pace(BATCH)  # empty: unused tokens of others are not saved up
         while not self._common[cell.HALT]:
             started = self._start()
             under_way = self._attempts.under_way
@@ -141,16 +142,16 @@ class Connector(Holder):
             self._publish()
             if self._next < self._goal:
                 if not started and not under_way:
-                    time.sleep(0.001)  # paced, or the window is taken by others
+                    time.sleep(0.001)  # paced, or other workers use up the window
             elif not len(self._attempts):
                 return
             elif not passed:
-                passed = True  # only stragglers: let the next worker begin
+                passed = True  # only stragglers are left: let the next worker begin
                 self._ring(PASS)
         self._abandon()
 
     def _patience(self) -> float:
-        """Seconds until something is due, at most :data:`NAP`."""
+        """Return the seconds until something is due, at most :data:`NAP`."""
         if self._next < self._goal:
             return 0.001
         if self._attempts.next_retry:
@@ -158,7 +159,7 @@ class Connector(Holder):
         return NAP
 
     def _start(self) -> int:
-        """Begin retries that are due and new connections; returns how many."""
+        """Start the retries that are due and new connects; return how many."""
         rate = self._spec["connect_rate"] / max(1, self._common[cell.ACTIVE])
         due = self._attempts.due(BATCH)
         granted = self._pace.take(len(due), rate)
@@ -175,12 +176,13 @@ class Connector(Holder):
     def _fresh(self, wanted: int) -> int:
         """Try the next ``wanted`` connections for the first time: the hot loop of the ramp.
 
-        The loop is the interpreter's own: zip() takes one socket through all its steps before it
-        asks for the next, so every connection is timed by itself and no bytecode runs for it.
+        The loop runs in C: zip() takes one socket through all its steps before it turns to the
+        next. So every connection is timed separately, and no bytecode runs for it.
 
-        SO_REUSEADDR costs a call, 0.7 µs, and is worth it: a source port can serve several targets,
-        and one in TIME_WAIT be used again (socket(7)). Both sockets must have had it, so it cannot
-        be left until it is needed: a killed client would block its ports for a minute.
+        SO_REUSEADDR costs one call, 0.7 µs, and is worth it: a source port can serve several
+        targets, and a port in TIME_WAIT can be used again (socket(7)). Both sockets must have set
+        it, so it cannot wait until it is needed: a killed client would block its ports for a
+        minute.
         """
         while self._next >= self._starts[self._at + 1]:
             self._at += 1
@@ -205,7 +207,7 @@ class Connector(Holder):
         began = _clock()
         try:
             done.extend(steps)
-        except OSError as error:  # of socket() or bind(), for the connection after the last done
+        except OSError as error:  # of socket() or bind(), for the next connection
             code = error.errno or 0
         number, latency, hold = self._next, self._latency, self._fds.append
         for _, _, _, result, ended, fd in done:
@@ -225,7 +227,7 @@ class Connector(Holder):
         return started
 
     def _unfinished(self, code: int, fd: int, began: int, number: int) -> None:
-        """A first try that was not over at the second look."""
+        """Handle a first try that the second connect(2) did not show to be complete."""
         if code in COMPLETE:
             self._fds.append(fd)
         elif code in UNDER_WAY:
@@ -244,7 +246,7 @@ class Connector(Holder):
             self._complete(made, began)
 
     def _settle(self, patience: float) -> None:
-        """See what has become of the connects under way."""
+        """Complete or retry the connects that have ended."""
         settled = self._attempts.settle(patience, lambda number: self._block(number)[0].target)
         for code, made, began, number, tries in settled:
             if code:
@@ -257,16 +259,16 @@ class Connector(Holder):
         self._timed(began)
 
     def _timed(self, began: int) -> None:
-        """Take a connection that is complete now into the latency."""
+        """Add a connection that has just completed to the latency histogram."""
         self._latency[wire.bucket_of((_clock() - began) // 1000)] += 1
 
     def _block(self, number: int) -> Tuple[Block, int]:
-        """The block of one of this worker's connections, and its place in it."""
+        """Return the block of one of this worker's connections, and the place in the block."""
         at = bisect_right(self._starts, number) - 1
         return self._blocks[at], number - self._starts[at]
 
     def _abandon(self) -> None:
-        """Take what has just been completed, give up the rest."""
+        """Keep the connects that have just completed, and close the rest."""
         self._settle(0)
         for made, _, _, _ in self._attempts.take_all():
             made.close()

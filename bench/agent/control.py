@@ -1,12 +1,13 @@
-"""Connections are opened to server agents of this very run alone, on each port that is planned.
+"""The proof before the ramp: clients connect only to server agents of their own run.
 
-A server's doorkeeper answers the handshake (:mod:`bench.agent.handshake`) on the control port for
-as long as the agent lives, and on the data ports until they are opened to connections. A client
-has every server prove itself on its control port, and then every address and port that it is going
-to connect to, from each of its own, before it opens anything else.
+A server's doorkeeper answers the handshake (:mod:`bench.agent.handshake`). It does so on the
+control port for as long as the agent lives, and on the data ports until they are opened to
+connections. A client makes every server prove itself on its control port. Then it has every address
+and port that it is going to connect to proven, from each of its own addresses. It opens nothing
+else before that.
 
-A target may be a stranger. So one source has it proven first; then no more handshakes with it are
-under way than have passed, and one.
+A target may belong to a stranger. So one source has it proven first. After that, the handshakes
+under way with a target are never more than one plus those that have passed.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from bench.agent.handshake import ClosedByPeer, Description, Refused, plain
 __all__ = ["Doorkeeper", "Refused", "Way", "family_of", "introduce", "vouched"]
 
 MOST_PEERS = 512
-"""Handshakes that a doorkeeper has under way. Others wait in the listeners' queues; peers that say
-nothing make room for them."""
+"""The most handshakes that a doorkeeper has under way. Other peers wait in the listeners' queues,
+and peers that send nothing make room for them."""
 
 SILENT_SECONDS = 0.5
-"""Until a peer that has not asked makes room: an agent asks with the segment that ends TCP's own
-handshake, half a round trip after it was accepted."""
+"""Seconds until a peer that has not sent its challenge makes room. An agent sends it with the
+segment that ends TCP's own handshake, half a round trip after it was accepted."""
 
 TRIES = 3
-"""Of a source at a target that has proven itself to another one, and closes the connection: as a
-queue does that is full where net.ipv4.tcp_abort_on_overflow is 1 (ip-sysctl.rst), and a doorkeeper
-that has no room for who says nothing. Else a full queue only lets wait."""
+"""Tries of one source at a target that has proven itself to another source, and now closes the
+connection. A full queue does so where net.ipv4.tcp_abort_on_overflow is 1 (ip-sysctl.rst);
+otherwise it only makes the client wait. A doorkeeper also does so when it has no room for a peer
+that sends nothing."""
 
 WINDOW = 128
-"""Handshakes that a client has under way."""
+"""The most handshakes that a client has under way."""
 
 RELEASE_SECONDS = 5.0
-"""For the doorkeeper's thread to let go of the data ports."""
+"""Seconds for the doorkeeper's thread to release the data ports."""
 
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -50,16 +52,17 @@ Pair = Tuple[str, wire.Endpoint]
 
 
 class Way(NamedTuple):
-    """What the lab itself has between a client and its servers."""
+    """Proxies and routers that the lab itself puts between a client and its servers."""
 
     fronts: FrozenSet[wire.Endpoint] = frozenset()
-    """Of proxies: which server they choose, and from where they connect to it, is theirs."""
+    """Endpoints of proxies. A proxy chooses the server and the address from which it connects to
+    it."""
     routers: FrozenSet[str] = frozenset()
     """Addresses of routers that a server may see in place of the client's."""
 
 
 def way(fronts: Iterable[wire.Endpoint], routers: Iterable[str]) -> Way:
-    """The same from a spec. :raises ValueError: if one is no address."""
+    """Return the :class:`Way` of a spec. :raises ValueError: if an entry is not an address."""
     return Way(
         frozenset((plain(address), port) for address, port in fronts),
         frozenset(map(plain, routers)),
@@ -70,12 +73,12 @@ DIRECT = Way()
 
 
 def family_of(address: str) -> int:
-    """AF_INET or AF_INET6 of an address written out."""
+    """Return AF_INET or AF_INET6, whichever an address is of."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class Doorkeeper(threading.Thread):
-    """Answers the handshake on a server's ports, for many peers at a time."""
+    """The thread that answers the handshake on a server's ports, for many peers at a time."""
 
     def __init__(
         self,
@@ -85,7 +88,10 @@ class Doorkeeper(threading.Thread):
         fronts: Sequence[wire.Endpoint] = (),
         doors: Iterable[socket.socket] = (),
     ) -> None:
-        """:param doors: listeners of the data ports, answered on until :meth:`release`."""
+        """Watch the listeners.
+
+        :param doors: listeners of the data ports, answered on until :meth:`release`
+        """
         super().__init__(name="doorkeeper", daemon=True)
         self._nonce, self._endpoints, self._fronts = nonce, endpoints, fronts
         self._doors = {door.fileno(): door for door in doors}
@@ -99,22 +105,22 @@ class Doorkeeper(threading.Thread):
             self._talks.watch(one.fileno())
 
     def release(self) -> None:
-        """Leave the data ports to others.
+        """Stop answering on the data ports.
 
-        :raises OSError: if the thread does not let go of them within :data:`RELEASE_SECONDS`.
+        :raises OSError: if the thread does not release them within :data:`RELEASE_SECONDS`.
         """
         self._wake_w.send(b"R")
         if not self._released.wait(RELEASE_SECONDS):
-            raise OSError(errno.ETIMEDOUT, "the doorkeeper keeps the data ports")
+            raise OSError(errno.ETIMEDOUT, "the doorkeeper did not release the data ports")
 
     def close(self) -> None:
-        """End the thread. The listeners are not closed."""
+        """End the thread. The listeners stay open."""
         with contextlib.suppress(OSError):
             self._wake_w.send(b"C")
         self.join(RELEASE_SECONDS)
 
     def run(self) -> None:
-        """Serve until closed, or until the process ends."""
+        """Serve until :meth:`close`, or until the process ends."""
         closed = False
         while not closed:
             full = len(self._talks) >= MOST_PEERS
@@ -132,7 +138,7 @@ class Doorkeeper(threading.Thread):
         self._wake_w.close()
 
     def _listen(self, on: bool) -> None:
-        """Wait for further peers, or leave them in the listeners' queues."""
+        """Accept further peers, or leave them in the listeners' queues."""
         if on == self._listening:
             return
         for fd in self._listeners:
@@ -140,7 +146,7 @@ class Doorkeeper(threading.Thread):
         self._listening = on
 
     def _obey(self, orders: bytes) -> bool:
-        """Let go of the data ports, or of everything; returns whether it is the end."""
+        """Release the data ports, or everything; return whether the thread has to end."""
         if b"R" in orders:
             for fd in self._doors:
                 if self._listening:
@@ -151,7 +157,7 @@ class Doorkeeper(threading.Thread):
         return b"C" in orders
 
     def _admit(self, listener: socket.socket) -> None:
-        """Begin the handshake with those who wait, as many as there is room for."""
+        """Begin the handshake with the peers that wait, as many as there is room for."""
         for _ in range(MOST_PEERS - len(self._talks)):
             try:
                 peer, _ = listener.accept()
@@ -165,14 +171,14 @@ class Doorkeeper(threading.Thread):
                 ends = () if door else (self._endpoints, self._fronts)
                 said = handshake.describe(peer, *ends)
                 self._talks.begin(peer, handshake.server(self._nonce, said))
-            except OSError:  # it has gone again
+            except OSError:  # the peer is already gone
                 peer.close()
 
 
 def introduce(
     control: wire.Endpoint, nonce: str, source: str, between: Way = DIRECT
 ) -> FrozenSet[wire.Endpoint]:
-    """Prove this run to a server agent and have it proven; returns its endpoints and fronts.
+    """Prove this run to a server agent, and have it prove itself; return its endpoints and fronts.
 
     :raises Refused: if no agent of this run answers there, or a relay is in between.
     """
@@ -183,12 +189,12 @@ def introduce(
 def introductions(
     pairs: Iterable[Pair], nonce: str, between: Way = DIRECT
 ) -> Dict[Pair, Description]:
-    """Have the server at each target proven, from each source; several at a time.
+    """Have the server at each target proven, from each source, several at a time.
 
-    A source of another IP version than the target is left to the kernel.
+    If a source has another IP version than the target, the kernel chooses the source address.
 
-    :raises Refused: at the first that is not a server agent of this run, or is reached through a
-        relay; none is begun after it.
+    :raises Refused: at the first target that is not a server agent of this run, or is reached
+        through a relay; no handshake begins after it.
     """
     return _Introductions(pairs, nonce, between).all()
 
@@ -203,14 +209,18 @@ class _Try(NamedTuple):
 
 
 class _Introductions:
-    """Handshakes with all targets; at a time, with each no more than have passed there, and one."""
+    """Handshakes with all targets.
+
+    The handshakes under way with a target are never more than one plus those that have passed
+    there.
+    """
 
     def __init__(self, pairs: Iterable[Pair], nonce: str, between: Way) -> None:
         self._nonce, self._between = nonce, between
         self._waiting: Dict[wire.Endpoint, Deque[str]] = {}
         for source, target in pairs:
             self._waiting.setdefault(target, deque()).append(source)
-        # A target has one turn, and two more for each handshake that has passed.
+        # A target has one turn, and two more turns for each handshake that has passed.
         self._turns = deque(self._waiting)
         self._proven: Set[wire.Endpoint] = set()
         self._closings: Dict[Pair, int] = {}
@@ -218,13 +228,13 @@ class _Introductions:
         self._refusal = ""
 
     def all(self) -> Dict[Pair, Description]:
-        """Have all of them. :raises Refused: at the first that fails."""
+        """Complete all handshakes. :raises Refused: at the first that fails."""
         talks = handshake.Talks()
         try:
             while (self._turns and not self._refusal) or len(talks):
                 while self._turns and not self._refusal and len(talks) < WINDOW:
                     self._begin(talks, self._turns.popleft())
-                if not len(talks):  # the last turns were of targets that have all been proven
+                if not len(talks):  # the last turns were for targets that are all proven
                     continue
                 for ended in talks.turn(1.0)[0]:
                     self._over(ended.key, ended)
@@ -288,7 +298,7 @@ def _unproven(target: wire.Endpoint, problem: Exception) -> str:
 
 
 def _astray(one: _Try, said: Description, between: Way) -> str:
-    """What is wrong with the way to a server that has proven itself; nothing if it is the lab's."""
+    """Return what is wrong with the path to a proven server; empty if it is the lab's own path."""
     target, own = ((plain(address), port) for address, port in (one.target, one.own))
     if target in between.fronts:
         return ""
@@ -307,9 +317,9 @@ def _leads_to(target: wire.Endpoint, here: wire.Endpoint) -> str:
 
 
 def vouched(spec: wire.ClientSpec) -> None:
-    """Have every server proven, and every target from every source that is to connect to it.
+    """Have every server proven, and every target from every source that will connect to it.
 
-    :raises Refused: before any data connection has been made.
+    :raises Refused: if one proof fails; no data connection has been made then.
     """
     between = way(spec["fronts"], spec["routers"])
     known: Set[wire.Endpoint] = set()
@@ -322,7 +332,7 @@ def vouched(spec: wire.ClientSpec) -> None:
         if target not in allowed:
             raise Refused(f"{target[0]} port {target[1]} belongs to no server agent of this run")
     for (source, target), said in introductions(pairs, spec["nonce"], between).items():
-        if said.here not in known:  # which server it is, is the proxy's choice
+        if said.here not in known:  # the proxy chooses which of them
             raise Refused(f"{_leads_to(target, said.here)} (from {source})")
 
 
@@ -336,7 +346,7 @@ def _controls(spec: wire.ClientSpec) -> List[Pair]:
 
 
 def _pairs(blocks: Sequence[wire.TupleBlock]) -> List[Pair]:
-    """Each source with each of its targets, once."""
+    """Return each pair of a source and one of its targets, once."""
     return list(
         dict.fromkeys(
             (block["source"], (block["target"], block["target_port"])) for block in blocks

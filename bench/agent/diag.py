@@ -1,9 +1,8 @@
-"""The kernel's own socket diagnostics, sock_diag(7): TCP sockets, counted by a field of theirs.
+"""The kernel's socket diagnostics, sock_diag(7): TCP sockets, counted by one of their fields.
 
-The kernel is asked for the sockets of some states with a port in some ranges, and drops all others
-itself (net/ipv4/inet_diag.c, inet_diag_bc_run()). What it sends is one struct
-inet_diag_msg a socket, nearly always of one length, so a datagram is read by strides, a few calls
-for some 260 sockets.
+A request names socket states and port ranges. The kernel itself drops all other sockets
+(net/ipv4/inet_diag.c, inet_diag_bc_run()). It sends one struct inet_diag_msg per socket, nearly
+always of the same length. So a datagram is read by strides, in a few calls for some 260 sockets.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from bench import wire
 from bench.agent.probe import Unreadable
 
 PATIENCE = 10.0
-"""Seconds for one datagram of a dump: the kernel answers within the call that asks."""
+"""Seconds for one datagram of a dump: the kernel answers within the system call that asks."""
 
 TRIES = 5
-"""Dumps until one is not torn."""
+"""Tries to get a dump that is not torn."""
 
 DATAGRAM = 1 << 16
-"""Room for one datagram, bytes. The kernel makes none above 32 KiB, however large the room is
-(net/netlink/af_netlink.c, netlink_recvmsg()), and the next only once one is taken, so neither a
-larger room nor a larger SO_RCVBUF is of use."""
+"""Room for one datagram, bytes. The kernel sends none above 32 KiB, however large the buffer is
+(net/netlink/af_netlink.c, netlink_recvmsg()), and prepares the next one only when one is taken. So
+a larger buffer or a larger SO_RCVBUF would not help."""
 
 # linux/netlink.h
 _NETLINK_SOCK_DIAG = 4
@@ -49,8 +48,11 @@ _SOCKET = struct.unpack("=I", struct.pack("=HH", _SOCK_DIAG_BY_FAMILY, _NLM_F_MU
 
 
 class Field(NamedTuple):
-    """A part of a message with a socket: where it begins, counted from struct nlmsghdr on, the
-    code of its cells as in Python's struct, how many they are."""
+    """A field of a message with a socket.
+
+    ``offset`` counts from struct nlmsghdr on; ``code`` is the type of its cells as in Python's
+    struct; ``cells`` is their number.
+    """
 
     offset: int
     code: Literal["B", "H", "I"]
@@ -58,7 +60,7 @@ class Field(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of one cell, bytes."""
+        """Size of one cell, bytes."""
         return struct.calcsize("=" + self.code)
 
 
@@ -69,8 +71,11 @@ PEER = {socket.AF_INET: Field(40, "I", 1), socket.AF_INET6: Field(40, "I", 4)}
 
 
 class Part(NamedTuple):
-    """What one datagram held: a field of every socket, whether it was the last, whether the dump
-    is torn."""
+    """The content of one datagram.
+
+    ``keys``: one field of every socket; ``done``: whether it was the last datagram; ``torn``:
+    whether the dump is torn.
+    """
 
     keys: List[Any]
     done: bool = False
@@ -78,12 +83,12 @@ class Part(NamedTuple):
 
 
 def bytecode(ranges: Sequence[Tuple[int, int]], side: str) -> bytes:
-    """The kernel's filter for ports of a side in any of some ranges, both ends included.
+    """Return the kernel's filter for one side's ports in any of the ranges, both ends included.
 
-    An operation goes on by ``yes`` or ``no`` bytes. To arrive at the end is to accept a socket, to
-    go 4 bytes beyond it to drop it; a target of ``no`` has to be on the way of the ``yes`` (both:
-    inet_diag_bc_run() and inet_diag_bc_audit()). The port that is compared with is the ``no`` of
-    a second operation. A range that is not the last has 4 bytes behind it, a jump to the end.
+    An operation moves on by ``yes`` or ``no`` bytes. Reaching the end accepts a socket; going 4
+    bytes beyond it drops the socket. A target of ``no`` has to be on the path of the ``yes`` (both:
+    inet_diag_bc_run() and inet_diag_bc_audit()). The port to compare with is the ``no`` of a second
+    operation. Every range but the last is followed by 4 bytes, a jump to the end.
     """
     from_low, to_high = _BC_GE_LE[side]
     code = b""
@@ -96,9 +101,12 @@ def bytecode(ranges: Sequence[Tuple[int, int]], side: str) -> bytes:
 
 
 def request(family: int, states: Sequence[str], code: bytes) -> bytes:
-    """A dump of one family's TCP sockets: message, struct inet_diag_req_v2, filter.
+    """Return the request for a dump of one family's TCP sockets.
 
-    No attribute is asked for: ``ext`` is 0.
+    It has a message header, struct inet_diag_req_v2 and the filter. It asks for no attribute:
+    ``ext`` is 0.
+
+
     """
     mask = 0
     for name in states:
@@ -110,10 +118,10 @@ def request(family: int, states: Sequence[str], code: bytes) -> bytes:
 
 
 def strided(data: memoryview, field: Field) -> Optional[Part]:
-    """A datagram of nothing but sockets in messages of one length; None if it is not one.
+    """Read a datagram whose messages are all sockets and of one length; return None for any other.
 
-    Where the first length divides the datagram and stands wherever a message would begin, there
-    the messages do begin.
+    If the first length divides the datagram, and stands wherever a message would begin, then the
+    messages do begin there.
     """
     if len(data) < _LEAST or len(data) % 4:
         return None
@@ -133,9 +141,9 @@ def strided(data: memoryview, field: Field) -> Optional[Part]:
 
 
 def plain(data: memoryview, field: Field) -> Part:
-    """A datagram message by message.
+    """Read a datagram message by message.
 
-    :raises Unreadable: if the kernel refuses, by errno name, or a message is cut short
+    :raises Unreadable: if the kernel refuses, with the errno's name, or if a message is cut short
     """
     key = struct.Struct(f"={field.cells}{field.code}").unpack_from
     keys: List[Any] = []
@@ -167,16 +175,18 @@ def plain(data: memoryview, field: Field) -> Part:
 
 
 def _reason(number: int) -> str:
-    """What went wrong, by errno name (errno(3))."""
+    """Return what went wrong, by errno name (errno(3))."""
     name = errno.errorcode.get(number, str(number))
     # net/ipv4/inet_diag.c inet_diag_lock_handler(): no handler, and none could be loaded
-    hint = "; is the kernel module tcp_diag there?" if number == errno.ENOENT else ""
+    hint = "; is the kernel module tcp_diag loaded?" if number == errno.ENOENT else ""
     return f"sock_diag: {name} ({os.strerror(number)}){hint}"
 
 
 def _dump(asked: bytes, field: Field) -> Optional[Counter[Any]]:
-    """One dump, counted by a field; None if it is torn. Calls that a signal interrupts go on by
-    themselves (PEP 475)."""
+    """Make one dump and count its sockets by a field; return None if it is torn.
+
+    Python resumes calls that a signal interrupts (PEP 475).
+    """
     found: Counter[Any] = Counter()
     torn = False
     room = memoryview(bytearray(DATAGRAM))
@@ -197,15 +207,15 @@ def _dump(asked: bytes, field: Field) -> Optional[Counter[Any]]:
 
 
 def dump(asked: bytes, field: Field) -> Counter[Any]:
-    """The sockets that a request asks for, counted by a field.
+    """Return the sockets that a request asks for, counted by a field.
 
-    :raises Unreadable: with the reason, if the kernel does not tell
+    :raises Unreadable: with the reason, if the kernel does not answer
     """
     try:
         for _ in range(TRIES):
             found = _dump(asked, field)
             if found is not None:
                 return found
-    except OSError as error:  # one without a number is that of settimeout()
+    except OSError as error:  # without an errno: the timeout of settimeout()
         raise Unreadable(_reason(error.errno) if error.errno else f"sock_diag: {error}") from error
     raise Unreadable(f"sock_diag: {TRIES} dumps, each torn by changes (NLM_F_DUMP_INTR)")

@@ -1,4 +1,4 @@
-"""The agent's one task while it lasts: hearing the workers, watching the memory, ticking."""
+"""The agent's task while it lasts: listen to the workers, watch the memory, send ticks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ STEEPEST_KIB = 2 << 20
 
 WATCH = 0.02, TICK
 """Least and most seconds between two looks at the memory. The next look comes when the steepest
-ramp could have eaten half of what is left above the floor, so that a floor is overshot by the
-least interval's worth at most, and a look (some 100 µs) is rare while there is plenty."""
+ramp could have used half of what is left above the floor. So a floor is overshot by at most the
+memory of the shortest interval, and looks (some 100 µs each) are rare while memory is plentiful."""
 
 PATIENCE_MS = 5_000
-"""For answers over held connections, where the controller names no other, ms."""
+"""Default time for answers on held connections, ms, if the controller names no other."""
 
 
 class Fault(Exception):
-    """Something broke that the controller did not cause."""
+    """A failure that the controller did not cause."""
 
 
 class Misuse(Exception):
@@ -41,7 +41,7 @@ class Misuse(Exception):
 
 
 def whole(command: Dict[str, Any], key: str, default: int, least: int = 0) -> int:
-    """A number of a command. :raises Misuse: if it is none from ``least``."""
+    """Return a number of a command. :raises Misuse: if it is not a whole number from ``least``."""
     value = command.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise Misuse(f"{key}: {value!r} is not a whole number from {least}")
@@ -67,20 +67,20 @@ class Duty:
         self._low = False
         self._preparing = False
 
-    # What the main loop asks for.
+    # The main loop calls these.
 
     def fds(self) -> List[int]:
-        """Descriptors to wait for."""
+        """Return the descriptors to wait for."""
         return [self._role.crew.bell] if self._role else []
 
     def due(self) -> Optional[float]:
-        """When the next turn is due at the latest, monotonic seconds."""
+        """Return when the next turn is due at the latest, monotonic seconds."""
         if not self._role:
             return None
         return min(self._tick_at, self._watch_at)
 
     def turn(self) -> None:
-        """Hear the workers, look at the memory, tick."""
+        """Read the workers' messages, look at the memory, send a tick if it is due."""
         role = self._role
         if not role:
             return
@@ -109,7 +109,7 @@ class Duty:
                 self._round.lost(death.worker)
 
     def _check_memory(self) -> float:
-        """Stop at the floor; returns the seconds until the next look."""
+        """Stop if memory is below the floor; return the seconds until the next look."""
         role = self._role
         assert role
         floor = role.spec["memory_floor_kib"]
@@ -175,12 +175,12 @@ class Duty:
         answer: Callable[[], Any],
         only: Optional[Iterable[int]] = None,
     ) -> None:
-        """Send an order through the crew, or some of it, and say ``answer`` when all are done."""
+        """Send an order to the crew, or to some of it; send ``answer()`` when all are done."""
         role = self._must()
 
         def then() -> None:
             self._round, self._named = None, ""
-            self._say(self._tick())  # so that nobody holds counters older than the answer
+            self._say(self._tick())  # so that no counters are older than the answer
             self._say(answer())
 
         self._named = name
@@ -188,7 +188,7 @@ class Duty:
         self._round.begin()
 
     def end(self, deadline: float) -> None:
-        """Have everything closed by the deadline (monotonic seconds), by force what is left."""
+        """Close everything by the deadline (monotonic seconds), then kill workers that are left."""
         role = self._role
         if not role:
             return
@@ -197,7 +197,7 @@ class Duty:
             for worker in set(role.crew.pids.values()):
                 role.crew.tell(worker, b"S")
         else:
-            role.crew.kill()  # nothing to reset: no need to wake a hundred of them for it
+            role.crew.kill()  # nothing to reset: do not wake a hundred workers for it
         while role.crew.pids and time.monotonic() < deadline:
             select.select([], [], [], 0.01)
             role.crew.deaths()

@@ -1,4 +1,4 @@
-"""An echo round as it was ordered: put on the board for the workers, and what came of it."""
+"""An order for an echo round: put on the board for the workers, and answered when they are done."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from bench.agent.client import Client
 from bench.agent.duty import PATIENCE_MS, Misuse, whole
 
 WINDOW = 128
-"""Connections under way in a worker, where the controller names no other number. On two cores with
-both ends on them it took the least CPU time of 32 to 4,096, 15 µs a message, and 64 to 256 nearly
-as little; a larger one only makes every answer wait longer."""
+"""Default number of connections under way in a worker. On two cores with both ends on them, it took
+the least CPU time of all from 32 to 4,096: 15 µs a message. 64 to 256 took nearly as little; a
+larger window only makes every answer wait longer."""
 
 
 class EchoRound:
     """One round over the held connections of a client."""
 
     def __init__(self, client: Client, command: Dict[str, Any]) -> None:
-        """:raises Misuse: if the command makes no sense; then the board is as it was."""
+        """Put the order on the board.
+
+        :raises Misuse: if the command is invalid; then the board is unchanged.
+        """
         mode = command.get("mode")
         if mode not in ("pipelined", "sequential"):
             raise Misuse(f"mode: {mode!r} is none of pipelined, sequential")
@@ -46,7 +49,7 @@ class EchoRound:
         }
 
     def answer(self) -> wire.Rounded:
-        """What has come of it, once all workers are done."""
+        """Return the result, once all workers are done."""
         seconds, spent = time.monotonic() - self._began, self._crew.cpu_seconds() - self._spent
         came = {name: count - self._before[name] for name, count in self._counts().items()}
         return wire.Rounded(
@@ -57,5 +60,5 @@ class EchoRound:
             silent=came["silent"],
             seconds=round(seconds, 6),
             latency=self._board.round_latency(),
-            cpu_seconds=round(max(0.0, spent), 6),  # less where a worker has died
+            cpu_seconds=round(max(0.0, spent), 6),  # less if a worker has died
         )

@@ -1,19 +1,18 @@
-"""The nonce handshake: each side proves that it is of this run, and neither sends the nonce.
+"""The nonce handshake: each side proves that it belongs to this run, and neither sends the nonce.
 
-On the control port, and on every data port before the first data connection::
+It runs on the control port, and on every data port before the first data connection::
 
     client -> server   challenge                                     16 bytes
     server -> client   proof("server", challenge), own challenge     32 + 16 bytes
     client -> server   proof("client", own challenge)                32 bytes
-    server -> client   length, what it is as JSON, proof("endpoints", JSON + challenge)
+    server -> client   length, its description as JSON, proof("endpoints", JSON + challenge)
 
-``wire.proof`` is an HMAC keyed by the nonce. The JSON says which address and port the client has
-reached, and from which it was reached, as the server's own socket names both: so a client notices
-a port that leads elsewhere even where it leads to another server of the same run, and a relay that
-passes on what both sides say. On the control port it names the server's data endpoints
-as well.
+``wire.proof`` is an HMAC keyed by the nonce. The JSON gives the address and port that the client
+has reached, and from which address and port, as the server's own socket reports them. So a client
+notices a port that leads elsewhere, even to another server of the same run, and a relay that passes
+on what both sides send. On the control port the JSON also lists the server's data endpoints.
 
-Either side is a generator. It yields what to send and how many bytes to wait for, is sent those
+Each side is a generator. It yields what to send and how many bytes to wait for, receives those
 bytes, and returns its result. :class:`Talks` drives many of them at a time, each with a deadline.
 """
 
@@ -34,11 +33,11 @@ from bench import wire
 from bench.agent.sockets import reset_on_close
 
 SECONDS = 5.0
-"""For one whole handshake. It takes four round trips with that of the TCP connection: at 300 ms
-each they are over in 1.2 s, and one lost SYN is sent again after 1 s (RFC 6298)."""
+"""Seconds for one whole handshake. With that of the TCP connection it takes four round trips. At
+300 ms each these take 1.2 s, and one lost SYN is sent again after 1 s (RFC 6298)."""
 
 DESCRIPTION_BYTES = 1 << 20
-"""Most that a server may say of itself: room for some 30,000 endpoints."""
+"""The longest description that a server may send: room for some 30,000 endpoints."""
 
 _LENGTH = struct.Struct(">I")
 _CHUNK = 1 << 16
@@ -51,20 +50,20 @@ class Refused(Exception):
 
 
 class ClosedByPeer(OSError):
-    """The connection ended in the middle: the peer may have no room just now."""
+    """The peer closed the connection during the handshake: it may have no room just now."""
 
 
 class Description(NamedTuple):
-    """What a server agent says of itself."""
+    """A server agent's description of itself."""
 
     here: wire.Endpoint
-    """Its own end of the connection that this was said on."""
+    """The server's end of the connection that this was sent on."""
     peer: wire.Endpoint
-    """The other end of that connection, as it sees it."""
+    """The other end of that connection, as the server sees it."""
     endpoints: FrozenSet[wire.Endpoint]
-    """Where it listens for data; said on the control port alone."""
+    """Where it listens for data; sent on the control port only."""
     fronts: FrozenSet[wire.Endpoint]
-    """Of proxies that lead to those."""
+    """Endpoints of proxies that lead to those."""
 
 
 def describe(
@@ -72,13 +71,13 @@ def describe(
     endpoints: Sequence[wire.Endpoint] = (),
     fronts: Sequence[wire.Endpoint] = (),
 ) -> bytes:
-    """A server's description of itself, as it is sent on a connection."""
+    """Return a server's description of itself, as it is sent on a connection."""
     ends = {"here": link.getsockname()[:2], "peer": link.getpeername()[:2]}
     return json.dumps({**ends, "endpoints": list(endpoints), "fronts": list(fronts)}).encode()
 
 
 def _described(text: bytes) -> Description:
-    """A description, checked. :raises Refused: if it is none."""
+    """Check and return a description. :raises Refused: if it is not one."""
     try:
         fields = json.loads(text)
         return Description(
@@ -99,30 +98,30 @@ def _endpoint(entry: Any) -> wire.Endpoint:
 
 
 def plain(address: str) -> str:
-    """An address in the one form in which it can be compared as text.
+    """Return an address in the one form in which it can be compared as text.
 
-    An IPv6 address can be written in many ways (RFC 5952). A zone (RFC 4007) is left out: each
-    host numbers its own.
+    An IPv6 address can be written in many ways (RFC 5952). The zone (RFC 4007) is left out: each
+    host numbers its own zones.
 
-    :raises ValueError: if it is no IP address.
+    :raises ValueError: if it is not an IP address.
     """
     return str(ipaddress.ip_address(address.partition("%")[0]))
 
 
 def server(nonce: str, description: bytes) -> Script:
-    """The server's side. :raises Refused: if the peer does not know the nonce."""
+    """Run the server's side. :raises Refused: if the peer does not know the nonce."""
     theirs = yield b"", wire.CHALLENGE_BYTES
     mine = os.urandom(wire.CHALLENGE_BYTES)
     proof = yield wire.proof(nonce, "server", theirs) + mine, wire.PROOF_BYTES
     if not hmac.compare_digest(proof, wire.proof(nonce, "client", mine)):
         raise Refused("wrong proof")
     tag = wire.proof(nonce, "endpoints", description + theirs)
-    # The client resets first, so that no TIME_WAIT is left on either side.
+    # The client resets first, so that no side is left in TIME_WAIT.
     yield _LENGTH.pack(len(description)) + description + tag, 1
 
 
 def client(nonce: str) -> Script:
-    """The client's side; returns the server's :class:`Description`.
+    """Run the client's side; return the server's :class:`Description`.
 
     :raises Refused: if the peer is not a server agent of this run.
     """
@@ -146,7 +145,7 @@ class Ended(NamedTuple):
 
     key: Any
     result: Any
-    """What the script returned; None after a problem."""
+    """The script's return value; None after a problem."""
     problem: Optional[Exception]
     """:class:`Refused`, or an OSError of the connection."""
 
@@ -158,15 +157,15 @@ class _Talk:
         self.link, self.script, self.key, self.until = link, script, key, until
         self.began = time.monotonic()
         self.spoke = False
-        """Whether the peer has sent all that was waited for first."""
+        """Whether the peer has sent all that the script waited for first."""
         self.out, self.wanted = next(script)
         self.received = b""
 
     def moves(self, event: int) -> None:
-        """Send and receive what goes now.
+        """Send and receive as much as possible now.
 
-        :raises StopIteration: with the result, once it is over.
-        :raises Refused: if the peer proves nothing.
+        :raises StopIteration: with the result, once the handshake is over.
+        :raises Refused: if the peer fails to prove itself.
         :raises OSError: if the connection fails.
         """
         if self.out and event & (select.POLLOUT | select.POLLERR | select.POLLHUP):
@@ -182,7 +181,7 @@ class _Talk:
             except ConnectionResetError as error:
                 raise ClosedByPeer(error.errno or 0, os.strerror(error.errno or 0)) from error
             if not piece:
-                raise ClosedByPeer(0, "closed the connection during the handshake")
+                raise ClosedByPeer(0, "it closed the connection during the handshake")
             self.received += piece
         while not self.out and len(self.received) == self.wanted:
             data, self.received = self.received, b""
@@ -191,12 +190,12 @@ class _Talk:
 
     @property
     def interest(self) -> int:
-        """What to poll for."""
+        """Events to poll for."""
         return select.POLLOUT if self.out else select.POLLIN
 
 
 class Talks:
-    """Handshakes under way, and other descriptors that are waited for beside them."""
+    """Handshakes under way, and other descriptors that are polled with them."""
 
     def __init__(self) -> None:
         self._poll = select.poll()  # takes no watch of fs.epoll.max_user_watches
@@ -206,17 +205,17 @@ class Talks:
         return len(self._talks)
 
     def watch(self, fd: int) -> None:
-        """Wait for a descriptor to become readable as well."""
+        """Also wait for a descriptor to become readable."""
         self._poll.register(fd, select.POLLIN)
 
     def forget(self, fd: int) -> None:
-        """Wait for it no longer."""
+        """Stop waiting for a descriptor."""
         self._poll.unregister(fd)
 
     def begin(self, link: socket.socket, script: Script, key: Any = None) -> None:
-        """Start a handshake on a socket that does not block, connected or about to be.
+        """Start a handshake on a non-blocking socket, connected or about to be.
 
-        It is closed by RST when the handshake is over, after :data:`SECONDS` at the latest.
+        The socket is closed by RST when the handshake is over, after :data:`SECONDS` at the latest.
         """
         reset_on_close(link)
         talk = _Talk(link, script, key, time.monotonic() + SECONDS)
@@ -224,7 +223,7 @@ class Talks:
         self._poll.register(link.fileno(), talk.interest)
 
     def turn(self, seconds: float) -> Tuple[List[Ended], List[int]]:
-        """Go on for at most that long: handshakes that are over, other descriptors that moved."""
+        """Go on for at most ``seconds``; return ended handshakes and other readable descriptors."""
         first = next(iter(self._talks.values()), None)  # the oldest is the first to be due
         if first:
             seconds = min(seconds, max(0.0, first.until - time.monotonic()))
@@ -252,14 +251,14 @@ class Talks:
         return over, others
 
     def drop_silent(self, seconds: float) -> None:
-        """End those whose peer has not even asked in that time."""
+        """End the handshakes whose peer has not sent its challenge within ``seconds``."""
         before = time.monotonic() - seconds
         for fd, talk in list(self._talks.items()):
             if not talk.spoke and talk.began < before:
                 self._end(fd, None, None)
 
     def close(self) -> None:
-        """End all of them."""
+        """End all handshakes."""
         for fd in list(self._talks):
             self._end(fd, None, None)
 

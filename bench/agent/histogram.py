@@ -1,4 +1,4 @@
-"""Latency buckets by table, for loops in which a call of a function would show."""
+"""Latency buckets by table, for loops in which a function call would be too slow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from array import array
 from bench import wire
 
 QUICK = 1 << 16
-"""Latencies below this, in µs, are in the table."""
+"""The table has all latencies below this, in µs."""
 
 BUCKET = array("H", [wire.bucket_of(us) for us in range(QUICK)])
-"""µs to :func:`bench.wire.bucket_of`. Made before the fork, so that all workers share it."""
+"""µs to :func:`bench.wire.bucket_of`. Built before the fork, so that all workers share it."""

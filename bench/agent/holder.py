@@ -1,4 +1,4 @@
-"""What a client worker does with the connections that it holds: looks, asks, closes."""
+"""The held connections of a client worker, and its work on them: verify, ask, close."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ WINDOW = 256
 """Echoes under way at a time in one worker."""
 
 LARGEST_WINDOW = 1 << 13
-"""The same where nobody answers."""
+"""The largest window, used when no connection answers."""
 
 LULL_MS = 200
-"""How long a wait for answers lasts if none comes, ms."""
+"""How long to wait for answers if none arrives, ms."""
 
 SLOWER, LEAST_PATIENCE, YARDSTICKS = 5, 1.0, 8
-"""Where many are silent: how much slower than the slowest answer one may be that is still waited
-for, the seconds that it may take in any case, and how many older connections are asked first."""
+"""Limits to the wait for connections that may be silent. ``SLOWER``: how many times the slowest
+answer's time is waited; ``LEAST_PATIENCE``: the seconds that are waited in any case;
+``YARDSTICKS``: how many older connections are asked first."""
 
 
 Numbered = Tuple[int, int]
@@ -35,16 +36,19 @@ class Holder:
     """Held connections as plain descriptors; 4 bytes each."""
 
     def __init__(self, row: memoryview, common: memoryview, nonce: str, base: int) -> None:
-        """``base``: number of the first connection within the agent's plan."""
+        """Start without connections.
+
+        :param base: number of the first connection within the agent's plan
+        """
         self._row, self._common = row, common
         self._nonce, self._base = nonce, base
         self._fds = array("i")
         self._mark = 0  # how many of them are older than the last ramp
         self._silent: Set[int] = set()  # that did not answer in a round
-        self._away: Dict[int, FourTuple] = {}  # place to what is being opened again there
+        self._away: Dict[int, FourTuple] = {}  # by place, while it is opened again
 
     def count(self) -> None:
-        """Put on the board how many are held."""
+        """Write the number of held connections to the board."""
         self._row[cell.HELD] = held = len(self._fds) - len(self._away)
         self._row[cell.OPENED] = held + self._row[cell.CLOSED]
 
@@ -53,7 +57,7 @@ class Holder:
         self.count()
 
     def verify(self) -> None:
-        """Look at every connection; let go of the dead ones."""
+        """Look at every connection; close the dead ones."""
         dead = set(sweep.dead(self._fds))
         self._row[cell.ALIVE], self._row[cell.DEAD] = len(self._fds) - len(dead), len(dead)
         self._drop(dead)
@@ -68,7 +72,7 @@ class Holder:
         self._closed(len(dead))
 
     def _drop_lost(self) -> None:
-        """Give up the places whose connection could not be opened again."""
+        """Remove the places whose connection could not be opened again."""
         if not self._away:
             return
         self._mark -= sum(place < self._mark for place in self._away)
@@ -76,7 +80,7 @@ class Holder:
         self._away.clear()
 
     def echo(self) -> None:
-        """Ask on ``QUOTA`` connections spread evenly over this worker's, or over its fresh ones."""
+        """Send echoes on ``QUOTA`` connections, spread evenly over all or over the fresh ones."""
         first = self._mark if self._common[cell.FRESH] else 0
         held = len(self._fds) - first
         quota, patience = min(self._row[cell.QUOTA], held), self._common[cell.PATIENCE] / 1000
@@ -95,11 +99,12 @@ class Holder:
         self._row[cell.WRONG] += asking.wrong
 
     def round(self, pass_on: Callable[[], None]) -> None:
-        """One byte on ``QUOTA`` connections, one byte back; who was silent before is left out.
+        """Send one byte on ``QUOTA`` connections and expect one byte back.
 
-        An answer that came after its round would pass for a wrong one of the next.
+        Connections that were silent before are left out: their late answer would count as a wrong
+        answer of the next round.
 
-        :param pass_on: called once where there is nothing left to do but to wait for stragglers
+        :param pass_on: called once when only stragglers are left to wait for
         """
         common, row, held = self._common, self._row, len(self._fds)
         quota, patience = min(row[cell.QUOTA], held), common[cell.PATIENCE] / 1000
@@ -125,7 +130,7 @@ class Holder:
         return [(self._base + place, self._fds[place]) for place in places]
 
     def drain(self) -> None:
-        """Close all, as and at the rate that the common row says."""
+        """Close all connections in the way and at the rate that the common row gives."""
         shut = sweep.close if self._common[cell.HOW] == cell.FIN else sweep.reset
         fds, self._fds, self._mark = self._fds, array("i"), 0
         self._silent.clear()
@@ -141,12 +146,12 @@ class Holder:
         return float(self._common[cell.RATE]) / max(1, self._common[cell.ACTIVE])
 
     def reset_all(self) -> None:
-        """Close all with RST, as fast as it goes."""
+        """Close all connections by RST, without a pace."""
         sweep.reset(self._fds)
 
 
 class Asking:
-    """Echoes on held connections, and what has come of them."""
+    """Echoes on held connections, and their outcome."""
 
     def __init__(self, nonce: str) -> None:
         self.answered = self.wrong = 0
@@ -156,9 +161,9 @@ class Asking:
         self._sent = self._slowest = 0.0
 
     def ask(self, picked: Sequence[Numbered], patience: float) -> None:
-        """Send an echo on each and check the answers.
+        """Send an echo on each connection and check the answers.
 
-        :param patience: seconds until an answer that has not come counts as none
+        :param patience: seconds after which a missing answer counts as none
         """
         self._send(picked)
         ends = time.monotonic() + patience
@@ -169,14 +174,14 @@ class Asking:
     def who_is_silent(
         self, picked: Sequence[Numbered], patience: float, known: Sequence[Numbered] = ()
     ) -> Set[int]:
-        """Send an echo on each; returns the descriptors on which no answer came.
+        """Send an echo on each connection; return the descriptors that did not answer.
 
-        The silent ones are often many and next to each other, where nobody serves the accept queue
-        that they sit in. So a window waits only until nothing moves, one in which nothing moved at
-        all makes the next twice as large, and the patience is for all of them together. It ends
-        early if it is long compared with the answers that did come.
+        Silent connections are often many and next to each other, when no worker serves the accept
+        queue that they sit in. So a window waits only until nothing moves. A window in which
+        nothing moved at all doubles the next one, and ``patience`` applies to all windows together.
+        The wait ends early if it is long compared with the answers that did arrive.
 
-        :param known: others that have answered before: they tell how long an answer takes
+        :param known: connections that have answered before: they show how long an answer takes
         """
         yardstick = Asking(self._nonce)
         yardstick.ask(known, patience)
@@ -213,7 +218,7 @@ class Asking:
             self._waiting[fd] = wire.echo_reply(self._nonce, request) or b""
 
     def _hear(self) -> bool:
-        """Take in what comes within :data:`LULL_MS`; returns whether anything did."""
+        """Read the answers that arrive within :data:`LULL_MS`; return whether any did."""
         moved = sweep.ready(list(self._waiting), timeout_ms=LULL_MS)
         for fd, _ in moved:
             expected = self._waiting.pop(fd)

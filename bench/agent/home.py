@@ -1,5 +1,7 @@
-"""The directory that an agent was pushed into: it goes with the agent, and its path is the sign of
-all that the agent has started."""
+"""The directory that the agent was pushed to.
+
+It is removed with the agent. The agent's path marks every process that the agent has started.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from bench.agent import remains
 
 
 def mark() -> None:
-    """Have all tools that are started from now on carry the agent's path."""
+    """Mark all tools that are started from now on with the agent's path."""
     os.environ[remains.MARK] = os.path.abspath(sys.argv[0])
 
 
 def leave() -> None:
-    """Remove the agent's own file and its directory, if nothing else is in it."""
+    """Remove the agent's own file and its directory, if it is alone there."""
     path = os.path.abspath(sys.argv[0])
     if not re.fullmatch(wire.PUSHED, path):
         return

@@ -1,13 +1,13 @@
-"""One run at a time on a host: its agents hold a lock, and say who they are for.
+"""One run at a time on a host: the run's agents hold a lock that says who has the host.
 
 The lock is flock(2) on ``connlab-run.<owner>.lock`` in the first of :data:`FOLDERS` that can be
-written to. All agents of one controller share it (LOCK_SH); the kernel lets go of it when the last
-of them ends, however that comes about. Who wants to change the host, or to run something else on
-it, looks for locks of other owners first, and so do the playbooks that revert and destroy.
+written to. All agents of one controller share it (LOCK_SH). The kernel releases it when the last of
+them ends, for whatever reason. A program that is going to change the host, or to run something else
+on it, first looks for locks of other owners. The playbooks that revert and destroy do so too.
 
-Before an agent is pushed the controller runs this file by itself, ``python3 -c SOURCE OWNER``, and
-gets the other holders as JSON. So does ``playbooks/idle.yml``, which owns no lock: ``OWNER`` is
-empty there. Directories may follow, to look in those alone.
+Before an agent is pushed, the controller runs this file by itself, ``python3 -c SOURCE OWNER``, and
+gets the other holders as JSON. So does ``playbooks/idle.yml``, which owns no lock: there ``OWNER``
+is empty. Directories may follow ``OWNER``; then only those are searched.
 """
 
 from __future__ import annotations
@@ -24,41 +24,44 @@ import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 FOLDERS = ("/run/lock", "/dev/shm", "/tmp")
-"""All can be written to by everybody where they are there (hier(7), shm_overview(7))."""
+"""Where these exist, all users can write to them (hier(7), shm_overview(7))."""
 
 NAME = re.compile(r"connlab-run\.([0-9a-f]{16})\.lock\Z")
 MOST_TEXT = 200
-"""Characters of a name."""
+"""The most characters of a name."""
 
 MOST_BYTES = 8192
-"""Of a lock's file: two names as JSON take 12 bytes a character at most (RFC 8259 section 7)."""
+"""The most bytes of a lock's file: two names as JSON take 12 bytes a character at most (RFC 8259
+section 7)."""
 
 FIELDS = ("who", "run", "since")
 
 PATIENCE = 2.0
-"""Seconds in which a file of our own can be locked: another agent may be removing it."""
+"""Seconds for locking our own file: another agent may be removing it."""
 
 WRITE_SECONDS = 0.5
-"""From its lock until a file has its text: who has locked it writes it next."""
+"""Seconds from locking a file until its text must be there: a holder writes right after it
+locks."""
 
 PROBES = 5
-"""Times that a locked file is tried: another that only looks locks it as well, for a moment."""
+"""Tries to lock another's file: a process that only looks locks it too, for a moment."""
 
 PAUSE = 0.01
 """Seconds between two tries."""
 
 NOBODYS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO, errno.ENODEV)
-"""What open(2) says of what is no lock: gone, a symbolic link, private, a socket, a device."""
+"""Errors of open(2) for something that is not a lock: gone, a symbolic link, private, a socket, a
+device."""
 
 
 class Held(Exception):
-    """Another run has the host; the text says whose it is."""
+    """Another run has the host; the text names it."""
 
 
 def holders(owner: str, folders: Sequence[str] = ()) -> List[Dict[str, Any]]:
-    """Who else holds this host: a list of {owner, who, run, since, boot_ns}.
+    """Return who else holds this host: a list of {owner, who, run, since, boot_ns}.
 
-    Locks of ``owner`` itself do not count. Files that nobody has locked are left over; they are
+    Locks of ``owner`` itself do not count. Files that no process has locked are leftovers, and are
     removed where that is allowed.
     """
     found = []
@@ -79,9 +82,9 @@ def holders(owner: str, folders: Sequence[str] = ()) -> List[Dict[str, Any]]:
 
 
 def _holder(path: str, until: float) -> Optional[Dict[str, Any]]:
-    """What a lock's file says of its holder; None if nobody holds it.
+    """Return what a lock's file says about its holder; None if no process holds it.
 
-    :param until: monotonic seconds, for its text to be there
+    :param until: until when to wait for its text, monotonic seconds
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -109,7 +112,7 @@ def _holder(path: str, until: float) -> Optional[Dict[str, Any]]:
 
 
 def _lock(fd: int, kind: int) -> bool:
-    """Lock a file, if nobody else's lock is in the way."""
+    """Lock a file, unless another lock is in the way; return whether that worked."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -118,7 +121,7 @@ def _lock(fd: int, kind: int) -> bool:
 
 
 def _is(fd: int, path: str) -> bool:
-    """Whether a path is still that of an open file."""
+    """Return whether a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except OSError:
@@ -126,9 +129,10 @@ def _is(fd: int, path: str) -> bool:
 
 
 def _remove(fd: int, path: str) -> None:
-    """Remove a file that we have locked for us alone.
+    """Remove a file on which we hold an exclusive lock.
 
-    Nobody but whoever has it so removes it, so another that has come to its path meanwhile stays.
+    Only the holder of that lock removes the file. So a new file that has come to its path meanwhile
+    stays.
     """
     if _is(fd, path):
         with contextlib.suppress(OSError):  # another user's, in a directory with the sticky bit
@@ -136,7 +140,7 @@ def _remove(fd: int, path: str) -> None:
 
 
 def _fields(data: bytes) -> Dict[str, Any]:
-    """The text of a lock's file, as far as it makes sense: anybody may have written it."""
+    """Return the fields of a lock's file that are valid: any user may have written the file."""
     try:
         fields = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -159,14 +163,14 @@ def _boot_ns() -> int:
 
 
 def named(entry: Dict[str, Any]) -> str:
-    """A holder in words."""
+    """Return a holder in words."""
     return f"a run holds it: {entry['who']}, {entry['run']}, since {entry['since']}"
 
 
 def hold(owner: str, who: str, run: str) -> int:
-    """Hold this host for an owner until this process and its children end; returns a descriptor.
+    """Hold this host for an owner until this process and its children end; return a descriptor.
 
-    :raises Held: if another owner has had it before.
+    :raises Held: if another owner had it first.
     :raises OSError: if there is no directory to keep the lock in.
     """
     fd, boot_ns = _locked(owner, who, run)
@@ -176,7 +180,7 @@ def hold(owner: str, who: str, run: str) -> int:
         let_go(fd, owner)
         raise
     for entry in others:
-        # Two that begin at the same moment see each other: the later one gives way.
+        # Two runs that begin at the same moment see each other: the later one gives way.
         if (entry["boot_ns"], entry["owner"]) < (boot_ns, owner):
             let_go(fd, owner)
             raise Held(named(entry))
@@ -184,13 +188,13 @@ def hold(owner: str, who: str, run: str) -> int:
 
 
 def _locked(owner: str, who: str, run: str) -> Tuple[int, int]:
-    """Our own lock, shared: (descriptor, when it was first taken)."""
+    """Take our own lock, shared; return (descriptor, when the lock was first taken)."""
     until = time.monotonic() + PATIENCE
     path = os.path.join(_folder(), f"connlab-run.{owner}.lock")
     while True:
         fd = _opened(path)
         if fd is not None:
-            # Unless it is just being removed.
+            # The lock fails, or is void, while another process removes the file.
             boot_ns = _taken(fd, path, owner, who, run) if _lock(fd, fcntl.LOCK_SH) else None
             if boot_ns is not None:
                 return fd, boot_ns
@@ -201,7 +205,7 @@ def _locked(owner: str, who: str, run: str) -> Tuple[int, int]:
 
 
 def _opened(path: str) -> Optional[int]:
-    """The lock's file, made if it is not there; None if it is none, or changes at this moment."""
+    """Open or create the lock's file; return None if it is another kind of file, or changes now."""
     always = os.O_NOFOLLOW | os.O_CLOEXEC
     # Never O_CREAT on a file of another user: fs.protected_regular refuses that even to root.
     with contextlib.suppress(FileNotFoundError):
@@ -215,23 +219,23 @@ def _opened(path: str) -> Optional[int]:
         return None
     with contextlib.suppress(FileExistsError):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | always, 0o644)
-        os.fchmod(fd, 0o644)  # whatever the umask: who may not read it takes the host for free
+        os.fchmod(fd, 0o644)  # whatever the umask: a user who cannot read it would take the host
         return fd
     return None
 
 
 def _taken(fd: int, path: str, owner: str, who: str, run: str) -> Optional[int]:
-    """When the lock that we share was first taken, ns since boot; None if it is none any more.
+    """Return when the lock that we share was first taken, ns since boot; None if it is void.
 
-    The moment is taken, and written, when others can see the lock. Were it any earlier, one that
-    came meanwhile would see no lock, and would then be taken for the later one.
+    The time is read and written once others can see the lock. With an earlier time, another run
+    that looked meanwhile would see no lock, and would still count as the later one.
     """
     if not _is(fd, path):
         return None
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         boot_ns = int(_fields(os.pread(fd, MOST_BYTES, 0))["boot_ns"])
         if not boot_ns and _lock(fd, fcntl.LOCK_EX):
-            _remove(fd, path)  # its maker has ended before it was written
+            _remove(fd, path)  # its creator ended before it wrote the text
         return boot_ns or None
     boot_ns = _boot_ns()
     text = json.dumps(
@@ -260,7 +264,7 @@ def _folder() -> str:
 
 
 def let_go(fd: int, owner: str) -> None:
-    """Give the lock back, and remove its file if nobody else of this owner holds it."""
+    """Release the lock, and remove its file if no other agent of this owner holds it."""
     with contextlib.suppress(OSError):
         if _lock(fd, fcntl.LOCK_EX):
             _remove(fd, os.path.join(_folder(), f"connlab-run.{owner}.lock"))

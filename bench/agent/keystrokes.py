@@ -1,10 +1,11 @@
 """Echo rounds of a client worker: one byte on every held connection, one byte back.
 
-As if one character were typed in each of many sessions. Pipelined, a worker writes while servers
-work on what it has written before: up to a window is under way, and once it is full the older half
-is read. It waits for the last of that half alone, since an epoll set is served in order: one
-wake-up for all of them. Who is not among the others then is looked at again with the next half, and
-after a lull left aside, so that a silent connection holds up nobody.
+It is as if one character were typed in each of many sessions. In a pipelined round, a worker writes
+while servers work on what it has written before. Up to a window is under way; once it is full, the
+worker reads the older half. It waits only for the last connection of that half, because an epoll
+set is served in order: so one wake-up serves all of them. A connection without an answer by then is
+looked at again with the next half, and put aside after a lull. So a silent connection delays no
+other.
 """
 
 from __future__ import annotations
@@ -22,36 +23,40 @@ from bench.agent import sweep
 from bench.agent.histogram import BUCKET, QUICK
 
 LULL_MS, SLOWER = 200, 5
-"""A connection without an answer for so long is left aside until the others are done, ms: so long
-at the least, and so many times as long as answers of this round have taken."""
+"""A connection without an answer for the lull is put aside until the others are done. The lull is
+at least ``LULL_MS``, and at least ``SLOWER`` times as long as answers of this round have taken."""
 
 LARGEST_WINDOW = 1 << 13
-"""Under way at a time where nobody answers: there windows double, so that lulls are few."""
+"""The most connections under way when none answers: then windows double, so that there are few
+lulls."""
 
 MOST_SILENCES = 8
-"""Connections without an answer that end a sequential round: each holds up all that come after."""
+"""Connections without an answer that end a sequential round: each delays all that come after it."""
 
 _BYTES = [bytes([value]) for value in range(256)]
 _MOST = 2
-"""Bytes that are read for the one that is expected: a second one would be wrong."""
+"""Bytes to read for the one that is expected: a second byte would be wrong."""
 
 _clock = time.perf_counter_ns
 
 Waiting = Tuple[int, bytes, int]
-"""(descriptor, the answer that is expected, when its byte was written, ns)."""
+"""(descriptor, the expected answer, when its byte was written, ns)."""
 
 Heard = Tuple[Optional[bytes], int]
-"""(what was read, when, ns); None: nothing has come, empty: closed."""
+"""(what was read, when, ns); None: nothing has arrived, empty: closed."""
 
 
 class Keystrokes:
-    """One round of one worker, and what has come of it."""
+    """One round of one worker, and its outcome."""
 
     def __init__(self, nonce: str, common: memoryview, fds: array[int], first: int) -> None:
-        """``first``: the byte for the first of ``fds``; each further one's is one more."""
+        """Prepare a round.
+
+        :param first: the byte for the first of ``fds``; it is one more for each next descriptor
+        """
         self.asked = self.answered = self.wrong = 0
         self.silent: Set[int] = set()
-        """Descriptors on which no answer came in time, or that were closed."""
+        """Descriptors that did not answer in time, or were closed."""
         self.latency = [0] * wire.BUCKETS
         self._common, self._fds, self._first = common, fds, first
         self._answers = [bytes([value]) for value in wire.round_answers(nonce)]
@@ -66,8 +71,8 @@ class Keystrokes:
     ) -> None:
         """Ask on the descriptors at ``places``, up to ``window`` under way at a time.
 
-        :param patience: seconds until an answer that has not come counts as none
-        :param pass_on: called once where only stragglers are left
+        :param patience: seconds after which a missing answer counts as none
+        :param pass_on: called once when only stragglers are left
         """
         at, half, largest = 0, max(1, window // 2), max(window, LARGEST_WINDOW)
         wide, self._longest = window, max(self._lull, int(patience * 1e9))
@@ -83,7 +88,7 @@ class Keystrokes:
         self._wait(int(patience * 1e9))
 
     def one_by_one(self, places: Iterable[int], patience: float) -> None:
-        """Ask on one connection after the other, each once the one before has answered."""
+        """Ask on one connection after the other, each when the one before has answered."""
         poll, fds, common = select.poll(), self._fds, self._common
         for place in places:
             if common[cell.OVER] or common[cell.SILENCES] >= MOST_SILENCES:
@@ -105,7 +110,7 @@ class Keystrokes:
                 common[cell.SILENCES] += 1
 
     def _send(self, places: Sequence[int]) -> None:
-        """Write on these; the loop is the interpreter's own."""
+        """Write a byte on each connection. The loop runs in C."""
         fds = [self._fds[place] for place in places]
         values = [(self._first + place) & 0xFF for place in places]
         steps = zip(iter(_clock, -1), map(os.write, fds, [_BYTES[value] for value in values]))
@@ -113,7 +118,7 @@ class Keystrokes:
         while len(done) < len(fds):
             try:
                 done.extend(steps)
-            except OSError:  # of the one after the last done
+            except OSError:  # of the connection after the last one done
                 done.append((0, 0))
         self.asked += len(fds)
         wait, answers = self._waiting.append, self._answers
@@ -124,9 +129,9 @@ class Keystrokes:
                 self.silent.add(fd)
 
     def _hear(self, count: int) -> bool:
-        """Wait for the last of the oldest so many, at most a lull; take what has come of them.
+        """Wait for the last of the oldest ``count``, at most a lull; read the answers that came.
 
-        :return: whether anything has; else all that is waited for is late now
+        :return: whether any has; if not, all that are waited for count as late
         """
         oldest, rest = self._waiting[:count], self._waiting[count:]
         sweep.ready([oldest[-1][0]], self._lull // 1_000_000)
@@ -143,11 +148,11 @@ class Keystrokes:
         return moved
 
     def _heard_after(self, began: int) -> None:
-        """Answers to what was written then have just come: the lull is long compared with that."""
+        """Adapt the lull to answers that have just arrived, to bytes written at ``began``."""
         self._lull = max(self._lull, min(self._longest, SLOWER * (_clock() - began)))
 
     def _take(self, one: Waiting, heard: Heard) -> bool:
-        """Count what was read on a connection; returns whether anything was."""
+        """Count what was read on a connection; return whether anything was."""
         fd, wanted, began = one
         reply, ended = heard
         if reply == wanted:
@@ -163,7 +168,7 @@ class Keystrokes:
         return True
 
     def _look(self, timeout_ms: int = 0) -> None:
-        """See who of the late has answered meanwhile, once in a lull."""
+        """Read the answers of late connections that have arrived meanwhile, once in a lull."""
         now = _clock()
         if not self._late or (not timeout_ms and now - self._looked < LULL_MS * 1_000_000):
             return
@@ -177,7 +182,7 @@ class Keystrokes:
         self._looked = _clock()
 
     def _wait(self, longest: int) -> None:
-        """Wait for the late, each so long, ns."""
+        """Wait for the late connections, each for ``longest`` ns after its byte was written."""
         while self._late and not self._common[cell.OVER]:
             now = _clock()
             overdue = {fd for fd, _, began in self._late if now - began >= longest}
@@ -190,13 +195,13 @@ class Keystrokes:
 
 
 def _read(fds: Sequence[int]) -> List[Heard]:
-    """What has come on each; the loop is the interpreter's own."""
+    """Read what has arrived on each connection. The loop runs in C."""
     steps = zip(map(os.read, fds, repeat(_MOST)), iter(_clock, -1))
     found: List[Heard] = []
     while len(found) < len(fds):
         try:
             found.extend(steps)
-        except BlockingIOError:  # of the one after the last found
+        except BlockingIOError:  # of the connection after the last one read
             found.append((None, 0))
         except OSError:
             found.append((b"", 0))

@@ -1,10 +1,11 @@
-"""The agent's main loop: commands in, events out, everything closed at the end.
+"""The agent's main loop: commands in, events out, and everything closed at the end.
 
-It ends, and closes everything, when it is told to, when its input ends, and when it has not heard
-from its controller for some time: one that is suspended or cut off closes nothing.
+The agent ends, and closes everything, in three cases: the controller says so, its input ends, or it
+has heard nothing from its controller for some time. (A controller that is suspended or cut off
+closes nothing.)
 
-One thread owns all state. What takes seconds and only reads (evidence, the handshake) runs in a
-thread of its own and hands its event back through a queue.
+One thread owns all state. Work that takes seconds and only reads (evidence, the handshake) runs in
+a separate thread, which returns its event through a queue.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STOP_PATIENCE = 1.5
 """Seconds that workers get to reset their connections before they are killed."""
 
 LAST_WORDS = 1.0
-"""Seconds for what is still to be said when everything is closed."""
+"""Seconds to send the last events when everything is closed."""
 
 
 class Agent:
@@ -40,8 +41,8 @@ class Agent:
         self._started = self._heard = time.monotonic()
         self._silence = options["silence_seconds"]
         self._out = Outbox(os.dup(1))
-        os.dup2(2, 1)  # nothing but events may reach the controller
-        os.set_blocking(2, False)  # and a complaint that nobody reads must not hold anything up
+        os.dup2(2, 1)  # only events may reach the controller
+        os.set_blocking(2, False)  # and a message that nobody reads must not block anything
         self._alive_at = 0.0
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake_r, self._wake_w = os.pipe()
@@ -63,18 +64,18 @@ class Agent:
         return time.monotonic() - self._started
 
     def say(self, event: Any) -> None:
-        """Write one event; a controller that is gone ends the agent."""
+        """Send one event. If the controller is gone, the agent ends."""
         try:
             self._out.put(event)
         except Gone:
             self._stopping = True
 
     def aside(self, work: Callable[[], Any], then: Callable[[Any], None]) -> threading.Thread:
-        """Run ``work`` in a thread, and ``then`` with its result in the main loop.
+        """Run ``work`` in a thread, then ``then`` with its result in the main loop.
 
-        An exception of ``work`` is raised again in the main loop.
+        An exception of ``work`` is handled in the main loop.
 
-        :raises Shortage: if there can be no further thread.
+        :raises Shortage: if the kernel refuses another thread.
         """
 
         def body() -> None:
@@ -85,7 +86,7 @@ class Agent:
                 self._jobs.put(lambda: self._fail(failure))
             else:
                 self._jobs.put(lambda: then(result))
-            with contextlib.suppress(BlockingIOError):  # full: it is awake already
+            with contextlib.suppress(BlockingIOError):  # full: the main loop is awake already
                 os.write(self._wake_w, b"\0")
 
         thread = threading.Thread(target=body, daemon=True)
@@ -104,13 +105,13 @@ class Agent:
             self.say({"event": "error", "kind": "fault", "message": message})
 
     def refuse(self, why: str) -> None:
-        """Say why this host is not to be had, and end."""
+        """Report why this host cannot be used, and end."""
         self.say({"event": "error", "kind": "refused", "message": why})
         self._end()
         self._out.finish(LAST_WORDS)
 
     def run(self) -> None:
-        """Serve commands until told to stop or the input ends."""
+        """Carry out commands until ``stop``, or until the input ends."""
         self.say(
             {
                 "event": "hello",
@@ -150,12 +151,12 @@ class Agent:
         self._out.finish(LAST_WORDS)
 
     def _due(self) -> float:
-        """When there is something to do at the latest, monotonic seconds."""
+        """Return when there is something to do at the latest, monotonic seconds."""
         due = self.duty.due()
         return min(self._heard + self._silence, self._alive_at if due is None else due)
 
     def _live(self) -> None:
-        """Give a sign of life where there are no ticks yet."""
+        """Send a sign of life if there are no ticks yet."""
         now = time.monotonic()
         if self.duty.due() is None and now >= self._alive_at:
             self._alive_at = now + TICK
@@ -174,7 +175,7 @@ class Agent:
             self._fail(error)
 
     def _listen(self) -> bool:
-        """Read commands; True when one of them is stop."""
+        """Read commands; return True when one of them is ``stop``."""
         data = os.read(0, 1 << 20)
         if not data:
             self._stopping = True
@@ -195,14 +196,14 @@ class Agent:
         return False
 
     def _end(self) -> None:
-        """Close everything within :data:`STOP_PATIENCE`, then by force."""
+        """Close everything within :data:`STOP_PATIENCE`, and kill the workers that are left."""
         probe.end_children()
         self.duty.end(time.monotonic() + STOP_PATIENCE)
         home.leave()
 
 
 def complain(line: str) -> None:
-    """Write a line to standard error, if it can be written now."""
+    """Write a line to standard error, if that is possible without waiting."""
     with contextlib.suppress(OSError):
         os.write(2, line.encode() + b"\n")
 

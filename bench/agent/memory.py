@@ -1,16 +1,17 @@
-"""How much memory is really left, without root.
+"""How much memory is really free, measured without root.
 
-MemAvailable counts all reclaimable slab as free, and the kernel files the inodes and dentries of
-live sockets under it: about 1.1 KB per socket that no reclaim can give back. So the floor is
-judged on an estimate of its own::
+MemAvailable counts all reclaimable slab as free. But the kernel counts the inodes and dentries of
+live sockets as reclaimable slab: about 1.1 KB per socket that no reclaim can free. So the floor is
+compared with a separate estimate::
 
     MemFree + file pages + (SReclaimable - open files x PINNED_BYTES) - reserves
 
-File pages are ``Active(file) + Inactive(file)``; like ``si_mem_available()`` (mm/show_mem.c) the
-estimate leaves half of them, at most the low watermark, in place, and subtracts the kernel's
+File pages are ``Active(file) + Inactive(file)``. Like ``si_mem_available()`` (mm/show_mem.c), the
+estimate leaves half of them, at most the low watermark, in place. It also subtracts the kernel's
 reserves (``totalreserve_pages``: per zone the high watermark and the largest lowmem_reserve,
 mm/page_alloc.c ``calculate_totalreserve_pages()``). Open files are those of the whole kernel
-(``/proc/sys/fs/file-nr``): what a neighbour's sockets pin is no more free than what ours do.
+(``/proc/sys/fs/file-nr``): memory that a neighbour's sockets pin is no more free than memory that
+ours pin.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ import re
 from typing import Dict, List, NamedTuple
 
 PINNED_BYTES = 1100
-"""Reclaimable-type slab that a live socket pins: sock_inode_cache 832 + dentry 192 B
-(``/proc/slabinfo`` on Linux 6.1 and 6.18) and 7 % for the slabs' own rounding."""
+"""Slab of the reclaimable type that a live socket pins: sock_inode_cache 832 + dentry 192 B
+(``/proc/slabinfo`` on Linux 6.1 and 6.18), and 7 % for the slabs' own rounding."""
 
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 class Reserves(NamedTuple):
-    """What the kernel keeps for itself, KiB."""
+    """The kernel's own reserves, KiB."""
 
     total: int
     low: int
 
 
 class Memory(NamedTuple):
-    """One look at the machine's memory, KiB."""
+    """A measurement of the machine's memory, KiB."""
 
     available: int
     free: int
@@ -42,13 +43,13 @@ class Memory(NamedTuple):
 
 
 def fields(meminfo: str) -> Dict[str, int]:
-    """``/proc/meminfo`` as a name to KiB table."""
+    """Return ``/proc/meminfo`` as a table of name to KiB."""
     pairs = (line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
     return {name: int(rest.split()[0]) for name, rest in pairs}
 
 
 def reserves(zoneinfo: str) -> Reserves:
-    """The kernel's reserves from the text of ``/proc/zoneinfo``."""
+    """Return the kernel's reserves, from the text of ``/proc/zoneinfo``."""
     total = low = 0
     for zone in re.split(r"^Node ", zoneinfo, flags=re.MULTILINE)[1:]:
         marks = dict(re.findall(r"^ +(low|high|managed) +(\d+)$", zone, flags=re.MULTILINE))
@@ -61,7 +62,7 @@ def reserves(zoneinfo: str) -> Reserves:
 
 
 def estimate(meminfo: str, file_nr: str, kept: Reserves) -> Memory:
-    """Memory from the texts of ``/proc/meminfo`` and ``/proc/sys/fs/file-nr``.
+    """Return the memory, from the texts of ``/proc/meminfo`` and ``/proc/sys/fs/file-nr``.
 
     :raises KeyError: if meminfo lacks a line that every kernel since 3.14 prints.
     """
@@ -75,9 +76,9 @@ def estimate(meminfo: str, file_nr: str, kept: Reserves) -> Memory:
 
 
 class Gauge:
-    """Reads the machine's memory; cheap enough (some 50 µs) to be asked 20 times a second.
+    """A gauge of the machine's memory, cheap enough (some 50 µs) to be read 20 times a second.
 
-    The files stay open: at ``fs.file-max`` nobody could open them again.
+    The files stay open: at ``fs.file-max`` an agent could not open them again.
     """
 
     def __init__(self) -> None:
@@ -89,17 +90,17 @@ class Gauge:
         )
 
     def read(self) -> Memory:
-        """Memory now."""
+        """Return the memory as it is now."""
         return estimate(_again(self._meminfo), _again(self._files), self._kept)
 
     def close(self) -> None:
-        """Let the files go; there is no reading after it."""
+        """Close the files; the gauge cannot be read after that."""
         os.close(self._meminfo)
         os.close(self._files)
 
 
 def _again(fd: int) -> str:
-    """The text of a file of /proc as it is now: from its start it is made anew (proc(5))."""
+    """Return the text of a /proc file now: a read from its start renders it anew (proc(5))."""
     parts: List[bytes] = []
     at = 0
     while True:

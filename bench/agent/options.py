@@ -1,4 +1,4 @@
-"""What an agent is started with: ``python3 agent.pyz run|trial OPTIONS``, OPTIONS as JSON."""
+"""The options of an agent: ``python3 agent.pyz run|trial OPTIONS``, with OPTIONS as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.wire import AgentOptions
 
 MODES = ("run", "trial")
 SILENCE_SECONDS = 1.0, 3600.0
-"""Least and most that may be waited for the controller."""
+"""Least and most seconds that an agent may wait for its controller."""
 
 _OWNER = re.compile(r"[0-9a-f]{16}\Z")
 
@@ -18,7 +18,7 @@ _OWNER = re.compile(r"[0-9a-f]{16}\Z")
 def parse(argv: List[str]) -> Tuple[str, AgentOptions]:
     """Return mode and options.
 
-    :raises ValueError: with one line, if they cannot be meant.
+    :raises ValueError: with one line, if they are invalid.
     """
     if len(argv) != 2 or argv[0] not in MODES:
         raise ValueError(f"arguments: got {argv!r}, expected {' or '.join(MODES)} and options")
@@ -39,7 +39,7 @@ def _lock(found: Any) -> Any:
     if not isinstance(found, dict) or set(found) != {"owner", "who", "run"}:
         raise ValueError(f"lock: got {found!r}, expected owner, who and run")
     if not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(f"lock: got {found!r}, expected texts")
+        raise ValueError(f"lock: got {found!r}, expected strings")
     if not _OWNER.match(found["owner"]):
         raise ValueError(f"lock: owner: got {found['owner']!r}, expected 16 hex digits")
     return cast(Any, found)

@@ -1,8 +1,8 @@
-"""What an agent has to say to its controller: written as far as it goes, never waited for.
+"""The agent's events on their way to the controller: written without ever blocking.
 
-A controller that is suspended, or cut off, reads nothing, and soon a pipe and an SSH window are
-full. An agent that then blocked in write(2) would neither hear ``halt`` nor see the end of its
-input, nor watch its memory.
+A controller that is suspended or cut off reads nothing, and soon a pipe and an SSH window are full.
+If the agent then blocked in write(2), it would not read ``halt``, not notice the end of its input,
+and not watch its memory.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any, Deque, Union
 from bench import wire
 
 DROPPABLE = ("tick", "alive")
-"""Events that the next one of their kind makes up for."""
+"""Events that may be dropped, because the next event of their kind replaces them."""
 
 DROP_ABOVE = 1 << 16
-"""Bytes waiting from which on those are dropped: as much as a pipe holds (pipe(7))."""
+"""Waiting bytes above which those are dropped: as much as a pipe holds (pipe(7))."""
 
 MOST_BYTES = 1 << 26
-"""Bytes that may wait: answers are asked for one at a time, so more is nobody's."""
+"""The most bytes that may wait. The controller asks for one answer at a time, so more means that it
+has stopped reading."""
 
 
 class Gone(OSError):
-    """The controller reads no more: it has closed the pipe, or left too much unread."""
+    """The controller does not read: it has closed the pipe, or left too much unread."""
 
 
 class Outbox:
-    """Events on their way out through a descriptor, which is made not to block."""
+    """Events on their way out through a descriptor, which is set to non-blocking."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -42,13 +43,13 @@ class Outbox:
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        """Whether something waits."""
+        """Return whether something waits."""
         return bool(self._waiting)
 
     def put(self, event: Any) -> None:
         """Write an event, or keep it until there is room.
 
-        :raises Gone: if nobody reads any more.
+        :raises Gone: if the controller no longer reads.
         """
         with self._lock:
             if event["event"] in DROPPABLE and self._bytes > DROP_ABOVE:
@@ -66,12 +67,12 @@ class Outbox:
         return Gone(0, f"{self._bytes} bytes unread by the controller")
 
     def flush(self) -> None:
-        """Write what goes now. :raises Gone: if nobody reads any more."""
+        """Write as much as possible now. :raises Gone: if the controller no longer reads."""
         with self._lock:
             self._write()
 
     def finish(self, seconds: float) -> None:
-        """Write what waits, for at most that long. Never raises."""
+        """Write what waits, for at most ``seconds``. Never raises."""
         until = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
@@ -91,7 +92,7 @@ class Outbox:
                 raise Gone(error.errno or 0, "the controller is gone") from error
             self._bytes -= done
             if done < len(data):
-                # Not a copy of the rest: a reader may take a line of megabytes page by page.
+                # Not a copy of the rest: the reader may take a line of megabytes page by page.
                 self._waiting[0] = memoryview(data)[done:]
             else:
                 self._waiting.popleft()

@@ -14,7 +14,7 @@ Entry = Tuple[_socket.socket, int, int, int]
 class Pending:
     """Sockets in SYN_SENT with a common time limit in seconds.
 
-    The one place where a connection has a socket object; it lasts as long as the handshake.
+    Only here does a connection have a socket object. It lasts as long as the handshake.
     """
 
     def __init__(self, limit: float) -> None:
@@ -26,17 +26,20 @@ class Pending:
         return len(self._entries)
 
     def add(self, made: _socket.socket, began: int, number: int, tries: int) -> None:
-        """Watch a socket until it moves or its time is over."""
+        """Watch a socket until it is connected, fails, or runs out of time."""
         fd = made.fileno()
         self._entries[fd] = (made, began, number, tries)
         self._poll.register(fd, select.POLLOUT)
 
     def moved(self, patience: float) -> List[Entry]:
-        """Those that are connected or failed, after at most ``patience`` seconds of waiting."""
+        """Remove and return the sockets that are connected or failed.
+
+        :param patience: seconds to wait at most
+        """
         return [self._remove(fd) for fd, _ in self._poll.poll(patience * 1000)]
 
     def overdue(self) -> List[Entry]:
-        """Those whose time is over."""
+        """Remove and return the sockets that have run out of time."""
         before = time.perf_counter_ns() - self._limit_ns
         late = []
         for fd, entry in self._entries.items():  # in the order of their start
@@ -46,7 +49,7 @@ class Pending:
         return [self._remove(fd) for fd in late]
 
     def take_all(self) -> List[Entry]:
-        """All that is left."""
+        """Remove and return all that are left."""
         return [self._remove(fd) for fd in list(self._entries)]
 
     def _remove(self, fd: int) -> Entry:

@@ -1,7 +1,7 @@
 """Evidence of one host: the texts that its tools print.
 
 Nothing here walks ``/proc/<pid>/fd``: that would leave an inode in the kernel's cache for every
-socket and so change what is measured.
+socket, and so change what is measured.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tupl
 from bench import wire
 
 PIECE = 1 << 18
-"""Bytes that are read at a time."""
+"""Bytes to read at a time."""
 
 TIMEOUT = 60
 SOCKETS_TIMEOUT = 240
-"""For a list of all sockets: a million take a second or two, under emulation minutes."""
+"""Seconds for a list of all sockets: a million take a second or two, minutes under emulation."""
 
 LIMITS = (
     "/proc/self/limits",
@@ -46,34 +46,35 @@ CGROUP_FILES = (
     "memory.events",
 )
 LOG_BYTES = 64 << 20
-"""Most that all of them may have; the kernel's own room is 32 MiB at most (init/Kconfig
-LOG_BUF_SHIFT)."""
+"""The most bytes of all kernel messages together; the kernel's own buffer has 32 MiB at most
+(init/Kconfig LOG_BUF_SHIFT)."""
 LOG_LINES = 400
-"""Kernel messages that a phase keeps, the newest: a limit says so once or a few times a second."""
+"""The newest kernel messages that a phase keeps: a limit is reported once or a few times a
+second."""
 
 _children: Set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()
 
 
 class Unreadable(Exception):
-    """A source that could not be read; the text is the reason."""
+    """A source cannot be read; the text is the reason."""
 
 
 def end_children() -> None:
-    """Kill the tools that are still running: the agent stops."""
+    """Kill the tools that are still running, since the agent is ending."""
     with _lock:
         for child in _children:
             _kill(child)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a tool. One that runs as root by sudo(8) cannot be killed: timeout(1) ends it."""
+    """Kill a tool. If it runs as root by sudo(8), it cannot be killed, and timeout(1) ends it."""
     with contextlib.suppress(OSError):
         child.kill()
 
 
 def tool(name: str) -> str:
-    """Full path of a tool; ``/usr/sbin`` is not on every user's path."""
+    """Return the full path of a tool; ``/usr/sbin`` is not on every user's path."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin")
     if not found:
         raise Unreadable(f"{name} is not installed")
@@ -82,10 +83,12 @@ def tool(name: str) -> str:
 
 @functools.lru_cache(None)
 def _mortal() -> Tuple[str, ...]:
-    """What a tool is started by, so that it dies with the agent (prctl(2), PR_SET_PDEATHSIG).
+    """Return the words that start a tool so that it dies with the agent.
 
-    Not by a ``preexec_fn``, which may hang where there are threads. Where there is no setpriv(1)
-    that can do it (util-linux 2.33), a tool that outlives the agent is found by its mark
+    They set PR_SET_PDEATHSIG (prctl(2)).
+
+    A ``preexec_fn`` is no choice, because it may hang where there are threads. If no setpriv(1) can
+    do it (util-linux 2.33), a tool that outlives the agent is found by its mark
     (:mod:`bench.agent.remains`).
     """
     words = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -100,8 +103,11 @@ def _mortal() -> Tuple[str, ...]:
 
 
 def as_root(*argv: str) -> List[str]:
-    """The words that run a tool as root, with an end of its own: sudo(8) drops what would have it
-    die with the agent, and nobody but root may kill it. ``docs/sudoers`` has the same words."""
+    """Return the words that run a tool as root, with a time limit of its own.
+
+    sudo(8) undoes the setting that makes a tool die with the agent, and only root may kill such a
+    tool. ``docs/sudoers`` has the same words.
+    """
     if os.geteuid() == 0:
         return list(argv)
     return [tool("sudo"), "-n", tool("timeout"), "-s", "KILL", str(TIMEOUT), *argv]
@@ -120,9 +126,9 @@ def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def output(argv: Sequence[str], most: int = wire.TEXT_BYTES) -> str:
-    """What a tool prints, of up to ``most`` bytes.
+    """Return what a tool prints, up to ``most`` bytes.
 
-    :raises Unreadable: with its own words if it fails, or if it prints more.
+    :raises Unreadable: with the tool's own words if it fails, or if it prints more.
     """
     child = _start(argv)
     try:
@@ -144,12 +150,12 @@ def output(argv: Sequence[str], most: int = wire.TEXT_BYTES) -> str:
 
 
 def text(path: str) -> str:
-    """A file's text. :raises Unreadable: with the system's reason, or if it is out of size."""
+    """Return a file's text. :raises Unreadable: with the system's reason, or if it is too long."""
     found = bytearray()
     try:
         with open(path, "rb", buffering=0) as file:
-            # In pieces: for 4 MiB at once /proc/sys says ENOMEM (fs/proc/proc_sysctl.c
-            # proc_sys_call_handler()).
+            # In pieces: a read of 4 MiB at once fails with ENOMEM in /proc/sys
+            # (fs/proc/proc_sysctl.c proc_sys_call_handler()).
             while len(found) <= wire.TEXT_BYTES and (piece := file.read(PIECE)):
                 found += piece
     except OSError as error:
@@ -160,7 +166,7 @@ def text(path: str) -> str:
 
 
 def _bounded(name: str, text_of_it: str) -> str:
-    """A source's text. :raises Unreadable: if it is longer than the controller takes."""
+    """Return a source's text. :raises Unreadable: if it is longer than the controller accepts."""
     if len(text_of_it.encode(errors="replace")) > wire.TEXT_BYTES:
         raise Unreadable(f"{name}: more than {wire.TEXT_BYTES} bytes")
     return text_of_it
@@ -174,7 +180,7 @@ def _slabinfo() -> str:
 
 
 def _cgroup() -> str:
-    """The agent's cgroups up to the root that it sees (cgroup-v2.rst), a figure a line."""
+    """Return the agent's cgroups up to the root that it sees (cgroup-v2.rst), a figure a line."""
     for row in text("/proc/self/cgroup").splitlines():
         if row.startswith("0::"):
             place = Path(row[3:])
@@ -187,13 +193,13 @@ def _cgroup() -> str:
             try:
                 rows = text(f"/sys/fs/cgroup{group}/{name}").splitlines()
             except Unreadable:
-                continue  # the root has none, and no group has those of a controller that is off
+                continue  # the root has none; a disabled controller has none anywhere
             lines += [f"{group} {name} {row}\n" for row in rows]
     return "".join(lines)
 
 
 def _kernel_log() -> str:
-    """The end of the kernel's messages; root's to read where kernel.dmesg_restrict is set."""
+    """Return the last kernel messages, as root: kernel.dmesg_restrict may hide them from others."""
     rows = output(as_root(tool("dmesg")), LOG_BYTES).splitlines(True)
     return "".join(rows[-LOG_LINES:])
 
@@ -209,7 +215,7 @@ def _limits() -> str:
 
 
 def _slab_aliases() -> str:
-    """Caches that the kernel merged (mm/slab_common.c): name and the cache that it shares."""
+    """Return the caches that the kernel merged (mm/slab_common.c): name and shared cache."""
     try:
         links = sorted(path for path in SLABS.iterdir() if path.is_symlink())
         return "".join(f"{path.name} {os.readlink(path)}\n" for path in links)
@@ -231,17 +237,19 @@ _READERS: Dict[str, Callable[[], str]] = {
     "kernel_log": _kernel_log,
 }
 SOURCES = {name: _READERS[name] for name in wire.SOURCES}
-"""Name to how its text is read. The controller takes no other names."""
+"""Source name to the function that reads its text. The controller accepts no other names."""
 
 EXTRAS = frozenset({"cgroup", "conntrack_stat", "kernel_log"})
-"""Sources that not every host has: conntrack may not be loaded, a container may not read the
-kernel's messages. That one is absent is no gap in the evidence."""
+"""Sources that not every host has: conntrack may not be loaded, and a container may not read the
+kernel's messages. If such a source is missing, that is no gap in the evidence."""
 
 
 def sockets(endpoints: Iterable[wire.Endpoint], side: str, state: str) -> int:
-    """Lines that ``ss`` prints for sockets in a state (ss(8)); ``side`` is src or dst.
+    """Return how many lines ``ss`` prints for sockets in a state (ss(8)).
 
-    Counted as they stream by: a million lines are 100 MB that nobody needs to keep.
+    Lines are counted as they arrive: a million lines are 100 MB that need not be kept.
+
+    :param side: ``src`` or ``dst``
     """
     terms = [f"{side} = {'[' + a + ']' if ':' in a else a}:{port}" for a, port in endpoints]
     argv = [tool("ss"), "-Htn", "state", state, "( " + " or ".join(terms) + " )"]
@@ -270,13 +278,16 @@ def sockets(endpoints: Iterable[wire.Endpoint], side: str, state: str) -> int:
 
 
 def pss_kib(pids: Iterable[int]) -> int:
-    """Proportional set size of some processes together, KiB (proc(5), smaps_rollup)."""
+    """Return the proportional set size of several processes, KiB (proc(5), smaps_rollup)."""
     return sum(_rollup(pid).get("Pss", 0) for pid in pids)
 
 
 def own_kib(pids: Iterable[int]) -> int:
-    """The same without pages of files: those are shared with whatever else maps them, so that the
-    share of a process changes when others come and go. Linux 5.3 tells them apart; all of it else.
+    """Return the same without pages of files, KiB.
+
+    Pages of files are shared with every other process that maps them, so a process's part changes
+    when other processes come and go. Before Linux 5.3 the kernel does not list them separately;
+    then they are included.
     """
     total = 0
     for pid in pids:
@@ -287,7 +298,7 @@ def own_kib(pids: Iterable[int]) -> int:
 
 
 def _rollup(pid: int) -> Dict[str, int]:
-    """The sizes of a process by name, KiB; none if it has ended."""
+    """Return the sizes of a process by name, KiB; empty if it has ended."""
     try:
         rows = text(f"/proc/{pid}/smaps_rollup").splitlines()[1:]
     except Unreadable:
@@ -303,9 +314,9 @@ def collect(
     held: Callable[[], List[int]],
     pids: Sequence[int],
 ) -> wire.Collected:
-    """One phase's evidence.
+    """Collect one phase's evidence.
 
-    :param held: connections of each worker
+    :param held: returns the connections of each worker
     :param pids: the agent and its workers
     """
     pss = pss_kib(pids)  # before the tools below cost memory of their own

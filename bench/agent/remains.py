@@ -1,11 +1,12 @@
-"""What is left of an agent that was told to stop: waited for, then killed, then named.
+"""Clean-up after an agent that was told to stop: wait for its processes, kill, report.
 
-Run on the host by itself, ``python3 -c SOURCE PATH SECONDS PUSHED``, over the connection that the
-agent was pushed over; PUSHED is :data:`bench.wire.PUSHED`. An agent, its workers and its trials'
-children all have the pushed file's path as an argument, and the tools that they have started have
-it as the value of :data:`MARK`. No other process has: the controller has drawn its name for this
-agent alone, and mkdir(1) refuses one that is there. Prints the process numbers that are still
-there, and whether the file is.
+The controller runs this file by itself on the host, ``python3 -c SOURCE PATH SECONDS PUSHED``, over
+the connection that the agent was pushed over. PUSHED is :data:`bench.wire.PUSHED`.
+
+An agent, its workers and its trials' children all have the pushed file's path as an argument. The
+tools that they have started have it as the value of :data:`MARK`. No other process has it: the
+controller has drawn the path at random for this agent alone, and mkdir(1) refuses one that exists.
+The output lists the pids of the processes that are still there, and tells whether the directory is.
 """
 
 from __future__ import annotations
@@ -21,24 +22,25 @@ import time
 from typing import Iterable, List
 
 DYING_SECONDS = 5.0
-"""For a killed process to let go of its memory."""
+"""Seconds for a killed process to free its memory."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
-"""Between two looks, s, longer each time: many hosts may be namespaces of one machine, and each
-look reads all its processes."""
+"""Seconds between two looks, longer each time: many hosts may be namespaces of one machine, and
+each look reads all its processes."""
 
 MARK = "CONNLAB_AGENT"
-"""Environment variable of all that an agent starts: the path that the agent was pushed to."""
+"""Environment variable of everything that an agent starts: the path that the agent was pushed
+to."""
 
 SUDO_SECONDS = 3.0
-"""For sudo(8) to run kill(1)."""
+"""Seconds for sudo(8) to run kill(1)."""
 
 
 def of(path: str) -> List[int]:
-    """Numbers of the processes that are of the agent with this path.
+    """Return the pids of the processes that belong to the agent with this path.
 
-    Not this one's own, nor of those that it was started by: timeout(1) and sudo(8) have all that
-    they run among their arguments.
+    This process and its ancestors are left out: timeout(1) and sudo(8) have the command that they
+    run, path included, among their arguments.
     """
     own = ancestry(os.getpid())
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -46,7 +48,7 @@ def of(path: str) -> List[int]:
 
 
 def ancestry(pid: int) -> List[int]:
-    """A process, its parent, its parent's parent, and so on."""
+    """Return the pids of a process, its parent, its parent's parent, and so on."""
     found: List[int] = []
     while pid > 0 and pid not in found:
         found.append(pid)
@@ -59,15 +61,18 @@ def ancestry(pid: int) -> List[int]:
 
 
 def is_of(pid: int, path: str) -> bool:
-    """Whether a process was started with this path as an argument, or by one that was, and has not
-    ended. Root's environments are root's to read: tools run by sudo(8) end by themselves."""
+    """Return whether a running process belongs to the agent with this path.
+
+    It was started with the path as an argument, or by such a process. Only root can read the
+    environments of root's processes: tools run by sudo(8) end by themselves.
+    """
     return path.encode() in _words(pid, "cmdline") or (
         f"{MARK}={path}".encode() in _words(pid, "environ")
     )
 
 
 def _words(pid: int, name: str) -> List[bytes]:
-    """The arguments of a process, or its environment (proc(5)); none if it has ended."""
+    """Return the arguments of a process, or its environment (proc(5)); empty if it has ended."""
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:
             return file.read().split(b"\0")
@@ -76,7 +81,7 @@ def _words(pid: int, name: str) -> List[bytes]:
 
 
 def gone(path: str, seconds: float) -> List[int]:
-    """Wait for that long until there are none; returns those that there are still."""
+    """Wait until no process is left, for at most ``seconds``; return the pids that are left."""
     until = time.monotonic() + seconds
     pause = FIRST_PAUSE
     while True:
@@ -88,7 +93,7 @@ def gone(path: str, seconds: float) -> List[int]:
 
 
 def kill(path: str, pids: Iterable[int]) -> None:
-    """End those of the processes that are still of this path at once, root's by sudo(8)."""
+    """Kill those of the processes that still belong to this path, root's by sudo(8)."""
     roots: List[str] = []
     for pid in pids:
         try:
@@ -110,10 +115,10 @@ def kill(path: str, pids: Iterable[int]) -> None:
 
 
 def _end(pid: int, path: str) -> None:
-    """Kill a process that is still of this path. :raises OSError: if that is refused.
+    """Kill a process if it still belongs to this path. :raises OSError: if that is refused.
 
-    Its number may be another's by now. A descriptor of it (pidfd_open(2), Linux 5.3) is had before
-    it is looked at, so that it is not another's when it is killed either.
+    Its pid may belong to another process by now. So a descriptor of it (pidfd_open(2), Linux 5.3)
+    is opened before the check, and used for the kill.
     """
     fd = None
     with contextlib.suppress(AttributeError, OSError):
@@ -137,7 +142,7 @@ def main() -> None:
         sys.exit(f"path: got {path!r}, expected that of a pushed agent")
     left = gone(path, seconds)
     until = time.monotonic() + DYING_SECONDS
-    while left and time.monotonic() < until:  # again, for those that were forked meanwhile
+    while left and time.monotonic() < until:  # again, for processes forked meanwhile
         kill(path, left)
         left = gone(path, 0.5)
     folder = os.path.dirname(path)

@@ -1,4 +1,4 @@
-"""One order carried out by many workers, a few at a time."""
+"""One order, carried out by many workers, a few at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bench.agent.workers import PASS, Crew
 class Round:
     """An order on its way through the crew: ``width`` workers have their turn at a time.
 
-    A worker ends its turn when it is done, or hands it on earlier (PASS) with work left. ``then``
-    is called once, when all are done.
+    A worker's turn ends when it is done, or earlier if it hands the turn on (PASS) with work left.
+    ``then`` is called once, when all workers are done.
     """
 
     def __init__(
@@ -32,18 +32,18 @@ class Round:
         self._width = width
 
     def begin(self) -> None:
-        """Give the first turns."""
+        """Give the first workers their turn."""
         self._next()
 
     def rung(self, worker: int, what: bytes) -> None:
-        """A worker has handed on its turn or is done."""
+        """Note that a worker has handed on its turn or is done."""
         self._turn.discard(worker)
         if what != PASS:
             self._busy.discard(worker)
         self._next()
 
     def lost(self, worker: int) -> None:
-        """A worker died: it has no turn any more."""
+        """Take its turn from a worker that died."""
         self._turn.discard(worker)
         if worker in self._queue:
             self._queue.remove(worker)

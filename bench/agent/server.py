@@ -1,4 +1,4 @@
-"""The server's side of an agent: listeners, workers, and whose turn it is to accept."""
+"""The server's side of an agent: listeners, workers, and which workers may accept."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bench.agent.acceptor import Acceptor
 Ring = Callable[[bytes], None]
 
 SIGMAS = 5
-"""Headroom of SO_REUSEPORT workers in standard deviations: the kernel spreads by hash, so a
-worker's share is binomial, and at 5 sigma one run in a million overfills one."""
+"""Headroom of SO_REUSEPORT workers in standard deviations. The kernel spreads connections by hash,
+so a worker's share is binomial; at 5 sigma one run in a million overfills a worker."""
 
 
 class CannotListen(OSError):
-    """An endpoint that cannot be bound; the text names address and port."""
+    """An endpoint cannot be bound; the text names address and port."""
 
 
 class Server:
-    """Everything that ``serve`` started."""
+    """Everything that ``serve`` starts."""
 
     def __init__(self, spec: wire.ServerSpec) -> None:
         self.spec = spec
         self._reuse = spec["listener"] == "reuseport"
         files, limit = workers.open_files(spec["nofile"]), spec["limit"]
         self.room = workers.capacity(files, extra=len(spec["endpoints"]))
-        # Beyond the room that is planned for, accept(2) itself says when a worker is full.
+        # Beyond the planned room, accept(2) itself reports when a worker is full.
         self._stretches = limit or spec["workers"] > 0
         self.most = files if self._stretches else self.room
         room = usual_share(self.room) if self._reuse else self.room
@@ -59,12 +59,12 @@ class Server:
         self._open = False
 
     def open(self) -> None:
-        """Let connections in: until now the data ports answered the handshake alone.
+        """Open the data ports to connections: until now they answered the handshake only.
 
-        :raises OSError: if the doorkeeper does not let go of them.
+        :raises OSError: if the doorkeeper does not release them.
         """
         self._doorkeeper.release()
-        if self._reuse:  # a queue that no worker drains would stay
+        if self._reuse:  # a queue that no worker drains would keep its connections
             self._close_sets()
         self._open = True
         self.hand_out()
@@ -99,12 +99,12 @@ class Server:
         Acceptor(self.board, worker, orders, ring, self.spec, mine, (self.room, self.most)).run()
 
     def passed(self, worker: int) -> None:
-        """A worker is full and has laid its baton down."""
+        """Take the baton back from a worker that is full, and hand it out again."""
         self._accepting[worker] = False
         self.hand_out()
 
     def lost(self, worker: int) -> None:
-        """A worker died."""
+        """Clear the counters of a worker that died, and hand out its baton."""
         self._accepting[worker] = False
         self._dead.add(worker)
         row = self.board.row(worker)
@@ -112,10 +112,10 @@ class Server:
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give batons that lie about to workers with room.
+        """Give free batons to workers that have room.
 
-        Where none has room any more, those that accept(2) lets go on do so, and where it lets none,
-        somebody keeps asking: a connection that is closed makes room again.
+        If no worker has room, they go to workers on which accept(2) does not fail. If it fails on
+        all, some workers keep trying: a connection that closes makes room again.
         """
         if self._shut or not self._open:
             return
@@ -134,10 +134,10 @@ class Server:
                 self.crew.tell(worker, b"A")
 
     def shut(self) -> None:
-        """Memory is at its floor: let nobody in any more.
+        """Refuse new connections, because memory is at its floor.
 
         A backlog of 0 makes the kernel drop further SYNs (tcp_conn_request(), net/ipv4/
-        tcp_input.c), so no queued connection can grow behind the acceptors' back.
+        tcp_input.c). So no connections pile up in the accept queue.
         """
         self._shut = True
         self.board.common[cell.HALT] = 1
@@ -146,18 +146,18 @@ class Server:
 
 
 def usual_share(room: int) -> int:
-    """Mean load of a worker whose load stays within ``room`` at :data:`SIGMAS`."""
+    """Return the mean load of a worker whose load stays within ``room`` at :data:`SIGMAS`."""
     return max(1, math.floor((math.sqrt(room + SIGMAS**2 / 4) - SIGMAS / 2) ** 2))
 
 
 def listener(endpoint: Tuple[str, int], backlog: int, reuse: bool) -> socket.socket:
-    """A listening socket. :raises CannotListen: naming address and port."""
+    """Return a listening socket. :raises CannotListen: naming address and port."""
     address, port = endpoint
     made = socket.socket(control.family_of(address), socket.SOCK_STREAM)
     try:
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Without SO_REUSEADDR a TIME_WAIT of an earlier run would keep the port (socket(7)).
+        # Without SO_REUSEADDR, a TIME_WAIT of an earlier run would block the port (socket(7)).
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

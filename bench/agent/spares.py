@@ -1,7 +1,7 @@
-"""Open files kept back, so that there can be evidence of a kernel that has none left.
+"""Spare open files, so that evidence can be gathered when the kernel has no files left.
 
-At ``fs.file-max`` nobody but root can open a file (fs/file_table.c ``alloc_empty_file``): not a
-tool, not its libraries, not the pipe that it prints to.
+At ``fs.file-max`` only root can open a file (fs/file_table.c ``alloc_empty_file``). Then a tool can
+open neither its program, nor its libraries, nor the pipe that it prints to.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import List
 
 SPARES = 48
 """Open files that gathering evidence takes at a time: some 20 for ss(8) with its libraries and
-pipes, and as many again to be safe. They fit the reserve of the agent's own descriptors."""
+pipes, and as many again to be safe. They fit in the reserve of the agent's own descriptors."""
 
 
 class Spares:
-    """Files that are open for nothing. To be taken after the fork: else workers hold them too."""
+    """Files that are only held open. Must be taken after the fork, or the workers hold them too."""
 
     def __init__(self) -> None:
         self._fds: List[int] = []
 
     def take(self) -> None:
-        """Keep back as many as are missing, or as many as there are."""
+        """Open the spare files that are missing, or as many as possible."""
         try:
             while len(self._fds) < SPARES:
                 self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
@@ -29,6 +29,6 @@ class Spares:
             return
 
     def give(self) -> None:
-        """Let them go."""
+        """Close the spare files, so that tools can open files."""
         while self._fds:
             os.close(self._fds.pop())

@@ -1,4 +1,4 @@
-"""Checks what the controller asks for before anything is touched."""
+"""Checks of the controller's commands, before anything is touched."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NONCE_BYTES = 16
 
 
 class BadSpec(ValueError):
-    """A command that cannot be meant; the text names the field."""
+    """An invalid command; the text names the field."""
 
 
 def server(spec: Any) -> ServerSpec:
-    """A server's spec, checked. :raises BadSpec: with one line that names the field."""
+    """Check and return a server's spec. :raises BadSpec: with one line that names the field."""
     found = _table(spec)
     _nonce(found)
     endpoints = [_endpoint(entry, "endpoints") for entry in _list(found, "endpoints")]
     if len(set(endpoints)) < len(endpoints):
-        raise BadSpec("endpoints: one is named twice")
+        raise BadSpec("endpoints: the same endpoint is listed twice")
     fronts = [_endpoint(entry, "fronts") for entry in found.get("fronts") or []]
     control = _endpoint(found.get("control"), "control")
     if control in endpoints:
@@ -46,7 +46,7 @@ def server(spec: Any) -> ServerSpec:
 
 
 def client(spec: Any) -> ClientSpec:
-    """A client's spec, checked. :raises BadSpec: with one line that names the field."""
+    """Check and return a client's spec. :raises BadSpec: with one line that names the field."""
     found = _table(spec)
     _nonce(found)
     controls = [_endpoint(entry, "controls") for entry in _list(found, "controls")]
@@ -67,10 +67,10 @@ def client(spec: Any) -> ClientSpec:
 
 
 def count(command: Dict[str, Any]) -> CountSpec:
-    """What to count, checked. :raises BadSpec: with one line that names the field."""
+    """Check and return what to count. :raises BadSpec: with one line that names the field."""
     ranges = [_range(entry) for entry in _list(command, "ranges")]
     if len(ranges) > COUNT_RANGES:
-        raise BadSpec(f"ranges: {len(ranges)} of them, at most {COUNT_RANGES} can be asked for")
+        raise BadSpec(f"ranges: got {len(ranges)}, expected at most {COUNT_RANGES}")
     states = [str(name) for name in _list(command, "states")]
     for name in states:
         _choice({"states": name}, "states", tuple(TCP_STATES))
@@ -85,7 +85,7 @@ def count(command: Dict[str, Any]) -> CountSpec:
 
 
 def _common(found: Dict[str, Any]) -> None:
-    """What both sides have."""
+    """Check the fields that both sides have."""
     _whole(found, "memory_floor_kib", 0, 1 << 40)
     if isinstance(found.get("nofile"), str):
         _choice(found, "nofile", ("hard", "soft"))
@@ -170,7 +170,7 @@ def _block(entry: Any, at: int) -> Dict[str, Any]:
 
 
 def _apart(blocks: List[Dict[str, Any]]) -> None:
-    """No connection may be asked for twice."""
+    """Check that no connection is planned twice. :raises BadSpec: if one is."""
     ends: Dict[Tuple[str, str, int], int] = {}
     for block in sorted(blocks, key=lambda entry: int(entry["first_port"])):
         key = (block["source"], block["target"], block["target_port"])

@@ -1,9 +1,10 @@
-"""One side of a small experiment: a process that runs one trial and tells its figures.
+"""One side of a small experiment: a process that runs one trial and reports its figures.
 
-``python3 agent.pyz trial OPTIONS``. It says ``hello`` and takes ``trial`` {name, args}; the module
-of that name in :mod:`bench.agent.trials` then has the main thread. The end of the input, ``stop``,
-a controller that has not been heard for some time and the usual signals raise :class:`Ended` in
-it, wherever it is: it puts back what it changed, and the process ends, within seconds.
+Started as ``python3 agent.pyz trial OPTIONS``, it sends ``hello`` and accepts ``trial`` {name,
+args}. The module of that name in :mod:`bench.agent.trials` then has the main thread. Several events
+end the trial: the end of the input, ``stop``, silence of the controller for some time, and the
+usual signals. Each raises :class:`Ended` in the main thread, wherever it is. The trial then
+restores what it changed, and the process ends within seconds.
 """
 
 from __future__ import annotations
@@ -30,30 +31,33 @@ ALIVE = 1.0
 """Seconds between two signs of life."""
 
 LAST = 10.0
-"""Seconds that a trial gets to put back what it changed before the process ends all the same."""
+"""Seconds that a trial has to restore what it changed; then the process ends in any case."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-"""Those that end a trial."""
+"""Signals that end a trial."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 class Ended(BaseException):
-    """The trial has to end: not an error, so that no trial takes it for one."""
+    """The trial has to end. This is not an error, so that no trial handles it as one."""
 
 
 class Misuse(Exception):
-    """What was asked for makes no sense: one line that names field, value and what was expected."""
+    """An invalid command: one line with the field, the value and what was expected."""
 
 
 class Stage:
-    """What a trial has of its controller: steps come in, figures go out."""
+    """A trial's link to its controller: steps come in, figures go out."""
 
     def __init__(self, silence: float) -> None:
-        """``silence``: seconds without a word from the controller that end the trial."""
+        """Take over standard input and output.
+
+        :param silence: seconds without a word from the controller that end the trial
+        """
         self._silence = silence
         self._out = Outbox(os.dup(1))
-        os.dup2(2, 1)  # nothing but events may reach the controller
+        os.dup2(2, 1)  # only events may reach the controller
         os.set_blocking(2, False)
         self._steps: queue.Queue[Dict[str, Any]] = queue.Queue()
         self._ending = False
@@ -63,7 +67,7 @@ class Stage:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def begin(self) -> None:
-        """Say hello, and hear the controller from now on."""
+        """Send hello, and start to listen to the controller."""
         self._say(
             {
                 "event": "hello",
@@ -77,24 +81,24 @@ class Stage:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def fileno(self) -> int:
-        """A descriptor that is readable while a step waits: for trials that wait for others too."""
+        """Return a descriptor that is readable while a step waits, for trials that poll."""
         return self._bell_r
 
     def step(self, seconds: Optional[float] = None) -> Optional[Dict[str, Any]]:
-        """The next step's fields; None if none came in time."""
+        """Return the next step's fields; None if no step arrived in time."""
         try:
             found = self._steps.get(timeout=seconds)
         except queue.Empty:
             return None
-        os.read(self._bell_r, 1)  # waits for it: the bell is rung just after the step was put
+        os.read(self._bell_r, 1)  # blocks until the bell rings, just after the step was put
         return found
 
     def tell(self, **figures: Any) -> None:
-        """Answer the step that was taken last."""
+        """Answer the latest step."""
         self._say({"event": "told", **figures})
 
     def fail(self, kind: str, message: str) -> None:
-        """Say that the trial has failed; ``kind`` as in :mod:`bench.wire`."""
+        """Report that the trial has failed; ``kind`` as in :mod:`bench.wire`."""
         self._say({"event": "error", "kind": kind, "message": message})
 
     def _say(self, event: Dict[str, Any]) -> None:
@@ -104,11 +108,11 @@ class Stage:
             self._kill()
 
     def finish(self) -> None:
-        """Say what has not been said yet, for a second at most."""
+        """Send what has not been sent yet, for a second at most."""
         self._out.finish(ALIVE)
 
     def _listen(self) -> None:
-        """Hear the controller, give signs of life, and end the trial when there is an end."""
+        """Listen to the controller, send signs of life, and end the trial when it has to end."""
         rest = b""
         heard = time.monotonic()
         alive_at = 0.0
@@ -143,7 +147,7 @@ class Stage:
             self._kill()
 
     def _hear(self, line: bytes) -> bool:
-        """Take in one command; False if it is the last."""
+        """Handle one command; return False if it is the last."""
         try:
             command = wire.decode(line)
         except wire.WireError as error:
@@ -152,27 +156,27 @@ class Stage:
         if command.get("op") == "stop":
             return False
         if command.get("op") != "beat":
-            # The step first: whom the bell wakes finds it.
+            # The step first: when the bell wakes the trial, the step is there.
             self._steps.put(command)
             os.write(self._bell_w, b"\0")
         return True
 
     def _kill(self) -> None:
-        """Have the main thread end, and see to it that it does."""
-        # To the main thread itself: a signal that another one takes wakes it from no wait.
+        """End the main thread, and make sure that the process ends."""
+        # To the main thread itself: a signal that another thread receives does not end its wait.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         watch = threading.Timer(LAST, os._exit, (3,))
         watch.daemon = True
         watch.start()
 
     def _end(self, *_: Any) -> None:
-        if not self._ending:  # once: what is being put back must not be torn away
+        if not self._ending:  # once: a second exception would interrupt the restoring
             self._ending = True
             raise Ended
 
 
 def main(options: wire.AgentOptions) -> NoReturn:
-    """Run trials to their end."""
+    """Run trials until the end of the input."""
     home.mark()
     lock = options["lock"]
     held = None
@@ -187,7 +191,7 @@ def main(options: wire.AgentOptions) -> NoReturn:
     except Ended:
         pass
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is left is not torn apart
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # nothing interrupts the clean-up
         home.leave()
         if lock and held is not None:
             hostlock.let_go(held, lock["owner"])
@@ -196,7 +200,7 @@ def main(options: wire.AgentOptions) -> NoReturn:
 
 
 def _serve(stage: Stage) -> None:
-    """Run one trial after the other until the end."""
+    """Run one trial after the other, until the process ends."""
     while True:
         command = stage.step() or {}
         name, args = command.get("name"), command.get("args")
@@ -216,7 +220,7 @@ def _serve(stage: Stage) -> None:
 
 
 def _trial(name: str) -> Any:
-    """A trial's function. :raises Misuse: if there is none of that name."""
+    """Return a trial's function. :raises Misuse: if there is no trial of that name."""
     unknown = Misuse(f"trial: got {name!r}, expected the name of a trial")
     if not _NAME.match(name):
         raise unknown
@@ -224,6 +228,6 @@ def _trial(name: str) -> Any:
         module = importlib.import_module(f"bench.agent.trials.{name}")
     except ModuleNotFoundError:
         raise unknown from None
-    if not hasattr(module, "run"):  # a part of others
+    if not hasattr(module, "run"):  # a module that trials share
         raise unknown
     return module.run

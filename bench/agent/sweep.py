@@ -1,4 +1,4 @@
-"""What a worker does to many held descriptors at once: look, close, ask."""
+"""Work on many held descriptors at once: look, close, reset."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LOOK = select.POLLIN | select.POLLRDHUP
 
 
 def chunks(fds: Sequence[int], size: int = CHUNK) -> Iterator[Sequence[int]]:
-    """The descriptors, ``size`` at a time."""
+    """Yield the descriptors, ``size`` at a time."""
     for start in range(0, len(fds), size):
         yield fds[start : start + size]
 
 
 def ready(fds: Sequence[int], timeout_ms: int = 0) -> List[Tuple[int, int]]:
-    """Which of the descriptors have something to say: (fd, events)."""
+    """Return the descriptors that are readable or closed, with their events: (fd, events)."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, _LOOK)
@@ -42,7 +42,7 @@ def ready(fds: Sequence[int], timeout_ms: int = 0) -> List[Tuple[int, int]]:
 
 
 def gone(fd: int) -> bool:
-    """Whether the peer has closed, by a look that takes nothing from the socket."""
+    """Return whether the peer has closed, without reading anything from the socket."""
     borrowed = _socket.socket(fileno=fd)
     try:
         return borrowed.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
@@ -55,12 +55,12 @@ def gone(fd: int) -> bool:
 
 
 def dead(fds: Sequence[int]) -> List[int]:
-    """The descriptors among ``fds`` whose connection is no more."""
+    """Return the descriptors whose connection is gone."""
     return [fd for chunk in chunks(fds) for fd, _ in ready(chunk) if gone(fd)]
 
 
 def close(fds: Sequence[int]) -> None:
-    """Close all; a run of consecutive descriptors takes one close_range(2)."""
+    """Close all; consecutive descriptors take one close_range(2)."""
     if fds and list(fds) == list(range(fds[0], fds[0] + len(fds))):
         os.closerange(fds[0], fds[0] + len(fds))
         return
@@ -69,9 +69,9 @@ def close(fds: Sequence[int]) -> None:
 
 
 def reset(fds: Sequence[int]) -> None:
-    """Close all with a RST: SO_LINGER on with time 0 (socket(7)), so no TIME_WAIT is left.
+    """Close all by RST: SO_LINGER on with time 0 (socket(7)), so that no TIME_WAIT is left.
 
-    The call goes to the C library: a socket object for it would ask the kernel twice more.
+    This calls the C library: creating a socket object costs two more system calls.
     """
     for fd in fds:
         _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RST, len(LINGER_RST))
@@ -79,7 +79,7 @@ def reset(fds: Sequence[int]) -> None:
 
 
 class Pace:
-    """Token bucket: at most ``rate`` a second, at most ``burst`` at once; rate 0 is no limit."""
+    """A token bucket: at most ``rate`` a second, at most ``burst`` at once; rate 0 is no limit."""
 
     def __init__(self, burst: int) -> None:
         self._burst = burst
@@ -87,7 +87,7 @@ class Pace:
         self._last = time.monotonic()
 
     def take(self, wanted: int, rate: float) -> int:
-        """How many of ``wanted`` may be done now; they are spent."""
+        """Take up to ``wanted`` tokens; return how many were granted."""
         if not rate:
             return wanted
         now = time.monotonic()
@@ -105,7 +105,7 @@ class Pace:
 def close_all(
     fds: Sequence[int], shut: Callable[[Sequence[int]], None], rate: Callable[[], float]
 ) -> Iterator[int]:
-    """Close in paced windows; yields how many were closed in each."""
+    """Close in paced windows; yield how many were closed in each."""
     pace = Pace(CHUNK)
     at = 0
     while at < len(fds):

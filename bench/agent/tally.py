@@ -12,13 +12,13 @@ from bench import wire
 from bench.agent import diag
 
 _MAPPED = bytes(10) + b"\xff\xff"
-"""What an IPv4 address begins with as an IPv6 one (RFC 4291 section 2.5.5.2)."""
+"""Prefix of an IPv4 address that is mapped to IPv6 (RFC 4291 section 2.5.5.2)."""
 
 _NAMES = {number: name for name, number in wire.TCP_STATES.items()}
 
 
 def peer(cells: Any) -> str:
-    """A remote address as text; one that is IPv4 in IPv6's clothes is the IPv4 one."""
+    """Return a remote address as text; an IPv4-mapped IPv6 address as the IPv4 address."""
     if isinstance(cells, int):
         return socket.inet_ntop(socket.AF_INET, struct.pack("=I", cells))
     packed = struct.pack("=4I", *cells)
@@ -34,12 +34,12 @@ def _named(by: str, key: Any) -> str:
 
 
 def count(spec: wire.CountSpec) -> wire.Counted:
-    """How many sockets there are in some states and on some ports.
+    """Return how many sockets there are in some states and on some ports.
 
-    IPv4 and IPv6 are dumped one after the other; an IPv4 connection of an IPv6 socket is in the
-    second dump alone.
+    IPv4 and IPv6 are dumped one after the other. An IPv4 connection of an IPv6 socket is only in
+    the second dump.
 
-    :raises Unreadable: with the reason, if the kernel does not tell
+    :raises Unreadable: with the reason, if the kernel does not answer
     """
     began = time.monotonic()
     by, side = spec["by"], spec["side"]

@@ -1,7 +1,7 @@
-"""Worker processes: how many, how they start, wait, are told, and die.
+"""Worker processes: how many there are, and how they start, wait, get orders, and die.
 
-A waiting worker is blocked in one system call and costs nothing. The parent wakes exactly the one
-that it means, by a byte in that worker's own pipe; the worker rings back on one common pipe.
+A waiting worker is blocked in one system call and costs nothing. The parent wakes exactly one
+worker, by a byte in that worker's own pipe. The worker rings back on one common pipe.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ RESERVE = 64
 """Descriptors of a worker that are not connections: pipes, epoll, listeners, libraries."""
 
 SPARE = 8
-"""Tasks left to the agent where they are short: its doorkeeper, a thread that gathers evidence, and
-the tools that this one starts, each with sudo(8) before it."""
+"""Tasks left for the agent when they are short: for its doorkeeper, for a thread that gathers
+evidence, and for the tools that this thread starts, each with sudo(8) before it."""
 
 PASS, DONE = b"P", b"D"
-"""What a worker rings: it hands on its turn but still has work; it has done what it was told."""
+"""What a worker rings: it hands on its turn but has work left; it has carried out its order."""
 
 BELL = struct.Struct("<Hc")
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # include/uapi/linux/prctl.h
@@ -40,7 +40,7 @@ class TooMany(ValueError):
 
 
 class Shortage(OSError):
-    """The kernel refused a further task, or a pipe to one."""
+    """The kernel refused another task, or a pipe to one."""
 
     def __init__(self, call: str, code: int, what: str, started: int = 0) -> None:
         name = errno.errorcode.get(code, f"E{code}")
@@ -52,14 +52,14 @@ class Shortage(OSError):
         }.get(name, os.strerror(code))
         super().__init__(code, f"{call}: {name} {what}, {limit}")
         self.started = started
-        """Workers that there were. They have been ended."""
+        """Workers that had been started. They have been ended."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 class Death(NamedTuple):
-    """How a worker ended, or that it was stopped: then it opens and closes nothing any more."""
+    """How a worker ended, or that it was stopped and so opens and closes nothing any more."""
 
     worker: int
     pid: int
@@ -75,23 +75,23 @@ class Death(NamedTuple):
 
 
 def nofile_found() -> Tuple[int, int]:
-    """The limit on open files of this process: (soft, hard)."""
+    """Return the limit on open files of this process: (soft, hard)."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def open_files(nofile: Union[str, int]) -> int:
-    """Descriptors that this process and its workers can have from now on.
+    """Set the limit on open files; return how many descriptors a process can have now.
 
-    With ``hard`` the soft limit is raised first, as far as it goes; with a number it is set to
-    that, where the hard limit lets it. A hard limit above fs.nr_open cannot even be written back
-    (kernel/sys.c ``do_prlimit``: EPERM), so there both are set to fs.nr_open: no
-    table of descriptors grows beyond it (fs/file.c ``expand_files``).
+    With ``hard`` the soft limit is first raised as far as possible. With a number it is set to that
+    number, as far as the hard limit allows. A hard limit above fs.nr_open cannot even be written
+    back (kernel/sys.c ``do_prlimit``: EPERM). In that case both are set to fs.nr_open: no table of
+    descriptors grows beyond it (fs/file.c ``expand_files``).
     """
     if nofile == "hard":
         hard = nofile_found()[1]
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except ValueError:  # what the resource module makes of EPERM
+        except ValueError:  # what the resource module raises on EPERM
             most = min(hard, _nr_open())
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     elif nofile != "soft":
@@ -109,7 +109,7 @@ def _nr_open() -> int:
 
 
 def capacity(files: int, extra: int = 0) -> int:
-    """Connections that one worker can hold: its descriptors less the reserve and ``extra``.
+    """Return how many connections one worker can hold: its descriptors minus reserve and ``extra``.
 
     :raises TooMany: if nothing is left.
     """
@@ -120,11 +120,11 @@ def capacity(files: int, extra: int = 0) -> int:
 
 
 def how_many(share: int, room: int, files: int, wanted: int = 0, limit: bool = False) -> int:
-    """Workers for ``share`` connections at ``room`` each, at least one per core.
+    """Return how many workers ``share`` connections need at ``room`` each, at least one per core.
 
     :param files: descriptors of the parent, which holds a pipe for each worker
-    :param wanted: the number, where it is given
-    :param limit: as many as the parent can have, where it cannot have as many as that
+    :param wanted: the number, if it is given
+    :param limit: accept as many as the parent can have, if it cannot have that many
     :raises TooMany: if the parent cannot hold one pipe for each.
     """
     count = wanted or max(os.cpu_count() or 1, -(-share // room))
@@ -138,14 +138,17 @@ def how_many(share: int, room: int, files: int, wanted: int = 0, limit: bool = F
 
 
 Body = Callable[[int, int, Callable[[bytes], None]], None]
-"""What a worker runs: (its number, the descriptor of its orders, ring the parent's bell)."""
+"""What a worker runs: (its number, the descriptor of its orders, a function to ring the bell)."""
 
 
 class Crew:
-    """The workers of one agent. Fork before any thread is started."""
+    """The workers of one agent. Must be forked before any thread is started."""
 
     def __init__(self, count: int, body: Body) -> None:
-        """:raises Shortage: if the kernel refuses one; then none is left."""
+        """Fork ``count`` workers.
+
+        :raises Shortage: if the kernel refuses one; then none is left.
+        """
         self.count = count
         self.pids: Dict[int, int] = {}
         self._stopped: Set[int] = set()
@@ -154,7 +157,7 @@ class Crew:
         self.bell, self._ring = os.pipe()
         os.set_blocking(self.bell, False)
         gc.collect()
-        gc.freeze()  # the collector then leaves the pages shared with the parent alone
+        gc.freeze()  # the collector then leaves pages shared with the parent alone
         for worker in range(count):
             try:
                 self._fork(worker, body)
@@ -199,14 +202,14 @@ class Crew:
         os.write(self._ring, BELL.pack(worker, what))
 
     def tell(self, worker: int, order: bytes) -> None:
-        """Wake one worker with a one-byte order; a dead worker hears nothing."""
+        """Wake one worker with a one-byte order; nothing happens if the worker is dead."""
         try:
             os.write(self._orders[worker], order)
         except BrokenPipeError:
             return
 
     def heard(self) -> List[Tuple[int, bytes]]:
-        """What has been rung since the last call: (worker, PASS or DONE)."""
+        """Return what has been rung since the last call: (worker, PASS or DONE)."""
         try:
             data = self._rest + os.read(self.bell, 65536)
         except BlockingIOError:
@@ -216,14 +219,14 @@ class Crew:
         return list(BELL.iter_unpack(data[:whole]))
 
     def deaths(self) -> List[Death]:
-        """Workers that ended since the last call, or were stopped: those are killed."""
+        """Return the workers that ended or stopped since the last call; kill the stopped ones."""
         self._stopped = {pid for pid in self._stopped if not os.waitpid(pid, os.WNOHANG)[0]}
         found = []
         for pid, worker in list(self.pids.items()):
             done, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
             if not done:
                 continue
-            del self.pids[pid]  # at once: nobody is to wait for it any more
+            del self.pids[pid]  # at once: nothing may wait for it any more
             if os.WIFSTOPPED(status):
                 os.kill(pid, signal.SIGKILL)
                 self._stopped.add(pid)
@@ -231,11 +234,11 @@ class Crew:
         return found
 
     def cpu_seconds(self) -> float:
-        """User and system time of this process and of the workers that are alive.
+        """Return the user and system time of this process and of the workers that are alive.
 
-        A process's clock has the number ``~pid << 3 | 2`` (include/linux/posix-timers.h
-        ``MAKE_PROCESS_CPUCLOCK``, what clock_getcpuclockid(3) makes): nanoseconds, while
-        /proc/<pid>/stat counts in hundredths of a second.
+        The clock of a process has the number ``~pid << 3 | 2`` (include/linux/posix-timers.h
+        ``MAKE_PROCESS_CPUCLOCK``; clock_getcpuclockid(3) returns it). It counts nanoseconds, while
+        /proc/<pid>/stat counts hundredths of a second.
         """
         spent = time.process_time()
         for pid in self.pids:
@@ -244,12 +247,12 @@ class Crew:
         return spent
 
     def kill(self) -> None:
-        """End the workers that are left, and wait for none."""
+        """Kill the workers that are left, and wait for none."""
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
 
     def disband(self) -> None:
-        """End the workers and leave nothing of the crew behind."""
+        """Kill the workers, wait for them, and close all pipes."""
         self.kill()
         for pid in self.pids:
             os.waitpid(pid, 0)
@@ -260,11 +263,11 @@ class Crew:
 
 
 def muster(start: Callable[[int], None], count: int, limit: bool) -> Dict[int, int]:
-    """Start a crew of ``count``, or with ``limit`` one as large as the host lets it be.
+    """Start a crew of ``count``, or with ``limit`` one as large as the host allows.
 
-    :param start: starts a crew of that many, or raises :class:`Shortage` and leaves none
-    :return: what the kernel refused on the way, errno to number of times
-    :raises Shortage: if the kernel refuses a worker, without ``limit`` or the very first.
+    :param start: starts a crew of that size, or raises :class:`Shortage` and leaves none
+    :return: what the kernel refused meanwhile, errno to number of times
+    :raises Shortage: if the kernel refuses a worker, without ``limit`` or at the very first.
     """
     refused: Dict[int, int] = {}
     while True:
@@ -280,11 +283,11 @@ def muster(start: Callable[[int], None], count: int, limit: bool) -> Dict[int, i
 
 
 def _settle(worker: int, parent: int) -> None:
-    """Make a fresh child a worker: dies with its parent, owns no stream of the agent's."""
+    """Set up a new child as a worker: it dies with its parent and has none of its streams."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died between fork and prctl
+    if os.getppid() != parent:  # the parent died between fork and prctl
         os._exit(1)
     libc.prctl(PR_SET_NAME, f"connlab-{worker}".encode(), 0, 0, 0)
     signal.set_wakeup_fd(-1)
@@ -296,7 +299,8 @@ def _settle(worker: int, parent: int) -> None:
     os.dup2(null, 1)
     os.close(null)
     gc.disable()
-    # A worker's sockets hardly show in its RSS: without this the OOM killer would look elsewhere.
+    # A worker's sockets hardly show in its RSS. Without this the OOM killer would choose another
+    # process.
     with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
         file.write(OOM_SCORE)
 
@@ -305,5 +309,5 @@ def begin(thread: threading.Thread) -> None:
     """Start a thread. :raises Shortage: if the kernel refuses it."""
     try:
         thread.start()
-    except RuntimeError as error:  # all that is said of clone(2): "can't start new thread"
+    except RuntimeError as error:  # all that Python says about clone(2): "can't start new thread"
         raise Shortage("clone", errno.EAGAIN, "for a thread") from error

@@ -158,7 +158,7 @@ def test_another_controller_is_refused_what_one_has_changed(
     pid = bed.agent_pid("client")
     monkeypatch.setattr(controller, "OWNER", "another")
     with Trials(bed.connect) as other:
-        line = rf"^host client: {name}.*: changed by process {pid} of another experiment, expected"
+        line = rf"^host client: {name}.*: changed by process {pid} of another experiment: wait"
         with pytest.raises(LabError, match=line):
             other.guard(host, **change)
     assert found(bed) == "7"  # what it was refused it does not put back either

@@ -1,8 +1,8 @@
-"""Small experiments, one side each: a module has ``run(stage, args)`` and returns its figures.
+"""Small experiments, one side each: a module has ``run(stage, args)``, which returns figures.
 
-Modules without one are what several of them need, or parts of one.
+Modules without ``run`` are shared by several trials, or are part of one.
 
-A trial runs in a process of its own (:mod:`bench.agent.stage`), so that it may lower limits of its
-own, block, or fill its table of descriptors without an agent being harmed. What it opens or changes
-it closes or puts back in ``finally`` or ``with``: the stage raises in it when it has to end.
+A trial runs in its own process (:mod:`bench.agent.stage`). So it may lower its own limits, block,
+or fill its table of descriptors without harm to an agent. It closes what it opens, and restores
+what it changes, in ``finally`` or ``with``: the stage raises an exception in it when it has to end.
 """

@@ -1,4 +1,4 @@
-"""A client that opens many connections at once and waits for each to be served."""
+"""A client that opens many connections at once and waits until each is served."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 MOST = 50_000
-"""Connections of a burst that may be asked for."""
+"""The most connections of a burst."""
 
 LONGEST_MS = 30_000
 
 
 class Burst:
-    """Connections begun at once."""
+    """Connections that are started at once."""
 
     def __init__(self, source: str, target: Tuple[str, int]) -> None:
         self._source, self._target = source, target
@@ -30,12 +30,12 @@ class Burst:
         self._waiting: Dict[int, socket.socket] = {}
         self.errors: Dict[str, int] = {}
         self.connected: List[float] = []
-        """Seconds that each took that came to be."""
+        """Seconds that each successful connect took."""
         self.served: List[float] = []
-        """Seconds from its start to the server's first byte."""
+        """Seconds from each connect's start to the server's first byte."""
 
     def begin(self, count: int) -> None:
-        """Start them all; none is waited for."""
+        """Start all connects without waiting for any."""
         for _ in range(count):
             made = socket.socket(control.family_of(self._source), socket.SOCK_STREAM)
             made.setblocking(False)
@@ -52,7 +52,7 @@ class Burst:
             self._epoll.register(number, select.EPOLLOUT)
 
     def decide(self, seconds: float) -> None:
-        """Wait until each is connected, has failed, or has taken that long."""
+        """Wait until each connect has succeeded, failed, or taken ``seconds``."""
         while self._waiting:
             now = time.monotonic()
             oldest = next(iter(self._waiting))
@@ -80,7 +80,7 @@ class Burst:
                         self.served.append(now - self._began[number])
 
     def serve(self, seconds: float) -> None:
-        """Wait until the server has greeted all that are connected, at most that long."""
+        """Wait until the server has greeted all connections, for at most ``seconds``."""
         ends = time.monotonic() + seconds
         while len(self.served) < len(self.connected):
             left = ends - time.monotonic()
@@ -103,13 +103,15 @@ class Burst:
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Have ``target`` prove itself, then open bursts as the steps say, until the end of the input.
+    """Have ``target`` prove itself, then open bursts, step by step, until the end of the input.
 
-    A step with ``connects`` and ``timeout_ms`` opens so many at once and answers when all are
-    decided: ``connected``, ``errors`` {errno name: count} (``ETIMEDOUT``: it took longer),
-    ``milliseconds`` [median, 99th percentile, most]. They stay open until the next step. One with
-    ``wait_ms`` waits for the server's bytes, closes by RST, and answers with the connections
-    ``served`` and ``milliseconds`` from their start.
+    A step with ``connects`` and ``timeout_ms`` opens that many connections at once. It is answered
+    when each has succeeded or failed: ``connected``, ``errors`` {errno name: count} (``ETIMEDOUT``:
+    it took too long), ``milliseconds`` [median, 99th percentile, most]. The connections stay open
+    until the next step.
+
+    A step with ``wait_ms`` waits for the server's bytes, closes by RST, and answers with the number
+    of connections ``served`` and with ``milliseconds`` from their start.
     """
     target = door.endpoint(args["target"])
     workers.open_files("hard")
@@ -145,7 +147,7 @@ def _whole(step: Dict[str, Any], name: str, most: int) -> int:
 
 
 def _spread(seconds: List[float]) -> List[float]:
-    """Median, 99th percentile (nearest rank) and most, in milliseconds; nothing of nothing."""
+    """Return median, 99th percentile (nearest rank) and most, in milliseconds; [] for no values."""
     if not seconds:
         return []
     ranked = sorted(seconds)

@@ -1,4 +1,4 @@
-"""Processes of a trial: they end with it, however it ends."""
+"""Child processes of a trial: they end with the trial, however it ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bench.agent.stage import SIGNALS
 
 
 def fork(body: Callable[[], None]) -> int:
-    """Start a child that runs ``body`` and dies with its parent; returns its pid.
+    """Start a child that runs ``body`` and dies with its parent; return its pid.
 
-    :raises OSError: if the kernel refuses one.
+    :raises OSError: if the kernel refuses a process.
     """
     parent = os.getpid()
     pid = os.fork()
@@ -23,10 +23,10 @@ def fork(body: Callable[[], None]) -> int:
         return pid
     status = 1
     try:
-        for number in SIGNALS:  # of the stage's threads none came along; its handlers did
+        for number in SIGNALS:  # the child has the stage's handlers, but not its threads
             signal.signal(number, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(workers.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == parent:  # else it died between fork and prctl
+        if os.getppid() == parent:  # else the parent died between fork and prctl
             body()
             status = 0
     except BaseException:

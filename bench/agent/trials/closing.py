@@ -1,7 +1,7 @@
-"""Connections opened and closed one after the other: who closes first, and by FIN or by RST.
+"""Connections opened and closed one after the other: which side closes first, by FIN or RST.
 
-The side that closes first by FIN ends in TIME_WAIT (RFC 9293 3.6): it has to be there for the
-other's FIN, should its own ACK have been lost. Who closes by RST ends in nothing.
+The side that closes first by FIN ends in TIME_WAIT (RFC 9293 3.6): it has to answer the other
+side's FIN again if its own ACK was lost. A side that closes by RST keeps no state.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 MODES = ("client", "server", "mute")
-"""Who closes first at a port; ``mute``: the server never does, nor does it read."""
+"""Which side closes first at a port; ``mute``: the server never closes, and never reads."""
 
 CLOSES = ("fin", "rst")
 
 MOST = 200_000
-"""Connections of a step that may be asked for."""
+"""The most connections of a step."""
 
 STEP = 100.0
 """Seconds that a step may take."""
@@ -42,20 +42,21 @@ PAUSE = 0.01
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Be one side, ``side`` server or client, until the end of the input.
+    """Act as one side, ``side`` server or client, until the end of the input.
 
     The server vouches for ``address`` and ``ports`` [[port, mode]], and serves them. The client has
-    all ``targets`` [[address, port]] proven, and says how many TIME_WAITs the kernel keeps at most
-    (``max_tw_buckets``). Its steps have ``do``:
+    all ``targets`` [[address, port]] proven, and reports how many TIME_WAITs the kernel keeps at
+    most (``max_tw_buckets``). Its steps have ``do``:
 
-    ``churn``: ``count`` connections to ``target``, one after the other, each with a byte for the
-    server; ``first`` closes first, client or server, by ``how``, fin or rst. It ends at the first
-    errno. The answer has ``done``, ``error`` (its name, or none) and ``seconds``.
+    ``churn``: open ``count`` connections to ``target``, one after the other, and send the server a
+    byte on each. ``first`` closes first, client or server, by ``how``, fin or rst. The step ends at
+    the first error. The answer has ``done``, ``error`` (the errno's name, or null) and ``seconds``.
 
-    ``reuse``: one connection to ``target``, closed, and the same four-tuple tried again until it is
-    let or ``patience`` seconds are over; ``seconds`` from the close, or none. With ``bound``, a
-    port, it is bound with SO_REUSEADDR; else the kernel chooses it: net.ipv4.ip_local_port_range
-    has to be that one port. With ``loopback``, a port, both ends are this host's.
+    ``reuse``: open and close one connection to ``target``, and try the same four-tuple again until
+    the kernel allows it or ``patience`` seconds are over. The answer has ``seconds`` from the
+    close, or null. With ``bound``, a port, the socket is bound to it with SO_REUSEADDR. Otherwise
+    the kernel chooses the port: net.ipv4.ip_local_port_range has to be that one port. With
+    ``loopback``, a port, both ends are on this host.
     """
     if args.get("side") == "server":
         return _serve(stage, args)
@@ -80,7 +81,7 @@ def _known(step: Dict[str, Any], targets: List[wire.Endpoint]) -> wire.Endpoint:
 
 
 class Server:
-    """Listeners and what they accepted, in one thread."""
+    """Listeners and their connections, in one thread."""
 
     def __init__(self, address: str, modes: Dict[int, str]) -> None:
         self._epoll = select.epoll()
@@ -99,7 +100,7 @@ class Server:
             raise
 
     def serve(self, stage: Stage) -> None:
-        """Serve until a step comes."""
+        """Serve until a step arrives."""
         self._epoll.register(stage, select.EPOLLIN)
         try:
             told = False
@@ -177,7 +178,7 @@ def _churn(source: str, target: wire.Endpoint, step: Dict[str, Any]) -> Dict[str
 
 
 def _one(source: str, target: wire.Endpoint, wait: bool, reset: bool) -> None:
-    """Open one connection, send a byte, and close; ``wait`` for the server to close first."""
+    """Open one connection, send a byte, and close it; ``wait``: let the server close first."""
     with socket.socket(control.family_of(source), socket.SOCK_STREAM) as made:
         made.settimeout(PATIENCE)
         sockets.choose_port_late(made)
@@ -212,7 +213,7 @@ def _again(
     bound: Optional[int],
     here: Optional[socket.socket],
 ) -> Optional[float]:
-    """Seconds from a close to when the same four-tuple is let again."""
+    """Return the seconds from a close until the same four-tuple is allowed again; None if never."""
     with _bound(source, bound) as made:
         made.connect(target)
         made.send(b"x")
@@ -220,7 +221,7 @@ def _again(
         if here is not None:
             theirs, _ = here.accept()
             made.close()
-            theirs.recv(1)  # a close with unread bytes would be a RST
+            theirs.recv(1)  # a close with unread bytes would send a RST
             theirs.close()
     closed = time.monotonic()
     while time.monotonic() - closed < patience:
@@ -245,7 +246,7 @@ def _bound(source: str, port: Optional[int]) -> socket.socket:
     try:
         if port is None:
             sockets.choose_port_late(made)
-        else:  # then bind(2) lets it be shared with TIME_WAITs; connect(2) sees to the four-tuple
+        else:  # bind(2) then shares it with TIME_WAITs; connect(2) checks four-tuples
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((source, port or 0))
     except OSError:

@@ -1,6 +1,6 @@
-"""Both sides of a trial prove that they are of this experiment, before anything else.
+"""The proof of a trial: both sides show that they belong to this experiment, before all else.
 
-The handshake is that of a run (:mod:`bench.agent.control`): both sides have a nonce from the
+The handshake is that of a run (:mod:`bench.agent.control`): both sides get a nonce from the
 controller.
 """
 
@@ -16,9 +16,9 @@ from bench.agent.stage import Misuse
 
 
 def endpoint(said: Any) -> wire.Endpoint:
-    """An endpoint as trials are told of it: [address, port].
+    """Return an endpoint from a trial's arguments: [address, port].
 
-    :raises Misuse: if it is none.
+    :raises Misuse: if it is not one.
     """
     try:
         address, port = said
@@ -28,13 +28,13 @@ def endpoint(said: Any) -> wire.Endpoint:
 
 
 def endpoints(said: Iterable[Any]) -> List[wire.Endpoint]:
-    """Several of them. :raises Misuse: if one is none."""
+    """Return several endpoints. :raises Misuse: if one is invalid."""
     return [endpoint(one) for one in said]
 
 
 @contextlib.contextmanager
 def kept(args: Any, served: List[wire.Endpoint]) -> Iterator[None]:
-    """The server's side: vouch for these endpoints while the context lasts.
+    """Vouch for these endpoints while the context lasts: the server's side.
 
     :param args: the trial's, with ``nonce`` and ``control`` [address, port]
     """
@@ -48,11 +48,11 @@ def kept(args: Any, served: List[wire.Endpoint]) -> Iterator[None]:
 
 
 def proven(args: Any, targets: List[wire.Endpoint]) -> None:
-    """The client's side: see that the targets belong to this experiment's server.
+    """Check that the targets belong to this experiment's server: the client's side.
 
-    :param args: the trial's, with ``nonce``, ``control`` [address, port] and ``source``; of the way
-        to the server ``fronts`` and ``routers`` as in :class:`bench.wire.ClientSpec`
-    :raises Misuse: if they do not; nothing has been sent to them.
+    :param args: the trial's, with ``nonce``, ``control`` [address, port] and ``source``; for the
+        path to the server also ``fronts`` and ``routers`` as in :class:`bench.wire.ClientSpec`
+    :raises Misuse: if they do not; nothing has been sent to them then.
     """
     try:
         between = control.way(endpoints(args.get("fronts") or []), args.get("routers") or [])

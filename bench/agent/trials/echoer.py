@@ -1,4 +1,4 @@
-"""A server that holds every connection and sends back what it gets."""
+"""A server that holds every connection and sends back what it receives."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BACKLOG = 65_535
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Vouch for ``endpoint`` and serve it; each step is answered with the connections ``held``.
+    """Vouch for ``endpoint`` and serve it; answer each step with the connections ``held``.
 
-    Descriptors are the limit: the answer to ``args`` says how many there are at ``most``.
+    Descriptors are the limit: the answer to ``args`` has ``most``, the most connections.
     """
     own = door.endpoint(args["endpoint"])
     most = workers.open_files("hard") - workers.RESERVE
@@ -52,11 +52,11 @@ def _accept(
         except BlockingIOError:
             return
         except ConnectionError:
-            continue  # reset while it waited
+            continue  # reset while it was queued
         made.setblocking(False)
         held[made.fileno()] = made
         epoll.register(made, select.EPOLLIN)
-    epoll.unregister(door_)  # full: what further connections wait for is not to come
+    epoll.unregister(door_)  # full: connections that still wait are never accepted
 
 
 def _echo(number: int, held: Dict[int, socket.socket]) -> None:

@@ -1,8 +1,8 @@
-"""Which of a connection's four values has to differ for a second one to be admitted.
+"""Which of a connection's four values must differ for a second connection to be admitted.
 
-Two sides. The server's: ``role`` server, ``endpoints``, ``control``, ``nonce``; its step ends it.
-The client's: ``role`` client, ``sources`` (one address or two), ``targets`` (``address`` and
-``port`` each with one value or two), ``source``, ``control``, ``nonce``.
+The server's side has ``role`` server, ``endpoints``, ``control`` and ``nonce``; a step ends it. The
+client's side has ``role`` client, ``sources`` (one address or two), ``targets`` (``address`` and
+``port``, each with one value or two), ``source``, ``control`` and ``nonce``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 TIMEOUT = 3.0
-"""Seconds for a connect and for the server's line."""
+"""Seconds for a connect, and for the server's line."""
 
 MOST = 16
-"""Connections that the server's side holds at most."""
+"""The most connections that the server's side holds."""
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """One side. The client's figures: by case, ``admitted`` or the call and errno that refused."""
+    """Act as one side.
+
+    The client's figures: by case, ``admitted``, or the call and errno that refused it.
+    """
     if args.get("role") == "server":
         return _serve(stage, args)
     if args.get("role") == "client":
@@ -37,7 +40,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _serve(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Accept, and tell each peer the four values as they are seen here."""
+    """Accept, and send each peer the four values as they are seen here."""
     endpoints = door.endpoints(args["endpoints"])
     held: List[socket.socket] = []
     with contextlib.ExitStack() as undo:
@@ -63,7 +66,7 @@ def _serve(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _try_all(args: Dict[str, Any]) -> Dict[str, Any]:
-    """Hold one connection, then try a second with none and with each of its values changed."""
+    """Hold one connection; try a second one with the same values, and with each value changed."""
     sources = [str(one) for one in args["sources"]]
     addresses = [str(one) for one in args["targets"]["address"]]
     ports = [int(one) for one in args["targets"]["port"]]
@@ -106,7 +109,7 @@ def _try_all(args: Dict[str, Any]) -> Dict[str, Any]:
 def _bound(name: Tuple[str, int]) -> socket.socket:
     made = socket.socket(family_of(name[0]), socket.SOCK_STREAM)
     try:
-        # On both sockets, so that it is not bind(2) that refuses the second (socket(7)).
+        # On both sockets, so that the second is not refused by bind(2) (socket(7)).
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(name)
     except OSError:
@@ -116,7 +119,7 @@ def _bound(name: Tuple[str, int]) -> socket.socket:
 
 
 def _connect(made: socket.socket, target: wire.Endpoint) -> str:
-    """Connect, and see that the server has accepted just this connection."""
+    """Connect, and check that the server has accepted exactly this connection."""
     made.settimeout(TIMEOUT)
     try:
         made.connect(target)
@@ -133,12 +136,12 @@ def _connect(made: socket.socket, target: wire.Endpoint) -> str:
 
 
 def _line(client: Any, server: Any) -> bytes:
-    """The four values, as one line."""
+    """Return the four values as one line."""
     return f"{client[0]} {client[1]} {server[0]} {server[1]}\n".encode()
 
 
 def _reset(held: List[socket.socket]) -> None:
-    """Close with RST, so that no TIME_WAIT stays."""
+    """Close by RST, so that no TIME_WAIT is left."""
     for made in held:
         with contextlib.suppress(OSError):
             sockets.reset_on_close(made)

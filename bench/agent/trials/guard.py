@@ -1,10 +1,11 @@
-"""Changes a host's settings while its input is open, and puts them back when it ends.
+"""Changes a host's settings while its input is open, and restores them when the input ends.
 
-For what an experiment needs for seconds: the tuning roles are for what is to stay. Runs as root.
-Each step names what to set; the answer says what was found. Whatever ends the process, what was
-changed goes back in reverse order. Until then no other controller's guard may change the same.
+This is for settings that an experiment needs for seconds; the tuning roles are for settings that
+stay. It runs as root. Each step names what to set, and the answer has the values found before.
+Whatever ends the process, its changes are undone in reverse order. Until then no other controller's
+guard may change the same settings.
 
-What a guard that was killed has left is put back by the next one, before it changes anything
+If a guard is killed, the next guard undoes its changes before it makes its own
 (:mod:`bench.agent.trials.journal`).
 """
 
@@ -23,22 +24,25 @@ from bench.agent.trials.locks import Locks, namespace
 
 
 class Settings:
-    """What has been changed, and how it goes back.
+    """The settings that have been changed, and how to restore them.
 
-    Each change raises :class:`bench.agent.stage.Misuse` for what may not be changed, or not now,
-    and OSError for what cannot be, also where it cannot be written down first.
+    Each change raises :class:`bench.agent.stage.Misuse` if it is not allowed, or not now, and
+    OSError if it is impossible, or cannot be written down first.
     """
 
     def __init__(self, owner: str = "") -> None:
-        """``owner``: whose settings may be changed once more (:mod:`bench.agent.trials.locks`)."""
+        """Start without changes.
+
+        :param owner: whose settings may be changed once more (:mod:`bench.agent.trials.locks`)
+        """
         self._undo: List[Callable[[], None]] = []
         self._locks = Locks(owner)
         self._journal = Journal(owner)
 
     def heal(self) -> List[str]:
-        """Put back what guards that were killed have left; returns what others have changed since.
+        """Undo what killed guards have left; return what others have changed since.
 
-        :raises OSError: if something cannot be put back, or a journal is none of a guard's.
+        :raises OSError: if something cannot be undone, or a journal is not a guard's.
         """
         with _whole():
             outcome = journal.heal()
@@ -47,7 +51,7 @@ class Settings:
         return outcome.kept
 
     def sysctl(self, key: str, value: str) -> str:
-        """Set a kernel parameter and read it back; returns the value found before."""
+        """Set a kernel parameter and read it back; return the value found before."""
         if not journal.KEYS.match(key):
             raise Misuse(f"sysctl: got {key}, expected a key of net.* or of the limits of fs.*")
         if not journal.VALUE.match(value):
@@ -67,7 +71,7 @@ class Settings:
         return found
 
     def table(self, name: str, body: str) -> None:
-        """Make an nftables table; one of that name must not be there."""
+        """Create an nftables table; there must be none of that name."""
         if not journal.TABLE.match(name):
             raise Misuse(f"table: got {name!r}, expected FAMILY connlab_NAME")
         self._take(f"table {name}", namespace())
@@ -77,7 +81,7 @@ class Settings:
             self._undo.append(lambda: self._remove(change))
 
     def file(self, path: str, text: str) -> None:
-        """Make a file that is not there yet."""
+        """Create a file that does not exist yet."""
         data = text.encode()
         change = Change("file", path, set=journal.digest(data))
         if not journal.permitted(change):
@@ -91,7 +95,7 @@ class Settings:
             self._undo.append(lambda: self._revert(change))
 
     def _note(self, change: Change) -> None:
-        """Write a change down, and have it undone in its turn."""
+        """Write a change down, and register its undo."""
         self._noted(change)
         self._undo.append(lambda: self._revert(change))
 
@@ -103,12 +107,12 @@ class Settings:
             raise Misuse(str(error)) from None
 
     def _revert(self, change: Change) -> None:
-        """Undo a change. :raises journal.Kept: if it is no more as it was set."""
+        """Undo a change. :raises journal.Kept: if the setting is no longer as it was set."""
         token = self._journal.token
         try:
             journal.undo(change, token)
         except journal.Kept:
-            # A guard within this one may have been killed: what it has set goes first.
+            # A guard within this one may have been killed: its changes are undone first.
             with contextlib.suppress(OSError):
                 journal.heal()
             journal.undo(change, token)
@@ -129,7 +133,7 @@ class Settings:
             self._locks.take(what, scope)
 
     def put_back(self) -> List[str]:
-        """Undo everything, last first; returns what could not be."""
+        """Undo everything, the last change first; return what could not be undone."""
         kept, failed = [], []
         with _whole():
             while self._undo:
@@ -151,10 +155,10 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     """Apply ``args``, then each step, until the end of the input.
 
     A step has ``sysctl`` {key: value}, ``tables`` {``family name``: body} and ``files`` {path:
-    text}; the answer has ``found`` {key: value found before}, the first one also ``kept``: what was
-    left by guards that were killed, and others have changed since. ``back`` true puts everything
-    back.
-    ``owner`` names the controller to other guards of its own: those may change the same once more.
+    text}. The answer has ``found`` {key: value found before}. The first answer also has ``kept``:
+    changes of killed guards that others have changed since. ``back`` true undoes everything.
+    ``owner`` names the controller to its own other guards, which may change the same settings once
+    more.
     """
     settings = Settings(str(args.get("owner", "")))
     kept = settings.heal()
@@ -184,7 +188,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 @contextlib.contextmanager
 def _whole() -> Iterator[None]:
-    """Let the end wait: a change and its undo, or all undoing, are not torn apart."""
+    """Delay signals, so that a change and its undo, or all undoing, are not interrupted."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

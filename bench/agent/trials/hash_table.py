@@ -1,12 +1,12 @@
-"""What a lookup costs in established-hash tables of different sizes.
+"""The cost of a lookup in established-hash tables of different sizes.
 
 Runs as root. A network namespace takes the size of its table from tcp_child_ehash_entries of the
-one that it is made in (net/ipv4/tcp_ipv4.c ``tcp_set_hashinfo``, Linux 6.1). So for each step a
-process makes a namespace of its own with a table of the size asked for, and in it connections over
-loopback; they are gone with it, and the host's own table is never touched.
+namespace that it is created in (net/ipv4/tcp_ipv4.c ``tcp_set_hashinfo``, Linux 6.1). So for each
+step, a process creates its own namespace with a table of the requested size, and in it connections
+over loopback. They are gone with the namespace, and the host's own table is never touched.
 
-``args``: ``connections``, of each step; ``echoes``, round trips at full occupancy. A step:
-``entries``, of the table.
+``args``: ``connections`` of each step; ``echoes``, the round trips when all are open. A step:
+``entries`` of the table.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from bench.agent.trials.guard import Settings
 
 KEY = "net.ipv4.tcp_child_ehash_entries"
 OWN = "/proc/sys/net/ipv4/tcp_ehash_entries"
-"""Size of the namespace's own table; negative if it is that of the first namespace."""
+"""Size of the namespace's own table; negative if it shares the first namespace's table."""
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # include/uapi/linux/sockios.h, if.h
 
 MOST = 1_000_000
-"""Connections of a step at most."""
+"""The most connections of a step."""
 
 BOTH_ENDS_KIB = 9
-"""Memory of both sockets of a connection, with their descriptors; bench.model.objects."""
+"""Memory of both sockets of a connection, with their descriptors (bench.model.objects)."""
 
 FLOOR_KIB = 512 * 1024
-"""Memory that stays free."""
+"""Memory that has to stay free."""
 
 CHUNK = 50
-"""Operations that are timed together, a few milliseconds: of all chunks the lowest decile counts,
-which leaves out those that others ran in the middle of."""
+"""Operations that are timed together, a few milliseconds. The lowest decile of all chunks counts,
+which leaves out chunks in which other processes ran."""
 
 OWN_FDS = 64
 FIRST_PORT, PORT = 2_048, 5_000
 
 
 class CannotMake(Exception):
-    """No such namespace here: not this experiment's fault, but a property of the host."""
+    """This host cannot create such a namespace; that is no fault of the experiment."""
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Tell whether it can be done here (``reason`` where not), then a figure for each step."""
+    """Report whether it can be done here (``reason`` if not), then the figures of each step."""
     connections, echoes = int(args["connections"]), int(args["echoes"])
     if not 1 <= connections <= MOST:
         raise Misuse(f"connections: got {connections}, expected 1 to {MOST}")
@@ -81,7 +81,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _one(entries: int, connections: int, echoes: int) -> Dict[str, Any]:
-    """One table: a process with a namespace of its own, and its figures."""
+    """Measure one table, in a process with its own namespace; return the figures."""
     settings = Settings()
     reading, writing = os.pipe()
     pid = 0
@@ -101,7 +101,7 @@ def _one(entries: int, connections: int, echoes: int) -> Dict[str, Any]:
                 raise CannotMake(str(entered["reason"]))
             told = json.loads(lines.readline() or b"{}")
         if "chunks" not in told:
-            raise OSError(0, str(told.get("error", "the process that held them died")))
+            raise OSError(0, str(told.get("error", "the process that held the connections died")))
         return dict(told)
     finally:
         settings.put_back()
@@ -114,7 +114,7 @@ def _one(entries: int, connections: int, echoes: int) -> Dict[str, Any]:
 
 
 def _hold(out: int, entries: int, connections: int, echoes: int) -> None:
-    """The process with the namespace: have workers fill it one after the other, then echo."""
+    """Act as the process with the namespace: its workers fill the table in turn, then echo."""
 
     def say(**figures: Any) -> None:
         os.write(out, json.dumps(figures).encode() + b"\n")
@@ -138,7 +138,7 @@ def _hold(out: int, entries: int, connections: int, echoes: int) -> None:
             held += share
             opened += [(held, figure) for figure in crew[-1].ask(b"O")]
         chunks = [figure for one in crew for figure in one.ask(b"E", -(-echoes // len(crew)))]
-        # Before the figures: what comes next would else run beside seconds of closing.
+        # Before the figures: otherwise the next step would run during seconds of closing.
         for one in crew:
             one.ask(b"C")
         say(entries=own, chunks=len(chunks), connect_us=_steps(opened, held), held=held,
@@ -148,10 +148,10 @@ def _hold(out: int, entries: int, connections: int, echoes: int) -> None:
 
 
 def enter(entries: int) -> int:
-    """Move this process into a network namespace of its own, with loopback up.
+    """Move this process into its own network namespace, with loopback up.
 
     :return: entries of its established-hash table
-    :raises CannotMake: if that is not allowed, or the table is not of its own.
+    :raises CannotMake: if that is not allowed, or the namespace has no table of its own.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
@@ -168,7 +168,7 @@ def enter(entries: int) -> int:
 
 
 class _Worker:
-    """A process that holds both ends of its share; asked in turn, so that figures stand alone."""
+    """A process that holds both ends of its share; asked in turn, so that figures stay separate."""
 
     def __init__(self, number: int, share: int) -> None:
         theirs, self._in = os.pipe()
@@ -185,7 +185,10 @@ class _Worker:
         self._lines = os.fdopen(self._out, "rb")
 
     def ask(self, order: bytes, count: int = 0) -> List[float]:
-        """Have it do something; its figures, µs an operation. :raises EOFError: if it died."""
+        """Send an order; return the figures, µs an operation.
+
+        :raises EOFError: if the worker died.
+        """
         os.write(self._in, order + struct.pack("<I", count))
         line = self._lines.readline()
         if not line:
@@ -197,7 +200,7 @@ class _Worker:
 
 
 def _work(orders: int, out: int, number: int, share: int) -> None:
-    """Open, echo, close, as told."""
+    """Open, echo and close, as ordered."""
     ends: List[Tuple[socket.socket, socket.socket]] = []
     while True:
         order = os.read(orders, 5)
@@ -221,7 +224,7 @@ def _work(orders: int, out: int, number: int, share: int) -> None:
 
 
 def _open(ends: List[Tuple[socket.socket, socket.socket]], number: int, share: int) -> List[float]:
-    """Connect and accept one after the other; µs a connection, by chunk."""
+    """Connect and accept one after the other; return µs a connection, by chunk."""
     high, low = divmod(number + 1, 250)
     source, target = f"127.1.{high}.{low + 1}", (f"127.2.{high}.{low + 1}", PORT)
     with socket.socket() as listener:
@@ -241,7 +244,7 @@ def _open(ends: List[Tuple[socket.socket, socket.socket]], number: int, share: i
 
 
 def _echo(ends: List[Tuple[socket.socket, socket.socket]], count: int) -> List[float]:
-    """A byte there and one back over connections at random; µs a round trip, by chunk."""
+    """Send a byte each way on random connections; return µs a round trip, by chunk."""
     chosen = random.Random(count).choices(ends, k=max(CHUNK, count))
     figures = []
     for start in range(0, len(chosen) - CHUNK + 1, CHUNK):
@@ -256,7 +259,7 @@ def _echo(ends: List[Tuple[socket.socket, socket.socket]], count: int) -> List[f
 
 
 def _steps(opened: List[Tuple[int, float]], held: int, steps: int = 8) -> List[Dict[str, Any]]:
-    """Chunks of the way up as a few steps: held at the end of each, µs a connection."""
+    """Return the chunks of the ramp as a few steps: held at the end of each, µs a connection."""
     found = []
     for number in range(steps):
         part = opened[len(opened) * number // steps : len(opened) * (number + 1) // steps]
@@ -267,8 +270,8 @@ def _steps(opened: List[Tuple[int, float]], held: int, steps: int = 8) -> List[D
 
 
 def decile(figures: List[float]) -> float:
-    """The lowest one, not below the least figure."""
+    """Return the lowest decile, not below the least figure."""
     if len(figures) == 1:
         return figures[0]
-    # Inclusive: of few figures that differ much the other way lies below the least of them.
+    # Inclusive: with few figures that differ much, the exclusive method goes below the least.
     return statistics.quantiles(figures, n=10, method="inclusive")[0]

@@ -1,17 +1,19 @@
-"""What a guard is about to change on its host, written down first, and the way back without it.
+"""A guard's journal: what it is about to change on its host, and the undo if the guard is killed.
 
-A guard that is killed puts nothing back. So each keeps a journal: a file of root's alone in
-:data:`FOLDER`, locked (flock(2)) as long as the guard lives, with a line for each change, on disk
-before the change is made. A journal that nobody holds is of a guard that is gone, and
-:func:`heal` undoes what it says, the latest change first.
+A guard that is killed undoes nothing. So each guard keeps a journal, a file in :data:`FOLDER` that
+only root can read. The guard holds a lock on it (flock(2)) while it lives, and writes a line to
+disk before each change. A journal that no process locks belongs to a guard that is gone, and
+:func:`heal` undoes its changes, the latest first.
 
-Undoing is three-way: what is as the guard set it goes back to what was found; what is as it was
-found stays; anything else is somebody's own since and is kept and named.
+Undoing is three-way. A setting that is as the guard set it goes back to the value found before. A
+setting that is as it was found stays. Any other value belongs to someone else by now; it is kept
+and reported.
 
-Kernel parameters and nftables tables are changed back in the same boot and network namespace only,
+Kernel parameters and nftables tables are restored only in the same boot and network namespace,
 files in any boot. Lines are checked as a guard checks its steps: root acts on nothing else.
 
-Standard library and nothing of this package: the role ``guard`` sends this file by itself.
+This file uses the standard library and nothing of this package: the role ``guard`` sends it by
+itself.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = "/var/lib/connlab-guard"
-"""Journals, of root alone. On disk: files that guards make outlive a boot."""
+"""Directory of the journals, root's only. It is on disk, because files that guards make outlive a
+boot."""
 
 RUN = "/run"
-"""Where guards keep their locks (:mod:`bench.agent.trials.locks`)."""
+"""Directory of the guards' locks (:mod:`bench.agent.trials.locks`)."""
 
 ROOT = 0
 """The user whose files are trusted."""
@@ -46,29 +49,30 @@ KEYS = re.compile(
     r"net\.(ipv4|ipv6|core|netfilter)(\.[a-z0-9_-]+)+\Z"
     r"|fs\.(file-max|nr_open|epoll\.max_user_watches)\Z"
 )
-"""Kernel parameters that may be changed: those that experiments are about, each by one name."""
+"""Kernel parameters that may be changed: those that experiments are about."""
 
 VALUE = re.compile(r"[\t -~]{0,65536}\Z")
-"""A value of a kernel parameter: one line of ASCII. The longest are lists of ports."""
+"""A value of a kernel parameter: one line of ASCII. The longest values are lists of ports."""
 
 PIECE = 1 << 17
-"""Bytes that are read at a time: a list of ports comes whole or cut (proc_do_large_bitmap() of
-kernel/sysctl.c, 5.10 to 6.18, has nothing to say at an offset)."""
+"""Bytes to read at a time: a list of ports must be read in one call, or it is cut short
+(proc_do_large_bitmap() of kernel/sysctl.c, 5.10 to 6.18, returns nothing at an offset)."""
 
 LIMITS = "/etc/security/limits.d/"
-"""Where files may be made: pam_limits(8) reads them at each login."""
+"""Where files may be created: pam_limits(8) reads them at each login."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
-"""A file's name there."""
+"""Name of a file there."""
 
 TABLE = re.compile(r"(ip|ip6|inet) connlab_[a-z_]+\Z")
-"""nftables tables that may be made (nft(8)): family and name."""
+"""nftables tables that may be created (nft(8)): family and name."""
 
 TOKEN = re.compile(r"[0-9a-f]{16}\Z")
-"""What names a guard: its journal, the chain that marks its tables, its unfinished files."""
+"""Token of a guard: it is in the name of its journal, of the chain that marks its tables, and of
+its unfinished files."""
 
 SIZE = 1 << 20
-"""Bytes that a journal may have: a thousand times those of any experiment."""
+"""The most bytes of a journal: a thousand times those of any experiment."""
 
 PATIENCE = 10.0
 """Seconds that others may hold the folder: as long as healing takes."""
@@ -84,15 +88,15 @@ SO_NETNS_COOKIE = 71
 
 
 class Damaged(OSError):
-    """A journal that no guard has written: one line that names it and says why."""
+    """A journal that no guard has written: one line with its path and the reason."""
 
 
 class Refused(ValueError):
-    """A change that must not be made, since no guard would undo it: one line."""
+    """A change that must not be made, because no guard would undo it: one line."""
 
 
 class Kept(Exception):
-    """Something that is not as the guard set it, and so is somebody's own: one line."""
+    """A setting that is not as the guard set it, and so belongs to someone else: one line."""
 
 
 class Change(NamedTuple):
@@ -111,36 +115,39 @@ class Change(NamedTuple):
 
     @property
     def of_network(self) -> bool:
-        """Whether it is of one network namespace, and not of the kernel or the file system."""
+        """Whether it belongs to one network namespace, not to the kernel or the file system."""
         return self.kind == "table" or self.name.startswith("net.")
 
 
 class Outcome(NamedTuple):
-    """What healing did, in words."""
+    """The outcome of healing, in words."""
 
     healed: list[str]
-    """What went back."""
+    """What was undone."""
     kept: list[str]
     """What others have changed since: it stays as it is."""
     failed: list[str]
-    """What could not be put back: its journal stays."""
+    """What could not be undone: its journal stays."""
 
 
 class Journal:
     """The journal of one guard."""
 
     def __init__(self, owner: str = "") -> None:
-        """``owner``: the controller, for whoever reads it."""
+        """Start without a file.
+
+        :param owner: the controller, for a reader of the journal
+        """
         self._owner = owner
         self._number = -1
         self.token = ""
-        """Names this guard while the journal is open."""
+        """Token of this guard while the journal is open."""
 
     def note(self, change: Change) -> Change:
-        """Write a change down, on disk, before it is made.
+        """Write a change to disk before it is made.
 
-        :raises Refused: if whoever heals it would refuse what it says.
-        :raises OSError: if it cannot be written. In either case it must not be made.
+        :raises Refused: if healing would refuse the change.
+        :raises OSError: if it cannot be written. In either case the change must not be made.
         """
         if not permitted(change):
             raise Refused(_why_not(change))
@@ -166,7 +173,7 @@ class Journal:
             _sync_folder()
 
     def close(self) -> None:
-        """Remove it: everything is back."""
+        """Remove the journal: everything is undone."""
         if self._number < 0:
             return
         number, self._number = self._number, -1
@@ -175,14 +182,14 @@ class Journal:
         os.close(number)
 
     def abandon(self) -> None:
-        """Let go of it, for the next guard to heal: not everything is back."""
+        """Leave the journal for the next guard to heal: not everything is undone."""
         if self._number >= 0:
             os.close(self._number)
             self._number = -1
 
 
 class _Notes(NamedTuple):
-    """A journal as it is read."""
+    """A journal that has been read."""
 
     path: str
     head: dict[str, Any]
@@ -190,9 +197,9 @@ class _Notes(NamedTuple):
 
 
 def heal(write: bool = True) -> Outcome:
-    """Undo what guards that are gone have left; without ``write``, say what would be undone.
+    """Undo what dead guards have left; without ``write``, report what would be undone.
 
-    :raises Damaged: if a journal is not as a guard writes it: nothing has been changed.
+    :raises Damaged: if a journal is not as a guard writes it; nothing has been changed then.
     :raises OSError: if the folder cannot be read, or others hold it for too long.
     """
     outcome = Outcome([], [], [])
@@ -211,7 +218,7 @@ def heal(write: bool = True) -> Outcome:
 def _undo_all(
     journals: list[_Notes], busy: dict[str, int], outcome: Outcome, write: bool
 ) -> dict[str, list[Change]]:
-    """Undo changes, the latest first; returns those that stay to be undone, by journal."""
+    """Undo changes, the latest first; return those that are still to be undone, by journal."""
     net = network()
     left: dict[str, list[Change]] = {notes.path: [] for notes in journals}
     pairs = [(change, notes) for notes in journals for change in notes.changes]
@@ -237,9 +244,9 @@ def _undo_all(
 
 
 def _look(change: Change) -> None:
-    """See that a value is as it was found, where it may be of another boot.
+    """Check that a value is as it was found, if it may be of another boot.
 
-    :raises Kept: if it is not. The settings of that boot may have it so for their own reasons.
+    :raises Kept: if it is not. That boot's own settings may have set it for other reasons.
     """
     if _undo_sysctl(change, "", write=False):
         raise Kept(
@@ -249,7 +256,7 @@ def _look(change: Change) -> None:
 
 
 def undo(change: Change, token: str, write: bool = True) -> bool:
-    """Undo one change; returns whether there was something to undo.
+    """Undo one change; return whether there was something to undo.
 
     :raises Kept: if it is neither as the guard set it nor as it was found.
     :raises OSError: if it cannot be undone.
@@ -264,7 +271,7 @@ def _undo_sysctl(change: Change, _: str, write: bool) -> bool:
     try:
         now = _read(path).split()
     except FileNotFoundError:
-        return False  # its module was unloaded, and took the value along
+        return False  # its module was unloaded, and the value is gone with it
     if now == change.found.split():
         return False
     if now != change.set.split():
@@ -321,9 +328,9 @@ def _undo_file(change: Change, token: str, write: bool) -> bool:
 
 
 def make_file(path: str, text: bytes, token: str) -> None:
-    """Make a file that is not there yet, whole or not at all.
+    """Create a file that does not exist yet, whole or not at all.
 
-    :raises OSError: if it is there, or cannot be written.
+    :raises OSError: if it exists, or cannot be written.
     """
     unfinished = unfinished_file(token)
     number = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
@@ -338,12 +345,15 @@ def make_file(path: str, text: bytes, token: str) -> None:
 
 
 def unfinished_file(token: str) -> str:
-    """Path of a file that is being written; pam_limits(8) reads none of such a name."""
+    """Return the path of a file that is being written; pam_limits(8) ignores such a name."""
     return f"{LIMITS}.connlab-{token}"
 
 
 def make_table(name: str, body: str, token: str) -> None:
-    """Make an nftables table with the guard's mark. :raises OSError: if one is there, or nft's."""
+    """Create an nftables table with the guard's mark.
+
+    :raises OSError: if it exists, or nft fails.
+    """
     nft(
         "-f",
         "-",
@@ -357,12 +367,18 @@ def remove_table(name: str, token: str) -> None:
 
 
 def mark(token: str) -> str:
-    """The chain, without rules and called by none, that shows whose a table is."""
+    """Return the name of the chain that marks a table as a guard's.
+
+    The chain has no rules, and nothing calls it.
+    """
     return f"guard_{token}"
 
 
 def nft(*words: str, text: str = "") -> str:
-    """What nft(8) prints. :raises OSError: with its first words, if it fails or takes too long."""
+    """Return what nft(8) prints.
+
+    :raises OSError: with its first line, if it fails or takes too long.
+    """
     path = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if not path:
         raise OSError("nft is not installed")
@@ -384,33 +400,36 @@ def nft(*words: str, text: str = "") -> str:
 
 
 def digest(text: bytes) -> str:
-    """SHA-256 of a text, hexadecimal."""
+    """Return the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text).hexdigest()
 
 
 def sysctl_path(key: str) -> str:
-    """Path of a kernel parameter of :data:`KEYS`, which has no slash in it."""
+    """Return the path of a kernel parameter of :data:`KEYS`, which has no slash in it."""
     return "/proc/sys/" + key.replace(".", "/")
 
 
 def boot_id() -> str:
-    """The identity of this boot (random(4))."""
+    """Return the identity of this boot (random(4))."""
     return _read("/proc/sys/kernel/random/boot_id").strip()
 
 
 def booted() -> int:
-    """When the kernel booted, seconds since 1970 (proc_stat(5) btime); a stepped clock moves it."""
+    """Return when the kernel booted, seconds since 1970 (proc_stat(5) btime).
+
+    Setting the clock changes this time.
+    """
     rows = _read("/proc/stat").splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("btime "))
 
 
 def _same_boot(head: dict[str, Any], at: int) -> bool | None:
-    """Whether a change is of this boot of the kernel; None if that cannot be told.
+    """Return whether a change is of this boot of the kernel; None if that is unknown.
 
-    systemd-nspawn gives each start of its machine a boot_id of its own, while kernel and network
-    namespace stay: those have the same cookie, and the same time of boot. A clock that was set in
-    between moves that time, and the first namespaces of two boots may have the same cookie. (The
-    mark of a table that is there shows that it is of this boot.)
+    systemd-nspawn gives each start of its machine a new boot_id, while kernel and network namespace
+    stay. Then the cookie of the namespace is the same, and so is the time of boot. If the clock was
+    set in between, that time differs; and the first namespaces of two boots may have the same
+    cookie. (A table's mark, if the table exists, shows that it is of this boot.)
 
     :param at: when the change was written down
     """
@@ -425,9 +444,9 @@ def _same_boot(head: dict[str, Any], at: int) -> bool | None:
 
 
 def network() -> str:
-    """The identity of this process's network namespace in this boot.
+    """Return the identity of this process's network namespace in this boot.
 
-    Before Linux 5.14 its inode, which a later one may get again.
+    Before Linux 5.14 it is the inode, which a later namespace may get again.
     """
     with socket.socket(socket.AF_UNIX) as any_socket:
         try:
@@ -450,9 +469,11 @@ def _head(owner: str, token: str) -> dict[str, Any]:
 
 
 def parse(name: str, text: bytes) -> tuple[dict[str, Any], list[Change]]:
-    """Head and changes of a journal's text; a last line without its end was never acted on.
+    """Return head and changes of a journal's text.
 
-    :param name: of its file, without the folder
+    A last line without its end is ignored: the guard has not acted on it.
+
+    :param name: name of its file, without the folder
     :raises Damaged: if a line is not as a guard writes it.
     """
     lines = text.split(b"\n")[:-1]
@@ -491,7 +512,7 @@ def _change(name: str, number: int, row: dict[str, Any]) -> Change:
 
 
 def permitted(change: Change) -> bool:
-    """Whether a guard may make a change of that kind and name, and its values are some."""
+    """Return whether a guard may make a change of that kind and name, with such values."""
     if change.kind == "sysctl":
         values = VALUE.match(change.found) and VALUE.match(change.set)
         return bool(KEYS.match(change.name) and values)
@@ -502,7 +523,7 @@ def permitted(change: Change) -> bool:
 
 
 def _why_not(change: Change) -> str:
-    """What is wrong with a change that is not permitted."""
+    """Return what is wrong with a change that is not permitted."""
     if change.kind == "sysctl" and KEYS.match(change.name):
         wrong = change.set if VALUE.match(change.found) else change.found
         return (
@@ -513,7 +534,7 @@ def _why_not(change: Change) -> str:
 
 
 def _orphans() -> tuple[list[_Notes], dict[str, int]]:
-    """Journals that nobody holds; names of what guards that live have changed, and when last."""
+    """Return the journals that no guard holds, and the last changes of living guards, by name."""
     journals: list[_Notes] = []
     busy: dict[str, int] = {}
     for name in sorted(os.listdir(FOLDER)):
@@ -537,7 +558,7 @@ def _orphans() -> tuple[list[_Notes], dict[str, int]]:
 
 
 def _is_held(number: int) -> bool:
-    """Whether the guard of a journal lives; it is locked for ourselves otherwise."""
+    """Return whether the guard of a journal lives; if not, lock the journal."""
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -546,7 +567,10 @@ def _is_held(number: int) -> bool:
 
 
 def _trusted(path: str, about: os.stat_result) -> None:
-    """:raises Damaged: if others than root could have written a journal or the folder."""
+    """Check the owner and mode of a journal or of the folder.
+
+    :raises Damaged: if another user than root could have written it.
+    """
     right = stat.S_ISDIR if path == FOLDER else stat.S_ISREG
     mode = stat.S_IMODE(about.st_mode)
     links = about.st_nlink if right is stat.S_ISREG else 1
@@ -562,7 +586,7 @@ def _trusted(path: str, about: os.stat_result) -> None:
 
 
 def _keep(notes: _Notes, left: list[Change]) -> None:
-    """Remove a journal, or keep of it what is still to be undone."""
+    """Remove a journal, or reduce it to the changes that are still to be undone."""
     if not left:
         os.unlink(notes.path)
     elif len(left) < len(notes.changes):
@@ -598,11 +622,11 @@ def _sync_folder() -> None:
 
 @contextlib.contextmanager
 def _held_folder(make: bool) -> Iterator[bool]:
-    """Hold the folder, so that no other guard opens, heals or closes a journal meanwhile.
+    """Lock the folder, so that no other guard opens, heals or closes a journal meanwhile.
 
-    Yields whether there is one; an empty one is removed on the way out.
+    Yields whether the folder exists. An empty folder is removed at the end.
 
-    :raises Damaged: if others than root can write to it.
+    :raises Damaged: if another user than root can write to it.
     :raises OSError: if others hold it for longer than :data:`PATIENCE`.
     """
     until = time.monotonic() + PATIENCE
@@ -615,10 +639,10 @@ def _held_folder(make: bool) -> Iterator[bool]:
             number = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             if make:
-                continue  # another one has removed it since
+                continue  # another guard has removed it since
             yield False
             return
-        except NotADirectoryError:  # also what O_NOFOLLOW answers for a link
+        except NotADirectoryError:  # also the error of O_NOFOLLOW for a link
             raise Damaged(f"{FOLDER}: no directory, expected root's alone: move it away") from None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -644,14 +668,14 @@ def _held_folder(make: bool) -> Iterator[bool]:
 
 
 def _sweep_locks() -> None:
-    """Remove lock files that guards which were killed have left."""
+    """Remove lock files that killed guards have left."""
     for path in Path(RUN).glob("connlab-guard.*.lock"):
         with contextlib.suppress(OSError):
             number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _same(number, str(path)):
-                    os.unlink(path)  # whoever has opened it meanwhile sees that it is gone
+                    os.unlink(path)  # a process that has opened it meanwhile sees that it is gone
             finally:
                 os.close(number)
 

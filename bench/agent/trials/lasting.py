@@ -17,15 +17,15 @@ EVERY = 0.2
 """Seconds between two looks."""
 
 LONGEST = 200.0
-"""Seconds that may be watched."""
+"""The most seconds to watch."""
 
 APPEARS = 2.0
-"""Seconds in which a state has come that is to come at all."""
+"""Seconds within which a socket must be in its state."""
 
 SOURCES = range(20_000, 21_000)
-"""Source ports: below those that the kernel chooses from. A port that bind(2) gave out is none that
-connect(2) chooses as long as its TIME_WAIT lasts (net/ipv4/inet_hashtables.c
-``__inet_hash_connect``): others on this host would have one less."""
+"""Source ports, below the range that the kernel chooses from. While a port that bind(2) took is in
+TIME_WAIT, connect(2) does not choose it (net/ipv4/inet_hashtables.c ``__inet_hash_connect``). So a
+port of that range would be missing for other processes on this host."""
 
 PATIENCE = 5.0
 TIMER = re.compile(r"timer:\([a-z-]+,(?:(\d+)min)?(?:([\d.]+)sec)?(?:(\d+)ms)?,")
@@ -33,25 +33,26 @@ STATES = ("TIME-WAIT", "FIN-WAIT-2")
 
 
 class Watched:
-    """One closed connection and the state that it is to be in."""
+    """One closed connection, and the state that it should be in."""
 
     def __init__(self, port: int, state: str) -> None:
         self.port = port
         self.state = state
         self.began = time.monotonic()
         self.seconds: Optional[float] = None
-        """How long it was in that state; none while it is."""
+        """How long it was in that state; None while it still is."""
         self.armed: Optional[float] = None
-        """How long it was to be there, by its timer; none where none was seen."""
+        """How long it would be there by its timer; None if no timer was seen."""
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Have all ``targets`` [[address, port]] proven, then take steps until the end of the input.
+    """Have all ``targets`` [[address, port]] proven, then carry out steps until the input ends.
 
     A step with ``target`` and ``state`` opens a connection, closes it by FIN, and is answered when
-    it is in that state. One with ``watch`` waits until all have left theirs, at most so many
-    seconds; ``seconds`` has how long each was there, in the order in which they were opened, none
-    for one that still is; ``armed`` has for how long its timer had been set.
+    the socket is in that state. A step with ``watch`` waits until all sockets have left their
+    states, for at most that many seconds. Its answer has ``seconds``: how long each socket was
+    there, in the order of opening, null if it still is. ``armed`` has the time for which each timer
+    had been set.
     """
     targets = door.endpoints(args["targets"])
     door.proven(args, targets)
@@ -91,9 +92,9 @@ def _closed(
 
 
 def _bound(source: str) -> socket.socket:
-    """A socket at the first port of :data:`SOURCES` that is free.
+    """Return a socket bound to the first free port of :data:`SOURCES`.
 
-    :raises OSError: if none is, or the address is not this host's.
+    :raises OSError: if none is free, or the address is not this host's.
     """
     made = socket.socket(control.family_of(source), socket.SOCK_STREAM)
     try:
@@ -130,8 +131,10 @@ def _watch(watched: List[Watched], seconds: Any, targets: List[wire.Endpoint]) -
 
 
 def _there(targets: List[wire.Endpoint]) -> Dict[Tuple[int, str], Optional[float]]:
-    """Own port and state of the sockets to these targets, by ss(8), and what is left of their
-    timers, seconds."""
+    """Return the sockets to these targets, by ss(8).
+
+    :return: (own port, state) to the seconds left on the socket's timer
+    """
     terms = " or ".join(f"dport = :{port}" for _, port in targets)
     found = {}
     for line in probe.output([probe.tool("ss"), "-Htano", f"( {terms} )"]).splitlines():
@@ -141,9 +144,9 @@ def _there(targets: List[wire.Endpoint]) -> Dict[Tuple[int, str], Optional[float
 
 
 def left(line: str) -> Optional[float]:
-    """Seconds that a line of ``ss -o`` shows of a timer (ss.c ``print_ms_timer``); none for none.
+    """Return the seconds on a timer in a line of ``ss -o`` (ss.c ``print_ms_timer``); None if none.
 
-    Below ten seconds it shows thousandths.
+    Below ten seconds ss shows thousandths.
     """
     match = TIMER.search(line)
     if not match or not any(match.groups()):

@@ -1,9 +1,9 @@
-"""What a trial has changed on a host is its own until it is put back.
+"""Locks on settings: what a trial has changed on a host is its own until it is restored.
 
-Two that changed the same setting would put back each other's values. So whoever changes one holds
-a lock (flock(2)) on a file in :data:`FOLDER` that is named after it and says who holds it. A file
-goes with its lock; one that is left by a process that was killed is locked by nobody, and in
-nobody's way.
+If two trials changed the same setting, each would restore the other's value. So a process that
+changes a setting holds a lock (flock(2)) on a file in :data:`FOLDER`. The file is named after the
+setting and says which process holds it. It is removed with its lock. If a killed process leaves its
+file, no process holds a lock on it, and it blocks nobody.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from typing import Dict, Optional, Tuple
 from bench.agent.stage import Misuse
 
 FOLDER = "/run"
-"""Of each host its own, and gone when it boots (hier(7)): as are the settings."""
+"""Each host has its own, and it is empty after a boot (hier(7)): like the settings."""
 
 PATIENCE = 1.0
-"""Seconds that a holder has for writing who it is."""
+"""Seconds for a holder to write its pid and owner."""
 
 
 class Locks:
-    """Locks of one process, by what they are on."""
+    """Locks of one process, by setting."""
 
     def __init__(self, owner: str = "") -> None:
-        """``owner``: whose processes do not refuse one another; empty: this one alone.
+        """Start without locks.
 
-        Of one owner the first to change a setting has to be the last to put it back.
+        :param owner: processes of one owner do not refuse one another; empty: this process alone
+
+        Of one owner's processes, the first to change a setting has to be the last to restore it.
         """
         self._owner = owner
         self._held: Dict[str, int] = {}
 
     def take(self, what: str, scope: str) -> None:
-        """Have what is to be changed for ourselves, unless the owner has it already.
+        """Lock a setting that is going to be changed, unless the owner has it locked already.
 
-        :param what: in words, one line
-        :param scope: what sets it apart from others of that name
-        :raises Misuse: if another owner has it changed.
+        :param what: the setting in words, one line
+        :param scope: what distinguishes it from others of that name
+        :raises Misuse: if another owner has changed it.
         """
         path = f"{FOLDER}/connlab-guard.{_named(scope)}.{_named(what)}.lock"
         until = time.monotonic() + PATIENCE
@@ -55,8 +57,7 @@ class Locks:
                 if holder or time.monotonic() > until:
                     by = f"process {holder[0]}" if holder else "a process"
                     raise Misuse(
-                        f"{what}: changed by {by} of another experiment, expected to be nobody's: "
-                        "wait for its end"
+                        f"{what}: changed by {by} of another experiment: wait until it ends"
                     ) from None
                 time.sleep(0.01)
             else:
@@ -68,16 +69,16 @@ class Locks:
                     os.close(number)
 
     def give_back(self) -> None:
-        """Let others have everything."""
+        """Release all locks."""
         while self._held:
             path, number = self._held.popitem()
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # first: who locks it from now on sees that it is gone
+                os.unlink(path)  # first: a process that locks it from now on sees that it is gone
             os.close(number)
 
 
 def namespace() -> str:
-    """Names this process's network namespace among those of the kernel (namespaces(7))."""
+    """Return a name for this process's network namespace (namespaces(7))."""
     return f"net-{os.stat('/proc/self/ns/net').st_ino}"
 
 
@@ -86,9 +87,9 @@ def _named(text: str) -> str:
 
 
 def _holder(number: int) -> Optional[Tuple[int, str]]:
-    """Process and owner; none if it has not written that yet, or has just let go.
+    """Return process and owner; None if they are not written yet, or the lock was just released.
 
-    Until it has, what one that was killed has left may be there.
+    Until they are written, the text of a killed process may be there.
     """
     line = os.pread(number, 256, 0).decode("ascii", "replace")
     pid, _, owner = line.strip().partition(" ")

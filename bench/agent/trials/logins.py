@@ -1,7 +1,7 @@
-"""Logs users in and tells what limit on open files their sessions got. Runs as root.
+"""Logs users in, and reports the limit on open files that their sessions get. Runs as root.
 
-su(1) opens a session by PAM as login and sshd do, so pam_limits(8) has its say. A session that it
-leaves alone has the limit of this process: one that no other source would give.
+su(1) opens a session by PAM as login and sshd do, so pam_limits(8) applies. A session that
+pam_limits leaves alone has the limit of this process: a value that no other source would give.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ PATIENCE = 20
 
 
 def login(user: str) -> Dict[str, Any]:
-    """Hard limits of a session: ``hard`` on open files, ``locks`` on file locks; -1 is none.
+    """Log a user in; return the session's hard limits.
 
-    Both are None if there was no session; ``said`` is why.
+    ``hard`` is the limit on open files, ``locks`` the limit on file locks; -1 is no limit.
+
+    Both are None if there was no session; ``said`` is the reason.
     """
     try:
         done = subprocess.run(
@@ -44,7 +46,10 @@ def login(user: str) -> Dict[str, Any]:
 
 
 def hard_limits(text: str) -> Dict[str, int]:
-    """Name to hard limit in ``/proc/<pid>/limits`` (fs/proc/base.c proc_pid_limits), -1 if none."""
+    """Return name to hard limit, from ``/proc/<pid>/limits``; -1 is no limit.
+
+    The format is that of fs/proc/base.c proc_pid_limits.
+    """
     rows = (re.split(r" {2,}", row.strip()) for row in text.splitlines()[1:])
     return {row[0]: -1 if row[2] == "unlimited" else int(row[2]) for row in rows if len(row) > 2}
 
@@ -52,7 +57,7 @@ def hard_limits(text: str) -> Dict[str, int]:
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
     """Log ``users`` in, at once and at each step; ``users`` in an answer is user to outcome.
 
-    ``hard``: the hard nofile that this process lowers its own to.
+    ``hard`` is the value to which this process lowers its own hard nofile.
     """
     users, hard = args.get("users"), args.get("hard")
     if not isinstance(users, list) or not users:

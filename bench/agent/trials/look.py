@@ -1,4 +1,4 @@
-"""Looks at a host between the steps of an experiment: what its tools print, sockets counted."""
+"""Looks at a host between the steps of an experiment: output of its tools, counts of sockets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 STATES = ("established", "syn-recv", "fin-wait-2", "time-wait")
-"""States that sockets can be counted in, as ss(8) names them."""
+"""States that sockets can be counted in, as named by ss(8)."""
 
 
 def run(stage: Stage, _: Dict[str, Any]) -> Dict[str, Any]:
     """Answer each step, until the end of the input.
 
     A step has ``texts``, names of :data:`bench.wire.SOURCES`, and ``count``, entries with ``ends``
-    [[address, port]], ``side`` src or dst, and ``state``; the answer has the
-    texts by name and the counts in that order. With ``listening`` true it has ``ports``, those that
-    sockets listen on; with ``named``, ``pss_kib``: the proportional set size of all processes of
-    that name (proc(5), smaps_rollup; root's to read of another user's).
+    [[address, port]], ``side`` src or dst, and ``state``. The answer has the texts by name, and the
+    counts in that order. With ``listening`` true it also has ``ports``, the ports that sockets
+    listen on. With ``named`` it has ``pss_kib``: the proportional set size of all processes of that
+    name (proc(5), smaps_rollup; only root can read another user's).
 
-    :raises probe.Unreadable: what cannot be read.
+    :raises probe.Unreadable: if something cannot be read.
     """
     step: Optional[Dict[str, Any]] = {}
     while True:
@@ -56,16 +56,16 @@ def _counts(wanted: List[Any]) -> List[int]:
 
 
 def listening(text: str) -> List[int]:
-    """Ports in the lines of ``ss -Htln``: connect(2) chooses none of them.
+    """Return the ports in the lines of ``ss -Htln``: connect(2) chooses none of them.
 
-    ``__inet_hash_connect`` passes over a port that a socket was bound to by itself
+    ``__inet_hash_connect`` skips a port that a socket was explicitly bound to
     (net/ipv4/inet_hashtables.c).
     """
     return sorted({int(line.split()[3].rpartition(":")[2]) for line in text.splitlines()})
 
 
 def named(name: str) -> List[int]:
-    """Processes of that name (``/proc/PID/comm``)."""
+    """Return the processes of that name (``/proc/PID/comm``)."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():

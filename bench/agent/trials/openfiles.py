@@ -1,6 +1,6 @@
-"""Opens files until something refuses another, and asks for limits that may be refused.
+"""Opens files until one is refused, and asks for limits that may be refused.
 
-On the way out every file is closed and every process ended; the limits are those of this process.
+At the end every file is closed and every process has ended; the limits are this process's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.agent import probe
 from bench.agent.stage import Misuse, Stage
 
 PATIENCE = 30
-"""Seconds for a process of our own to have opened all that it is let."""
+"""Seconds for a child process to open all the files that it can."""
 
 _ONE = """
 import errno, os, sys
@@ -34,7 +34,8 @@ except OSError as error:
 sys.stdout.flush()
 sys.stdin.read()
 """
-"""What each of several processes does: open all it may, tell, hold until its input ends."""
+"""The program of each child: open as many files as allowed, report, hold them until its input
+ends."""
 
 
 class _Limit(ctypes.Structure):
@@ -45,15 +46,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Files:
-    """Open files of this process, and the kernel's count of all."""
+    """Open files of this process, and the kernel's count of all open files."""
 
     def __init__(self) -> None:
-        # Open from the start: where no file is left, nobody could open it.
+        # Opened first: when no file is left, it could not be opened.
         self._count = os.open("/proc/sys/fs/file-nr", os.O_RDONLY)
         self._held: List[int] = []
 
     def fill(self, most: int) -> Dict[str, Any]:
-        """Open files until one is refused, ``most`` at most; ``errno`` is empty if none was."""
+        """Open files until one is refused, at most ``most``.
+
+        In the result, ``errno`` is empty if none was refused.
+        """
         before = own()
         refused = ""
         try:
@@ -69,24 +73,24 @@ class Files:
         }
 
     def all(self) -> int:
-        """Open files of the whole kernel (fs.file-nr, its first number)."""
+        """Return the open files of the whole kernel (fs.file-nr, first number)."""
         return int(os.pread(self._count, 64, 0).split()[0])
 
     def drop(self) -> None:
-        """Close what was opened."""
+        """Close the files."""
         while self._held:
             os.close(self._held.pop())
 
 
 def own() -> int:
-    """Descriptors that this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1  # less that of the listing itself
+    """Return how many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd")) - 1  # without the descriptor of the listing itself
 
 
 def limit(soft: int, hard: int) -> str:
-    """Set RLIMIT_NOFILE; returns the errno's name if it is refused (setrlimit(2)).
+    """Set RLIMIT_NOFILE; return the errno's name if it is refused (setrlimit(2)).
 
-    :mod:`resource` raises the same exception for whatever the kernel answered.
+    :mod:`resource` raises the same exception for every errno.
     """
     pair = _Limit(soft, hard)
     if _libc.setrlimit(resource.RLIMIT_NOFILE, ctypes.byref(pair)):
@@ -95,7 +99,7 @@ def limit(soft: int, hard: int) -> str:
 
 
 def together(processes: int, most: int) -> List[Tuple[int, str]]:
-    """What several processes have open at one time, each with the errno that ended it."""
+    """Return what several processes hold open at once, each with the errno that ended it."""
     children = []
     try:
         for _ in range(processes):
@@ -123,22 +127,26 @@ def together(processes: int, most: int) -> List[Tuple[int, str]]:
 
 
 def _told(child: subprocess.Popen[str], ends: float) -> Tuple[int, str]:
-    """What a process has open and why no more. :raises OSError: if it does not tell in time."""
+    """Return what a process has open, and why no more.
+
+    :raises OSError: if it does not report in time, or ended.
+    """
     assert child.stdout
     ready, _, _ = select.select([child.stdout], [], [], max(0.0, ends - time.monotonic()))
     if not ready:
-        raise OSError(f"process {child.pid}: did not tell what it opened within {PATIENCE:g} s")
+        raise OSError(f"process {child.pid}: did not report its open files within {PATIENCE:g} s")
     number, _, refused = child.stdout.readline().strip().partition(" ")
     if not number:
-        raise OSError(f"process {child.pid}: ended before it told what it opened")
+        raise OSError(f"process {child.pid}: ended before it reported its open files")
     return int(number), refused
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Take steps until the end of the input.
+    """Carry out steps until the end of the input.
 
-    ``limit`` [soft, hard]; ``fill`` most; ``together`` [processes, most]; ``drop``. An answer has
-    ``limit``, the errno or nothing, what :meth:`Files.fill` says, and ``each`` [[open, errno]].
+    A step has ``limit`` [soft, hard], ``fill`` most, ``together`` [processes, most], or ``drop``.
+    An answer has ``limit``, the errno's name or "", the result of :meth:`Files.fill`, and ``each``
+    [[open, errno]].
     """
     if args:
         raise Misuse(f"openfiles: got {', '.join(sorted(args))}, expected no arguments")

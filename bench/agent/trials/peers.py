@@ -1,4 +1,4 @@
-"""Who a server takes its peer for: behind a NAT, a proxy, or nothing."""
+"""The address that a server sees as its peer: behind a NAT, a proxy, or nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 MOST = 64
-"""Connections of one step: this is about who, not about how many."""
+"""The most connections of one step: this is about addresses, not about numbers."""
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """First bytes of a header of the PROXY protocol, version 2 (proxy-protocol.txt, 2.2)."""
@@ -26,12 +26,13 @@ _HEAD = struct.Struct(">12sBBH")
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """``side`` is server or client. Both have ``nonce`` and ``control``.
+    """Act as one side: ``side`` is server or client. Both have ``nonce`` and ``control``.
 
-    A server has ``endpoints`` and ``fronts`` [[address, port]]; a step {within, count} waits for
-    so many connections and tells ``seen`` [{port, peer, header}]: the address by getpeername(2),
-    and the one in a PROXY header, null without. A client has ``source``; a step {targets} opens one
-    to each and tells ``opened`` [[address, port] of its own, or null where it was refused].
+    A server has ``endpoints`` and ``fronts`` [[address, port]]. A step {within, count} waits for
+    that many connections and answers with ``seen`` [{port, peer, header}]: the address by
+    getpeername(2), and the address in a PROXY header, null without one. A client has ``source``. A
+    step {targets} opens a connection to each and answers with ``opened`` [its own [address, port],
+    or null if it was refused].
     """
     if args.get("side") == "server":
         _serve(stage, args)
@@ -55,7 +56,7 @@ def _serve(stage: Stage, args: Dict[str, Any]) -> None:
 
 
 def seen(listening: List[socket.socket], count: int, seconds: float) -> List[Dict[str, Any]]:
-    """Accept ``count`` connections and tell who they are from; fewer if no more come in time."""
+    """Accept ``count`` connections and return their peers; fewer if no more arrive in time."""
     found: List[Dict[str, Any]] = []
     ends = time.monotonic() + seconds
     while len(found) < count and (left := ends - time.monotonic()) > 0:
@@ -69,7 +70,7 @@ def seen(listening: List[socket.socket], count: int, seconds: float) -> List[Dic
 
 
 def _first_bytes(made: socket.socket) -> bytes:
-    """What a client or its proxy says first: a header comes at once (proxy-protocol.txt, 2)."""
+    """Return the first bytes of a connection: a header comes at once (proxy-protocol.txt, 2)."""
     made.settimeout(0.5)
     data = b""
     try:
@@ -80,13 +81,13 @@ def _first_bytes(made: socket.socket) -> bytes:
             data += piece
             if not data.startswith(SIGNATURE[: len(data)]):
                 break
-    except OSError:  # it says nothing: no header
+    except OSError:  # it sends nothing: no header
         pass
     return data
 
 
 def address_in(data: bytes) -> Any:
-    """The source address in a PROXY header of version 2; None where there is none."""
+    """Return the source address in a PROXY header of version 2; None if there is none."""
     if len(data) < _HEAD.size or not data.startswith(SIGNATURE):
         return None
     family = _HEAD.unpack_from(data)[2] >> 4

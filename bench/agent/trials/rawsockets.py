@@ -1,4 +1,4 @@
-"""Sockets for TCP in user space: segments that leave and arrive beside this host's own TCP."""
+"""Sockets for TCP in user space: segments that are sent and received beside this host's own TCP."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bench import wire
 from bench.agent.trials.segments import MSS, RST, SYN, Segment, pack, read
 
 MARK = 0xC0
-"""SO_MARK (socket(7)) of our own segments: a filter can tell them from the kernel's."""
+"""SO_MARK (socket(7)) of our own segments: it lets a filter distinguish them from the kernel's."""
 
 ROOM = 2.0
-"""Seconds in which there is room for a segment, if there is to be any at all."""
+"""Seconds within which there must be room for a segment."""
 
 PAUSE = 0.001
 """Seconds until the kernel is asked again for memory."""
 
 BUFFER = 1 << 23
-"""Bytes of what has arrived and was not read yet: the answers of a whole window, and more."""
+"""Bytes for unread segments: the answers of a whole window, and more."""
 
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 SO_ATTACH_FILTER = 26  # the same
@@ -39,7 +39,7 @@ _IS_RESET = (
     (0x06, 0, 0, 0xFFFF),  # ret: the packet
     (0x06, 0, 0, 0),  # ret: nothing of it
 )
-"""Classic BPF (Documentation/networking/filter.rst): of IPv4 packets those with an RST, so that
+"""Classic BPF (Documentation/networking/filter.rst): it passes IPv4 packets with an RST, so that
 others do not fill the buffer."""
 
 
@@ -53,7 +53,7 @@ class Wire:
             self._raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
             self._raw.bind((source, 0))
-            self._raw.connect((target[0], 0))  # it now gets this server's segments alone
+            self._raw.connect((target[0], 0))  # it now receives only this server's segments
             self._raw.setblocking(False)
         except OSError:
             self._raw.close()
@@ -62,7 +62,7 @@ class Wire:
     def send(self, port: int, seq: int, ack: int, flags: int, data: bytes = b"") -> None:
         """Send one segment from a port.
 
-        :raises OSError: if there was no room for it within :data:`ROOM` seconds, or no route.
+        :raises OSError: if there is no room for it within :data:`ROOM` seconds, or no route.
         """
         made = Segment(self._source, port, *self._target, seq, ack, flags, data)
         packed = pack(made, MSS if flags & SYN else b"")
@@ -77,11 +77,11 @@ class Wire:
                     raise
                 if error.errno == errno.EAGAIN:  # the buffer is full
                     select.select([], [self._raw], [], left)
-                else:  # POLLOUT tells of the buffer alone
+                else:  # POLLOUT reports the buffer only
                     time.sleep(PAUSE)
 
     def heard(self, seconds: float) -> Iterator[Segment]:
-        """Segments of the target as they come, until none has come for that long."""
+        """Yield segments of the target as they arrive, until none has arrived for ``seconds``."""
         while True:
             ready, _, _ = select.select([self._raw], [], [], seconds)
             if not ready:
@@ -98,7 +98,7 @@ class Wire:
 
 
 class Tap:
-    """RSTs that leave this host, by packet(7): after all filters."""
+    """RSTs that leave this host, seen by packet(7): after all filters."""
 
     def __init__(self, target: wire.Endpoint) -> None:
         self._target = target
@@ -114,7 +114,7 @@ class Tap:
             raise
 
     def resets(self, ports: range) -> int:
-        """How many have gone from these ports to the target since it was opened or last asked."""
+        """Return how many RSTs have left these ports for the target since the last call."""
         found = 0
         while True:
             try:

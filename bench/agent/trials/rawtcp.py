@@ -1,8 +1,8 @@
-"""TCP in user space: connections of which this host's kernel knows nothing. Runs as root.
+"""TCP in user space: connections that this host's kernel does not know. Runs as root.
 
 Segments leave and arrive by a raw socket (raw(7)). The kernel gets the same segments, finds no
-socket that they belong to, and answers with RST (net/ipv4/tcp_ipv4.c ``tcp_v4_rcv``): what comes of
-that is the experiment.
+socket for them, and answers with RST (net/ipv4/tcp_ipv4.c ``tcp_v4_rcv``). The experiment shows
+what comes of that.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from bench.agent.trials.rawsockets import MARK, Tap, Wire
 from bench.agent.trials.userstack import WINDOW, Stack
 
 FILES = 64
-"""Open files that this process has while it holds connections of its own."""
+"""Open files that this process may have while it holds connections of its own."""
 
 STEP = 60.0
 """Seconds that the kernel's connects may take."""
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Have ``target`` prove itself, then take steps until the end of the input.
+    """Have ``target`` prove itself, then carry out steps until the end of the input.
 
-    ``first_port`` and ``count`` are the source ports of all steps. A step has ``do``:
+    ``first_port`` and ``count`` give the source ports of all steps. A step has ``do``:
 
-    ``raw``: shake hands by hand from the first ``ports`` of them, at most ``FILES`` files open. The
-    answer has ``syn_acks`` and ``resets`` that came, ``kernel_resets`` that this host's kernel has
-    sent, ``held``, the ``seconds`` that it took and the ``bytes`` that are kept of them.
-    ``echo``: a byte on ``ports`` of them; ``echoed``. ``reset``: close them all by RST.
-    ``kernel``: ``ports`` connections by connect(2), from any port, closed again; ``held``,
+    ``raw``: do the handshake by hand from the first ``ports`` of them, with at most ``FILES`` files
+    open. The answer has ``syn_acks`` and ``resets`` that were received, ``kernel_resets`` that this
+    host's kernel has sent, ``held``, the ``seconds`` that it took, and the ``bytes`` that are kept
+    for the connections.
+
+    ``echo``: send a byte on ``ports`` of them; ``echoed``. ``reset``: close them all by RST.
+    ``kernel``: open ``ports`` connections by connect(2), from any port, and close them; ``held``,
     ``seconds``.
     """
     target = door.endpoint(args["target"])
@@ -97,7 +99,7 @@ def _raw(stack: Stack, tap: Tap) -> Dict[str, Any]:
 
 
 def _kernel(source: str, target: wire.Endpoint, count: int) -> Dict[str, Any]:
-    """Open as many connections by connect(2), as many at a time; close them by RST."""
+    """Open ``count`` connections by connect(2), at most a window at a time; close them by RST."""
     workers.open_files("hard")
     held: List[socket.socket] = []
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""TCP segments over IPv4, made and read by hand (RFC 9293 3.1)."""
+"""TCP segments over IPv4, packed and parsed by hand (RFC 9293 3.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MSS = struct.pack("!BBH", 2, 4, 1460)
 """Option *maximum segment size* (RFC 9293 3.2) of a path with Ethernet's 1,500 bytes."""
 
 WINDOW = 65_535
-"""The most that a header can offer without the option to scale it (RFC 7323 2)."""
+"""The largest window that a header can offer without the scaling option (RFC 7323 2)."""
 
 _HEADER = struct.Struct("!HHIIBBHHH")
 _PSEUDO = struct.Struct("!4s4sBBH")
@@ -20,7 +20,7 @@ _CHECKSUM_AT = 16
 
 
 class Segment(NamedTuple):
-    """What one segment says."""
+    """The content of one segment."""
 
     source: str
     source_port: int
@@ -33,7 +33,7 @@ class Segment(NamedTuple):
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071): 0 of data that has its own checksum in it."""
+    """Return the Internet checksum (RFC 1071): 0 for data that contains its own checksum."""
     if len(data) % 2:
         data += b"\0"
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -43,12 +43,15 @@ def checksum(data: bytes) -> int:
 
 
 def pseudo_header(source: bytes, target: bytes, length: int) -> bytes:
-    """What of the IP header the checksum covers (RFC 9293 3.1); ``length`` of the segment."""
+    """Return the pseudo-header that the checksum covers (RFC 9293 3.1).
+
+    :param length: of the segment
+    """
     return _PSEUDO.pack(source, target, 0, socket.IPPROTO_TCP, length)
 
 
 def pack(segment: Segment, options: bytes = b"") -> bytes:
-    """The TCP header and data of a segment; ``options`` a multiple of 4 bytes."""
+    """Return the TCP header and data of a segment; ``options`` must be a multiple of 4 bytes."""
     words = (_HEADER.size + len(options)) // 4
     made = bytearray(
         _HEADER.pack(
@@ -72,7 +75,7 @@ def pack(segment: Segment, options: bytes = b"") -> bytes:
 
 
 def read(packet: bytes) -> Optional[Segment]:
-    """The segment in an IPv4 packet; None for one that has none, or only a part."""
+    """Return the segment in an IPv4 packet; None if the packet has none, or only a part."""
     if len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_TCP:
         return None
     start = (packet[0] & 15) * 4

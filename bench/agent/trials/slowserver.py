@@ -1,4 +1,4 @@
-"""A server that takes its time over each connection that it accepts."""
+"""A server that naps for each connection that it accepts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 MOST = 65_535
-"""The longest queue that may be asked for."""
+"""The longest queue that a step may ask for."""
 
 LONGEST_MS = 1_000
 
 
 class Slow:
-    """One listening socket at a time, and what it has accepted."""
+    """One listening socket at a time, and the connections that it has accepted."""
 
     def __init__(self, nap: float) -> None:
         self.nap = nap
@@ -28,13 +28,13 @@ class Slow:
         self._held: List[socket.socket] = []
 
     def listen(self, own: wire.Endpoint, backlog: int) -> None:
-        """Drop what there is and listen anew."""
+        """Close everything and listen anew."""
         self.close()
         self._listener = listener(own, backlog, reuse=False)
         self._listener.setblocking(False)
 
     def one(self) -> None:
-        """Accept one connection, where one waits, and greet it with a byte."""
+        """Accept one connection, if one waits, and greet it with a byte."""
         if self._listener is None:
             return
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -45,11 +45,11 @@ class Slow:
 
     @property
     def accepted(self) -> int:
-        """Connections accepted since it began to listen."""
+        """Connections accepted since :meth:`listen`."""
         return len(self._held)
 
     def close(self) -> None:
-        """Close everything. The kernel resets what the queue still has (inet_csk_listen_stop())."""
+        """Close everything. The kernel resets the queued connections (inet_csk_listen_stop())."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -59,11 +59,12 @@ class Slow:
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Vouch for ``endpoint`` and listen there as the steps say, until the end of the input.
+    """Vouch for ``endpoint`` and listen there, step by step, until the end of the input.
 
-    ``nap_ms`` is what each connection takes. A step has ``backlog``: everything is closed, and it
-    listens anew with a queue of that length, for listen(2); the answer has ``granted``, what
-    net.core.somaxconn makes of it. A step without one is answered with the number ``accepted``.
+    ``nap_ms`` is the time for each connection. A step with ``backlog`` closes everything and
+    listens anew, with that backlog for listen(2). The answer has ``granted``, the length that
+    net.core.somaxconn allows. A step without ``backlog`` is answered with the number of
+    ``accepted`` connections.
     """
     nap = args.get("nap_ms")
     if not isinstance(nap, (int, float)) or not 0 < nap <= LONGEST_MS:
@@ -93,5 +94,5 @@ def _listen(slow: Slow, own: wire.Endpoint, backlog: Any) -> int:
     if not isinstance(backlog, int) or not 1 <= backlog <= MOST:
         raise Misuse(f"backlog: got {backlog!r}, expected 1 to {MOST}")
     slow.listen(own, backlog)
-    # listen(2) cuts it silently (net/socket.c __sys_listen()).
+    # listen(2) limits it silently (net/socket.c __sys_listen()).
     return min(backlog, int(probe.text("/proc/sys/net/core/somaxconn")))

@@ -1,7 +1,7 @@
-"""What buffers cost: connections whose reader does not read, and one sender that never stops.
+"""The cost of buffers: connections whose reader does not read, and one sender that never stops.
 
-Server and client are steps of one experiment. Bytes held by a socket are the kernel's own account
-of it, so what else the machine does is not in them.
+Server and client are the two sides of one experiment. The kernel itself accounts for the bytes that
+a socket holds, so other activity of the machine is not included.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bench.agent.stage import Misuse, Stage
 from bench.agent.trials import door
 
 MOST_BYTES = 2 << 30
-"""What one step may send."""
+"""The most bytes that one step may send."""
 
 PATIENCE = 30.0
 """Seconds for a step."""
 
 STILL = 0.5
-"""Seconds without a byte sent after which a sender counts as blocked: the longest that a receiver
-withholds an acknowledgement is 0.2 s (include/net/tcp.h TCP_DELACK_MAX), a lost window update is
+"""Seconds without a byte sent after which a sender counts as blocked. A receiver delays an
+acknowledgement for 0.2 s at most (include/net/tcp.h TCP_DELACK_MAX), and a lost window update is
 asked for after 0.2 s (TCP_RTO_MIN)."""
 
 READ = 1 << 20
-"""Bytes that are read at a time."""
+"""Bytes to read at a time."""
 
 SO_MEMINFO = 55
 """include/uapi/asm-generic/socket.h; the array is that of include/uapi/linux/sock_diag.h."""
@@ -43,19 +43,19 @@ _INT = struct.Struct("=i")
 
 
 def account(link: socket.socket) -> Dict[str, int]:
-    """Bytes that the kernel has charged to a socket, and the sizes of its buffers."""
+    """Return the bytes that the kernel has charged to a socket, and the sizes of its buffers."""
     names = ("received", "rcvbuf", "sent", "sndbuf", "reserved", "queued", "options", "backlog")
     raw = link.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
     return dict(zip(names, _MEMINFO.unpack(raw)))
 
 
 def waiting(link: socket.socket, request: int) -> int:
-    """Bytes that wait: FIONREAD to be read, TIOCOUTQ to be acknowledged (tcp(7))."""
+    """Return the bytes that wait: FIONREAD to be read, TIOCOUTQ to be acknowledged (tcp(7))."""
     return int(_INT.unpack(fcntl.ioctl(link.fileno(), request, b"\0" * 4))[0])
 
 
 def look(links: List[socket.socket]) -> Dict[str, Any]:
-    """What these sockets hold, and the kernel's memory as a whole."""
+    """Return what these sockets hold, and the kernel's memory as a whole."""
     unread = [waiting(link, termios.FIONREAD) for link in links]
     accounts = [account(link) for link in links]
     meminfo = {
@@ -76,11 +76,14 @@ def look(links: List[socket.socket]) -> Dict[str, Any]:
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """One side: ``side`` server or client, ``target`` [address, port], ``nonce``, ``control``.
+    """Act as one side.
 
-    The server's steps: ``accept`` so many; ``expect`` bytes unread, waited for; ``read`` of the
-    last one, so many bytes at most. The client's: ``connect`` so many; ``send`` so many bytes on
-    each; ``flood`` the last with so many at most. All take ``seconds``.
+    ``args``: ``side`` server or client, ``target`` [address, port], ``nonce``, ``control``.
+
+    The server's steps: ``accept`` that many connections; ``expect``: wait for that many unread
+    bytes; ``read`` at most that many bytes from the last connection. The client's: ``connect`` that
+    many connections; ``send`` that many bytes on each; ``flood`` the last one with at most that
+    many bytes. All have ``seconds``, a time limit.
     """
     if args.get("side") not in ("server", "client"):
         raise Misuse(f"unread: side: got {args.get('side')!r}, expected server or client")
@@ -131,7 +134,7 @@ def _send(stage: Stage, args: Dict[str, Any], target: wire.Endpoint) -> Dict[str
 
 @contextlib.contextmanager
 def _links() -> Iterator[List[socket.socket]]:
-    """Connections that are reset on the way out, so that no TIME_WAIT stays."""
+    """Yield a list of connections that are reset at the end, so that no TIME_WAIT is left."""
     links: List[socket.socket] = []
     try:
         yield links
@@ -163,7 +166,7 @@ def _bounded(wanted: int) -> int:
 
 
 def _spread(links: List[socket.socket], wanted: int, until: float) -> int:
-    """Send a like part of ``wanted`` on each; returns what the kernel took and had acknowledged."""
+    """Send an equal part of ``wanted`` on each; return the bytes sent and acknowledged."""
     each = wanted // len(links)
     left = {link: each for link in links}
     while left and time.monotonic() < until:
@@ -183,9 +186,9 @@ def _spread(links: List[socket.socket], wanted: int, until: float) -> int:
 
 
 def _flood(link: socket.socket, most: int, until: float) -> int:
-    """Send until the kernel takes no more for :data:`STILL`; returns the bytes that it took."""
+    """Send until the kernel takes no more for :data:`STILL`; return the bytes that it took."""
     block = memoryview(b"\0" * (1 << 18))
-    room = select.poll()  # select(2) knows no descriptor beyond 1,023
+    room = select.poll()  # select(2) cannot handle a descriptor above 1,023
     room.register(link, select.POLLOUT)
     sent = 0
     while sent < most and time.monotonic() < until:
@@ -197,10 +200,11 @@ def _flood(link: socket.socket, most: int, until: float) -> int:
 
 
 def _bursts(link: socket.socket, most: int, until: float) -> None:
-    """Read all there is whenever no more comes, as long as that makes the buffer grow.
+    """Read everything whenever nothing more arrives, as long as that makes the buffer grow.
 
-    The kernel grows a receive buffer by what an application copies within a round trip
-    (net/ipv4/tcp_input.c ``tcp_rcv_space_adjust``), so a whole window at once is the most.
+    The kernel grows a receive buffer by the bytes that an application reads within a round trip
+    (net/ipv4/tcp_input.c ``tcp_rcv_space_adjust``). So reading a whole window at once grows it
+    most.
     """
     done, idle, size = 0, 0, 0
     while done < most and idle < 8 and _rest(link, until):
@@ -214,7 +218,7 @@ def _bursts(link: socket.socket, most: int, until: float) -> None:
 
 
 def _rest(link: socket.socket, until: float) -> bool:
-    """Wait until no more arrives; returns whether there is something."""
+    """Wait until nothing more arrives; return whether there is something to read."""
     seen, since = -1, time.monotonic()
     while time.monotonic() < min(until, since + 4 * STILL):
         now = waiting(link, termios.FIONREAD)
@@ -226,7 +230,7 @@ def _rest(link: socket.socket, until: float) -> bool:
 
 
 def _settle(links: List[socket.socket], expected: int, until: float) -> None:
-    """Wait until so many bytes are unread, or none has come for a while."""
+    """Wait until ``expected`` bytes are unread, or none has arrived for a while."""
     seen, since = -1, time.monotonic()
     while time.monotonic() < until:
         now = sum(waiting(link, termios.FIONREAD) for link in links)
@@ -240,7 +244,7 @@ def _settle(links: List[socket.socket], expected: int, until: float) -> None:
 
 
 def _pages() -> int:
-    """Pages charged to TCP's buffers by the whole kernel (``/proc/net/sockstat``)."""
+    """Return the pages charged to TCP's buffers by the whole kernel (``/proc/net/sockstat``)."""
     for row in probe.text("/proc/net/sockstat").splitlines():
         words = row.split()
         if words[0] == "TCP:":

@@ -19,17 +19,17 @@ RESEND = 1.0
 """Seconds until a SYN is sent again (RFC 6298 2: the initial RTO)."""
 
 TRIES = 4
-"""SYNs that are sent for a connection at most."""
+"""The most SYNs that are sent for a connection."""
 
 SETTLE = 0.3
-"""Seconds in which a reply has come, if one is to come at all."""
+"""Seconds within which a reply must arrive."""
 
 OPEN = 60.0
 """Seconds that all handshakes may take."""
 
 
 class Stack:
-    """Connections from consecutive ports, one each: two numbers is all that is kept of them."""
+    """Connections from consecutive ports, one each: only two numbers are kept for each."""
 
     def __init__(self, wire: Wire, ports: range) -> None:
         self._wire = wire
@@ -38,22 +38,22 @@ class Stack:
         self._ack = array.array("I", bytes(4 * len(ports)))
         self._up = bytearray(len(ports))
         self.seconds = 0.0
-        """That it took to shake hands."""
+        """Duration of the handshakes, s."""
 
     @property
     def held(self) -> int:
-        """Connections whose handshake is done and that were not reset."""
+        """Connections whose handshake is complete and that were not reset."""
         return sum(self._up)
 
     @property
     def size(self) -> int:
-        """Bytes of all that is kept of them."""
+        """Bytes of everything that is kept for the connections."""
         return sum(sys.getsizeof(kept) for kept in (self._seq, self._ack, self._up))
 
     def open(self) -> Dict[str, int]:
-        """Shake hands from every port; what came back: SYN-ACKs and RSTs."""
+        """Do the handshake from every port; return what was received: SYN-ACKs and RSTs."""
         seen = {"syn_acks": 0, "resets": 0}
-        todo = iter(self.ports)  # one for all windows: each goes on where the last ended
+        todo = iter(self.ports)  # one iterator for all windows: each continues where the last ended
         tries: Dict[int, Tuple[int, float]] = {}
         began = time.monotonic()
         while time.monotonic() - began < OPEN:
@@ -78,7 +78,7 @@ class Stack:
         return seen
 
     def _listen(self, seen: Dict[str, int]) -> None:
-        """Hear what still comes: a server resets at once what it does not know."""
+        """Receive what still arrives: a server resets unknown connections at once."""
         for one in self._wire.heard(SETTLE):
             if one.target_port in self.ports:
                 self._answer(one, {}, seen)
@@ -104,7 +104,7 @@ class Stack:
             self._wire.send(one.target_port, self._seq[place], self._ack[place], ACK)
 
     def echo(self, count: int) -> int:
-        """Send a byte on so many of those that are held; returns how many came back."""
+        """Send a byte on ``count`` of the held connections; return how many came back."""
         held = [place for place, up in enumerate(self._up) if up]
         chosen = held[:: max(1, len(held) // count)][:count]
         waiting = {}
@@ -127,7 +127,7 @@ class Stack:
         return right
 
     def reset(self) -> None:
-        """Close all that are held by RST."""
+        """Close all held connections by RST."""
         for place, up in enumerate(self._up):
             if up:
                 self._up[place] = 0

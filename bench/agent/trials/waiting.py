@@ -1,9 +1,9 @@
-"""What it costs to be woken by one of N watched connections: select(2), poll(2) and epoll(7).
+"""The cost of a wake-up by one of N watched connections: select(2), poll(2) and epoll(7).
 
-Real TCP connections over loopback. This process has one end of each, a child has the others, so
-that the limit on open files counts each only once. One connection in the middle has a byte that
-nobody reads, so every call returns at once (level-triggered), and its time is that of looking
-through the watched.
+The connections are real TCP connections over loopback. This process has one end of each and a child
+has the others, so that each connection counts only once against the limit on open files. One
+connection in the middle has a byte that is never read. So every call returns at once
+(level-triggered), and its time is the time to search the watched connections.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ FD_SETSIZE = 1024
 """Descriptors of an ``fd_set`` (POSIX ``sys/select.h``; glibc's ``__FD_SETSIZE``)."""
 
 SPARE = 64
-"""Descriptors of either process that are no connections."""
+"""Descriptors of each process that are not connections."""
 
 PATIENCE = 30.0
 """Seconds that one connect, accept or answer of the child may take."""
 
 BATCHES = 7
-"""Timed batches of calls; their median is told, so that what else the machine does counts less."""
+"""Timed batches of calls. Their median is reported, so that other activity counts less."""
 
 _ORDER = struct.Struct("ii")
 
 
 def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
-    """Tell how far select() goes and how many can be watched at ``most``; then take steps.
+    """Report the limit of select() and ``most``, how many can be watched; then carry out steps.
 
-    A step watches ``watched`` connections, more than the one before. Its answer has, per
-    multiplexer, ``wall_us`` and ``cpu_us`` for a call, or no entry where it cannot watch so many.
-    ``milliseconds`` is the time that a batch of calls takes.
+    A step watches ``watched`` connections, more than the step before. Its answer has, per
+    multiplexer, ``wall_us`` and ``cpu_us`` for a call, or no entry if it cannot watch that many.
+    ``milliseconds`` is the duration of a batch of calls.
     """
     files = workers.open_files("hard")
     milliseconds = args.get("milliseconds")
@@ -71,7 +71,7 @@ def run(stage: Stage, args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _selects(files: int) -> Dict[str, Any]:
-    """The lowest descriptor that select() refuses, its words, and what select(2) makes of it."""
+    """Find the lowest descriptor that select() refuses, its error text, and what select(2) does."""
     most = min(files - 1, 4 * FD_SETSIZE)
     ours, theirs = socket.socketpair()
     refused: Optional[int] = None
@@ -106,7 +106,7 @@ def _taken(number: int) -> bool:
 
 
 def _bare_select(number: int) -> bool:
-    """Whether select(2) itself reports a descriptor, given a bitmap that is large enough."""
+    """Return whether select(2) itself reports a descriptor, given a bitmap that is large enough."""
     libc = ctypes.CDLL(None, use_errno=True)
     bits = (ctypes.c_ulong * (number // (8 * ctypes.sizeof(ctypes.c_ulong)) + 1))()
     width = 8 * ctypes.sizeof(ctypes.c_ulong)
@@ -129,7 +129,7 @@ def _listening() -> Iterator[Tuple[socket.socket, _Child]]:
 
 
 class _Child:
-    """The process with the other ends. It ends with its orders, or with its parent."""
+    """The process with the other ends. It ends when its orders end, or with its parent."""
 
     def __init__(self, target: Any) -> None:
         orders, self._orders = os.pipe()
@@ -145,18 +145,18 @@ class _Child:
         os.close(answers)
 
     def open(self, count: int, active: int) -> None:
-        """Have it open so many further connections, and write a byte to that one of all."""
+        """Have it open ``count`` more connections, and write a byte to number ``active`` of all."""
         os.write(self._orders, _ORDER.pack(count, active))
 
     def opened(self) -> None:
-        """Wait until it has. :raises OSError: in its words, if it could not."""
+        """Wait until it has opened them. :raises OSError: with its error text, if it could not."""
         ready, _, _ = select.select([self._answers], [], [], PATIENCE)
         said = os.read(self._answers, 512) if ready else b"no answer"
         if said != b"ok":
-            raise OSError(0, f"the other ends: {said.decode() or 'the process has ended'}")
+            raise OSError(0, f"the process with the other ends: {said.decode() or 'it has ended'}")
 
     def end(self) -> None:
-        """End it; its sockets are closed by RST."""
+        """End the child; it closes its sockets by RST."""
         os.close(self._orders)
         os.close(self._answers)
         os.waitpid(self.pid, 0)
@@ -186,9 +186,9 @@ def _other_ends(target: Any, orders: int, answers: int) -> None:
 def _grow(
     held: List[socket.socket], count: int, door: socket.socket, others: _Child
 ) -> socket.socket:
-    """Have ``count`` connections in all; returns the one that has a byte to read."""
+    """Grow to ``count`` connections; return the one that has a byte to read."""
     missing = count - len(held)
-    others.open(missing, count // 2)  # one process connects one by one: both have the same order
+    others.open(missing, count // 2)  # one process connects them in turn: both have the same order
     for _ in range(missing):
         one, _ = door.accept()
         held.append(one)
@@ -200,7 +200,7 @@ def _grow(
 
 
 def _measured(held: List[socket.socket], active: int, seconds: float) -> Dict[str, Any]:
-    """What a call costs, by multiplexer; each has to name the active connection alone."""
+    """Measure a call, by multiplexer; each has to report exactly the active connection."""
     numbers = [one.fileno() for one in held]
     found: Dict[str, Any] = {}
     if max(numbers) < FD_SETSIZE:
@@ -217,9 +217,9 @@ def _measured(held: List[socket.socket], active: int, seconds: float) -> Dict[st
 
 
 def _timed(call: Callable[[], Any], expected: Any, seconds: float) -> Dict[str, float]:
-    """Wall and processor time of a call, microseconds: medians of :data:`BATCHES` batches.
+    """Return wall and processor time of a call, µs: medians of :data:`BATCHES` batches.
 
-    :raises OSError: if a call answers anything but ``expected``.
+    :raises OSError: if a call returns anything but ``expected``.
     """
     times = 1
     while True:

@@ -46,8 +46,8 @@ def test_a_login_that_does_not_end_is_named(
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("exec sleep 60", r"^process \d+: did not tell what it opened within 0\.3 s$"),
-        ("exit 3", r"^process \d+: ended before it told what it opened$"),
+        ("exec sleep 60", r"^process \d+: did not report its open files within 0\.3 s$"),
+        ("exit 3", r"^process \d+: ended before it reported its open files$"),
     ],
 )
 def test_a_process_that_does_not_tell_is_named(

@@ -309,7 +309,7 @@ def test_a_request_is_what_the_kernel_headers_say():
         ({"ranges": [[1, 65536]]}, "ranges: 65536 is not"),
         ({"ranges": [[1, 2.0]]}, "ranges: 2.0 is not"),
         ({"ranges": [5000]}, r"ranges: 5000 is not \[first port, last port\]"),
-        ({"ranges": [[1, 1]] * 257}, "ranges: 257 of them, at most 256"),
+        ({"ranges": [[1, 1]] * 257}, "ranges: got 257, expected at most 256"),
         ({"states": []}, "states: needs a list"),
         ({"states": ["listening"]}, "states: 'listening' is none of established, "),
         ({"by": "host"}, "by: 'host' is none of port, state, peer, none"),

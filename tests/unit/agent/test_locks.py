@@ -25,7 +25,7 @@ def test_one_holds_it_until_it_gives_back(folder: Path) -> None:
     one, other = Locks("a"), Locks("b")
     one.take(*WHAT)
     one.take(*WHAT)  # its own once more
-    said = f"{WHAT[0]}: changed by process {os.getpid()} of another experiment, expected to be"
+    said = f"{WHAT[0]}: changed by process {os.getpid()} of another experiment: wait until"
     with pytest.raises(Misuse, match=said):
         other.take(*WHAT)
     other.take(WHAT[0], "net-2")
