@@ -1,1 +1,1 @@
-"""Hosts over SSH: agents are pushed, spoken to and checked here."""
+"""Hosts over SSH: the controller pushes agents, talks to them and checks what they send."""

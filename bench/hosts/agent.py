@@ -1,4 +1,4 @@
-"""One agent as the controller knows it: what it was told, what it says, and what it may say."""
+"""One agent as the controller sees it: its commands, its messages, and the limits on these."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ from bench.inventory import Host
 from bench.units import printable
 
 MOST_ERROR = 500
-"""Characters of a host's line of error."""
+"""The most characters of an error line from a host."""
 
 TRIALS = ("trial", "root")
-"""Roles of one side of a small experiment."""
+"""Roles of an agent that runs one side of a small experiment."""
 
 LAST_WORDS_SECONDS = 2.0
-"""For what an agent that has ended wrote last to arrive."""
+"""Seconds for the last output of an agent that has ended to arrive."""
 
 NOT_PUT_BACK = "not put back: "
-"""How a trial that changes hosts begins each line on what it could not put back."""
+"""How a trial that changes hosts begins each line about something that it could not restore."""
 
 MOST_NOT_PUT_BACK = 20
-"""Such lines that are kept of one trial: a guard changes fewer settings."""
+"""The most such lines that are kept for one trial: a guard changes fewer settings."""
 
 UNASKED_A_SECOND = 20
-"""Events without a question that an agent may send, of which it sends one, two around an answer."""
+"""Unsolicited events that an agent may send a second. It sends one, and two around an answer."""
 
 UNASKED_AT_ONCE = 10_000
-"""As many more may come at a time: what has piled up while nobody read."""
+"""Further unsolicited events that may arrive at once: they pile up while the controller does not
+read."""
 
 UNASKED_BYTES_A_SECOND = 1 << 16
-"""The same in bytes: a tick with every errno that there is and every bucket has 14 KB, and usual
-ones have less than 1."""
+"""Bytes of unsolicited events that an agent may send a second. A tick with every possible errno and
+every bucket has 14 KB; usual ones have less than 1 KB."""
 
 UNASKED_BYTES_AT_ONCE = 1 << 22
-"""As many more bytes at a time: what an SSH window (:data:`~bench.hosts.channel.WINDOW_BYTES`), a
-pipe and an agent's outbox hold is half of that."""
+"""Further bytes of them that may arrive at once: twice what an SSH window
+(:data:`~bench.hosts.channel.WINDOW_BYTES`), a pipe and an agent's outbox hold."""
 
 CLOCK_RATE, CLOCK_SECONDS = 2.0, 60.0
-"""How much faster or slower than ours the clock of a host may run, such as an emulated one that
-catches up, and by how much it may be ahead or behind besides. One that stood still would hide
-connections that lead elsewhere: it is told by the clock when a server's count was taken."""
+"""How much faster or slower than ours a host's clock may run (an emulated clock may be catching
+up), and by how many seconds it may also be ahead or behind. The clock tells when a server's count
+was taken, so a clock that stood still would hide connections that lead elsewhere."""
 
 
 Message = dict[str, Any]
 
 
 class Agent:
-    """One agent on one host. ``id`` is host and role, since a host may serve and connect."""
+    """One agent on one host. A host may have several, since it may serve and connect."""
 
     def __init__(self, host: Host, role: str, link: Link, path: str, process: Process) -> None:
         self.host = host
@@ -64,33 +65,34 @@ class Agent:
         self.process = process
         self.started = time.monotonic()
         self.heard = self.started
-        """When it last said something, or was started, monotonic seconds."""
+        """When it last sent something, or was started, monotonic seconds."""
         self.spoken = False
-        """Whether it has said anything yet."""
+        """Whether it has sent anything yet."""
         self.quiet = False
-        """Whether its silence has been mentioned."""
+        """Whether its silence has been reported."""
         self.planned: int | None = None
-        """Connections of its part of the plan, once there is one: it cannot hold more."""
+        """Connections of its part of the plan, once there is one. It cannot hold more."""
         self._asked = 1
-        """Commands that it was told, each of which has one answer; its hello needs none."""
+        """Commands that it was sent, each of which has one answer. The first is its hello, which
+        needs no command."""
         self._answered = self._unasked = self._unasked_bytes = 0
         self._clock = 0.0
-        """Its own, in its latest tick: seconds since it began."""
+        """Its own clock in its latest tick: seconds since it started."""
         self._first_tick: tuple[float, float] | None = None
-        """When the first one came, by our clock, and its own."""
+        """When its first tick arrived, by our clock and by its own."""
         self.misspoken: LabError | None = None
-        """What it said that makes no sense. It is not listened to since, and its output is closed,
-        so that it may end before that is heard of."""
+        """The error of an invalid message. The agent is no longer listened to after that, and its
+        output is closed, so it may end before the error is handled."""
         self.last_error = ""
         self.not_put_back: list[str] = []
-        """Its lines on what it could not put back, the first :data:`MOST_NOT_PUT_BACK`."""
+        """Its lines about what it could not restore, the first :data:`MOST_NOT_PUT_BACK`."""
         self._ear: threading.Thread | None = None
         self.ended = threading.Event()
-        """Set when it is told to stop: then it needs no sign of life any more."""
+        """Set when it is ordered to stop: it then needs no sign of life any more."""
         self.lost = False
-        """Whether it is taken for dead: then it is killed rather than waited for."""
+        """Whether it is treated as dead: then it is killed rather than waited for."""
         self.gone = False
-        """Whether it was seen to have ended, and its file to be removed."""
+        """Whether it is known to have ended, and its file to be removed."""
         self.locked = False
         """Whether it holds its host's lock."""
 
@@ -110,10 +112,10 @@ class Agent:
             raise self.obituary() from error
 
     def admit(self, message: Message, size: int) -> None:
-        """See that it may say this now.
+        """Check that it may send this message now.
 
-        :param size: of the line that it came in, bytes
-        :raises ProtocolError: if it says more than it may, or its clock runs as no clock does.
+        :param size: of the message's line, bytes
+        :raises ProtocolError: if it sends more than it may, or its clock is implausible.
         """
         self._count(message, size)
         if message["event"] == "tick":
@@ -125,15 +127,15 @@ class Agent:
         if message["event"] not in wire.UNASKED:
             self._answered += 1
             if self._answered > self._asked:
-                raise ProtocolError(f"{message['event']}: nobody asked for it")
+                raise ProtocolError(f"{message['event']}: unsolicited answer")
             return
         self._unasked += 1
         self._unasked_bytes += size
         seconds = time.monotonic() - self.started
         if self._unasked > UNASKED_AT_ONCE + UNASKED_A_SECOND * seconds:
-            raise ProtocolError(f"{self._unasked} events that nobody asked for")
+            raise ProtocolError(f"{self._unasked} unsolicited events")
         if self._unasked_bytes > UNASKED_BYTES_AT_ONCE + UNASKED_BYTES_A_SECOND * seconds:
-            raise ProtocolError(f"{self._unasked_bytes} bytes of events that nobody asked for")
+            raise ProtocolError(f"{self._unasked_bytes} bytes of unsolicited events")
 
     def _check_clock(self, t: float) -> None:
         now = time.monotonic()
@@ -146,19 +148,19 @@ class Agent:
         self._clock = t
 
     def problem(self, message: Message) -> Exception:
-        """Return the exception that an agent's error is here."""
+        """Return the exception that stands for an agent's error."""
         text = f"host {self.name}: {message.get('message', 'agent failed')}"
-        # What a trial is told comes from this program alone: its bad input is a fault of the lab.
+        # Only this program gives arguments to a trial: bad ones are a fault of the lab.
         bad_input = message.get("kind") == "input" and self.role not in TRIALS
         return InputError(text) if bad_input else LabError(text)
 
     def hear_errors(self) -> None:
-        """Begin to hear its standard error, in a thread."""
+        """Start to read its standard error, in a thread."""
         self._ear = threading.Thread(target=self._listen, daemon=True)
         self._ear.start()
 
     def await_last_words(self) -> None:
-        """Wait for what it wrote last to its standard error, :data:`LAST_WORDS_SECONDS` at most."""
+        """Wait for the last output on its standard error, at most :data:`LAST_WORDS_SECONDS`."""
         if self._ear is not None:
             self._ear.join(LAST_WORDS_SECONDS)
 
@@ -172,7 +174,7 @@ class Agent:
                     self.not_put_back.append(text)
 
     def obituary(self) -> LabError:
-        """What to say of an agent that ended without having been told to."""
+        """Return the error for an agent that ended without an order to stop."""
         if self.misspoken is not None:
             return self.misspoken
         self.await_last_words()
@@ -180,5 +182,5 @@ class Agent:
         return LabError(f"host {self.name}: the {self.role} agent ended unexpectedly{said}")
 
     def what(self) -> str:
-        """The agent as something that may be left on its host."""
+        """Return the agent as something that may be left on its host."""
         return f"host {self.name}: the {self.role} agent {self.path}"

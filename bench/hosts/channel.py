@@ -1,9 +1,9 @@
-"""One command's channel in an SSH connection: every wait has an end, and all that comes a bound.
+"""One command's channel in an SSH connection: every wait has a deadline, all input a bound.
 
-paramiko waits for ever for the reply to an exec request, for an exit status, and for a peer that
-reads nothing to read on; it keeps whatever a peer sends, also beyond the window that it was
-granted (RFC 4254 section 5.2). A :class:`Deadline` ends the first, a :class:`BoundedPipe` the
-second.
+paramiko waits forever for the reply to an exec request, for an exit status, and for a peer that has
+stopped reading. It also keeps whatever a peer sends, even beyond the window that the peer was
+granted (RFC 4254 section 5.2). A :class:`Deadline` ends the waits, a :class:`BoundedPipe` bounds
+the input.
 """
 
 from __future__ import annotations
@@ -23,58 +23,59 @@ from paramiko.buffered_pipe import BufferedPipe
 from bench.wire import LINE_BYTES
 
 ERROR_BYTES = 4096
-"""What is kept of a line of standard error."""
+"""The most bytes that are kept of a line of standard error."""
 
 OUTPUT_BYTES = 1 << 20
-"""The most that a command may print."""
+"""The most bytes that a command may print."""
 
 WINDOW_BYTES = 1 << 21
-"""What a peer may send ahead of what is read: paramiko's default window."""
+"""Bytes that a peer may send ahead of our reading: paramiko's default window."""
 
 WRITE_SECONDS = 10.0
-"""For a program to take in what it is sent."""
+"""Seconds for a program to read what it is sent."""
 
 CLOSE_SECONDS = 2.0
-"""For the messages that close a channel to be sent; then the connection is cut."""
+"""Seconds for sending the messages that close a channel; then the connection is cut."""
 
 CHUNK_BYTES = 1 << 16
 
 
 class LineTooLong(OSError):
-    """A program prints a line of more than :data:`bench.wire.LINE_BYTES`."""
+    """A program printed a line of more than :data:`bench.wire.LINE_BYTES`."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"a line of more than {most >> 20} MiB")
 
 
 class TooMuchOutput(OSError):
-    """A command prints more than :data:`OUTPUT_BYTES`."""
+    """A command printed more than :data:`OUTPUT_BYTES`."""
 
     def __init__(self) -> None:
         super().__init__(f"more than {OUTPUT_BYTES >> 20} MiB of output, refused")
 
 
 class BoundedPipe(BufferedPipe):  # type: ignore[type-arg]  # generic in its stubs alone
-    """What has been received and not yet read; a peer that overruns its window ends the link."""
+    """Received data that is not read yet; a peer that overruns its window ends the connection."""
 
     def feed(self, data: bytes) -> None:
-        """Add what has arrived. :raises SSHException: in paramiko's thread, which ends by it."""
+        """Add received data. :raises SSHException: in paramiko's thread, which it ends."""
         if len(self) + len(data) > WINDOW_BYTES:
             raise paramiko.SSHException("more data than the window allows")
         super().feed(data)
 
 
 class Deadline:
-    """Ends all waiting on a channel after some seconds: used as a context around the waits.
+    """A deadline for all waits on a channel, used as a context around them.
 
-    When the time is up the channel is closed, which wakes whoever waits for it. If even that
-    takes longer than :data:`CLOSE_SECONDS`, since the peer takes in nothing, the connection is cut.
+    When the time is up, the channel is closed, which wakes every thread that waits for it. If the
+    close itself takes longer than :data:`CLOSE_SECONDS`, because the peer reads nothing, the
+    connection is cut.
     """
 
     def __init__(self, seconds: float, cut: Callable[[], None]) -> None:
-        """Start counting when the context is entered.
+        """Prepare the deadline; the time starts when the context is entered.
 
-        :param cut: ends the connection without waiting for anything.
+        :param cut: ends the connection without waiting for anything
         """
         self.channel: paramiko.Channel | None = None
         """The channel to close, once there is one."""
@@ -99,7 +100,7 @@ class Deadline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # In this order: closing may still be under way, and only the cut ends it then.
+        # In this order: the close may still be under way, and then only the cut ends it.
         for timer in (self._close, self._cut):
             timer.cancel()
             if timer.is_alive():
@@ -121,8 +122,8 @@ def _timer(seconds: float, action: Callable[[], None]) -> threading.Timer:
 class Command:
     """A command on a host, run by the login shell of the user.
 
-    A shell's profile may print before the command does (a banner in ``~/.bashrc``), so the shell
-    first prints a mark, and what comes before it is dropped.
+    A shell's profile may print before the command does (a banner in ``~/.bashrc``). So the shell
+    first prints a mark, and everything before it is dropped.
     """
 
     def __init__(
@@ -130,9 +131,9 @@ class Command:
     ) -> None:
         """Take the words of a command.
 
-        :param seconds: for a command that is to be completed. Its standard error goes where its
-            standard output goes, and timeout(1) ends it on the host too, where closing its channel
-            does not.
+        :param seconds: for a command that runs to its end. Its standard error goes where its
+            standard output goes, and timeout(1) also ends it on the host, which closing its channel
+            does not do
         """
         self._transport = transport
         self._mark = f"connlab-{secrets.token_hex(8)}".encode()
@@ -143,7 +144,7 @@ class Command:
         self._line = f"echo {self._mark.decode()}; exec {shlex.join(words)}{merged}"
 
     def open(self, deadline: Deadline) -> paramiko.Channel:
-        """Start it. :raises Exception: whatever paramiko makes of an answer or of none."""
+        """Start the command. :raises Exception: whatever paramiko makes of an answer or of none."""
         channel = self._transport.open_session(timeout=deadline.seconds)
         channel.in_buffer = BoundedPipe()
         channel.in_stderr_buffer = BoundedPipe()
@@ -152,10 +153,10 @@ class Command:
         return channel
 
     def complete(self, deadline: Deadline, data: bytes) -> tuple[int, str]:
-        """Run it to its end, ``data`` on standard input; return exit status and output.
+        """Run the command to its end, with ``data`` on standard input; return status and output.
 
         The status is -1 if there was none: a signal ended the command (RFC 4254 section 6.10), or
-        the channel was closed without a word.
+        the channel was closed without a status.
 
         :raises TooMuchOutput: beyond :data:`OUTPUT_BYTES`.
         """
@@ -177,7 +178,7 @@ class Command:
         return status, (after if mark else before).decode(errors="replace")
 
     def lines(self, channel: paramiko.Channel) -> Iterator[bytes]:
-        """Lines of standard output after the mark; if it never comes, the last line of all."""
+        """Yield the lines of standard output after the mark; without a mark, only the last line."""
         lines = split(lambda: _received(channel.recv), LINE_BYTES)
         last = b""
         for line in lines:
@@ -204,10 +205,10 @@ class SshProcess:
     def write(self, data: bytes) -> None:
         """Write to its standard input.
 
-        A program that does not take it in within :data:`WRITE_SECONDS` loses its channel, as the
-        rest of a message cannot follow.
+        A program that does not read it within :data:`WRITE_SECONDS` loses its channel, as the rest
+        of a message cannot follow.
 
-        :raises OSError: if it is gone or does not read.
+        :raises OSError: if the program is gone or does not read.
         """
         with self._writing, Deadline(WRITE_SECONDS, self._cut) as deadline:
             deadline.channel = self._channel
@@ -219,20 +220,23 @@ class SshProcess:
                 raise OSError(str(error) or "connection lost") from error
 
     def lines(self) -> Iterator[bytes]:
-        """Lines of its standard output until it ends. :raises LineTooLong: beyond the bound."""
+        """Yield the lines of its standard output until it ends.
+
+        :raises LineTooLong: if a line is longer than the bound.
+        """
         return self._command.lines(self._channel)
 
     def errors(self) -> Iterator[bytes]:
-        """Lines of its standard error until it ends, each cut at :data:`ERROR_BYTES`.
+        """Yield the lines of its standard error until it ends, each cut at :data:`ERROR_BYTES`.
 
-        The last says so if the connection was lost.
+        The last line says so if the connection was lost.
         """
         yield from split(lambda: _received(self._channel.recv_stderr), ERROR_BYTES, cut=True)
         if not self._closed and not self._channel.get_transport().is_active():
             yield b"connection lost"
 
     def close(self) -> None:
-        """Close its standard input and both outputs, within :data:`CLOSE_SECONDS`. Never raises."""
+        """Close its standard input and outputs, within :data:`CLOSE_SECONDS`. Never raises."""
         self._closed = True
         timer = _timer(CLOSE_SECONDS, self._cut)
         timer.start()
@@ -243,10 +247,10 @@ class SshProcess:
 
 
 def split(receive: Callable[[], bytes], most: int, *, cut: bool = False) -> Iterator[bytes]:
-    """Lines of what is received until nothing comes, without their ends.
+    """Yield the received lines until nothing more is received, without their line ends.
 
-    :param most: bytes of a line that are kept.
-    :param cut: whether the rest of a longer line is dropped.
+    :param most: the most bytes of a line that are kept
+    :param cut: whether the rest of a longer line is dropped
     :raises LineTooLong: if a line is longer and may not be cut.
     """
     line = bytearray()
@@ -264,13 +268,13 @@ def split(receive: Callable[[], bytes], most: int, *, cut: bool = False) -> Iter
 
 
 def _send(channel: paramiko.Channel, data: bytes) -> None:
-    # In pieces: of all that is left, sendall() makes a copy for each packet.
+    # In pieces: sendall() copies all of the remaining data for each packet.
     for start in range(0, len(data), CHUNK_BYTES):
         channel.sendall(data[start : start + CHUNK_BYTES])
 
 
 def _received(receive: Callable[[int], bytes]) -> bytes:
-    """The next piece; nothing if the channel or its connection has ended."""
+    """Return the next piece; empty if the channel or its connection has ended."""
     try:
         return receive(CHUNK_BYTES)
     except Exception:

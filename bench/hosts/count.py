@@ -1,4 +1,4 @@
-"""Connections that hosts have, counted by their kernels; nothing is opened."""
+"""The connections of hosts, counted by their kernels; nothing is opened."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from bench.inventory import Host, Inventory
 from bench.units import printable, whole
 
 SECONDS = 60.0
-"""For one host's answer: a million sockets take about one, their addresses as text some more."""
+"""Seconds for one host's answer: a million sockets take about one, and more with their addresses as
+text."""
 
 GROUPS = ("servers", "clients", "routers", "proxies")
 PORTS = 1, 65_535
-"""First and last TCP port (RFC 9293); 0 is none."""
+"""First and last TCP port (RFC 9293); 0 is not a port."""
 
 Ranges = list[tuple[int, int]]
 
 
 class Count(NamedTuple):
-    """What one host has."""
+    """The count of one host."""
 
     host: str
     total: int
     counts: dict[str, int]
-    """By port, state or remote address, the most first; empty if by none of them."""
+    """By port, state or remote address, the largest first; empty if not counted by any of them."""
     seconds: float
-    """What counting took on the host."""
+    """Time for counting on the host."""
 
     def as_json(self) -> dict[str, Any]:
-        """As data, without the name."""
+        """Return the count as data, without the host's name."""
         return {"total": self.total, "seconds": self.seconds, "counts": self.counts}
 
 
 def ranges(text: str) -> Ranges:
-    """Port ranges as typed: ``5000``, ``5000-5010``, ``22,80,8000-8099``; in order, none twice.
+    """Return port ranges as typed, sorted and merged: ``5000``, ``5000-5010``, ``22,80,8000-8099``.
 
-    :raises InputError: if a part is no port or range, or they are too many
+    :raises InputError: if a part is not a port or a range, or there are too many
     """
     found = sorted(_range(part.strip()) for part in text.split(","))
     merged: Ranges = []
@@ -72,9 +73,9 @@ def _range(part: str) -> tuple[int, int]:
 
 
 def states(names: Iterable[str]) -> list[str]:
-    """The states to count: those named, or all of a connection if none is.
+    """Return the states to count: those named, or all states of a connection if none is named.
 
-    :raises InputError: for a name that is none of ss(8)
+    :raises InputError: for a name that ss(8) does not have
     """
     wanted = _words(names)
     for name in wanted:
@@ -84,7 +85,7 @@ def states(names: Iterable[str]) -> list[str]:
 
 
 def hosts(inventory: Inventory, names: Iterable[str]) -> list[Host]:
-    """The hosts named, by name or group; the servers if none is.
+    """Return the hosts named, by name or group; the servers if none is named.
 
     :raises InputError: for a name that the inventory does not have
     """
@@ -100,21 +101,23 @@ def hosts(inventory: Inventory, names: Iterable[str]) -> list[Host]:
 
 
 def _words(texts: Iterable[str]) -> list[str]:
-    """The words of some lists with commas, each once."""
+    """Return the words of lists with commas, each once."""
     return list(dict.fromkeys(word.strip() for text in texts for word in text.split(",")))
 
 
 def _near(name: str, inventory: Inventory) -> str:
-    """The hosts and groups whose names are most like one, the first of them if none is."""
+    """Return the hosts and groups with the most similar names, or the first ones of all."""
     there = [*(group for group in GROUPS if inventory.of(group)), *inventory.hosts]
     near = difflib.get_close_matches(name, there, 3)
     return " or ".join(near) or ", ".join([*there[:10], *(["…"] if len(there) > 10 else [])])
 
 
 def look(asked: Sequence[Host], connect: Connect, spec: wire.CountSpec) -> list[Count]:
-    """What the hosts have in the states and on the ports asked for, all counting at once.
+    """Return the connections of the hosts, in the given states and on the given ports.
 
-    :raises LabError: if a host cannot be reached or its kernel does not tell.
+    All hosts count at the same time.
+
+    :raises LabError: if a host cannot be reached or its kernel does not answer.
     :raises InputError: if a host has no Python that can run the agent.
     """
     with Session(connect, bundle.build().data) as session:
@@ -132,6 +135,6 @@ def _count(host: str, message: Mapping[str, Any]) -> Count:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """Ports by number, the rest by name."""
+    """Return a sort key: ports by number, the rest by name."""
     port = whole(key)
     return (0, key) if port is None else (port, "")

@@ -1,7 +1,7 @@
-"""Messages of many agents on their way to the one thread that reads them, bounded for each agent.
+"""Messages of many agents for the one thread that reads them, with a bound for each agent.
 
-An agent that says more than is read waits: its reader stops, and SSH's window fills. So what a
-flood costs is bounded memory here, and time there.
+If an agent sends more than is read, its reader thread stops, and SSH's window fills. So a flood
+costs bounded memory here, and makes the agent wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Sender = TypeVar("Sender")
 Item = TypeVar("Item")
 
 MOST_BYTES = 64 << 20
-"""Of one sender that may wait: several times the largest message."""
+"""The most bytes of one sender that may wait: several times the largest message."""
 
 
 class Inbox(Generic[Sender, Item]):
@@ -29,7 +29,7 @@ class Inbox(Generic[Sender, Item]):
         self._closed = False
 
     def put(self, sender: Sender, item: Item, size: int) -> None:
-        """Add an item of so many bytes; waits while the sender's bound is exceeded."""
+        """Add an item of ``size`` bytes; wait while the sender's bound is exceeded."""
         with self._change:
             while self._waiting.get(sender, 0) > self._most and not self._closed:
                 self._change.wait()
@@ -40,7 +40,7 @@ class Inbox(Generic[Sender, Item]):
             self._change.notify_all()
 
     def get(self, seconds: float) -> tuple[Sender, Item] | None:
-        """The oldest item and whose it is; None if none came in time."""
+        """Return the oldest item and its sender; None if none arrives in time."""
         until = time.monotonic() + seconds
         with self._change:
             while not self._items:
@@ -53,7 +53,7 @@ class Inbox(Generic[Sender, Item]):
             return sender, item
 
     def close(self) -> None:
-        """Take nothing more; senders that wait go on."""
+        """Accept nothing more; senders that wait go on."""
         with self._change:
             self._closed = True
             self._items.clear()

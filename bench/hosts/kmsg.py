@@ -13,7 +13,7 @@ LARGEST = 8192
 
 
 def read(device: Path = DEVICE) -> str:
-    """All messages, oldest first, as dmesg(1) prints them; empty where they may not be read."""
+    """Return all messages, oldest first, as dmesg(1) prints them; empty if they cannot be read."""
     try:
         handle = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -25,11 +25,11 @@ def read(device: Path = DEVICE) -> str:
 
 
 def records(next_one: Callable[[], bytes]) -> Iterator[bytes]:
-    """The records of the device, one for each read (Documentation/ABI/testing/dev-kmsg)."""
+    """Yield the records of the device, one for each read (Documentation/ABI/testing/dev-kmsg)."""
     while True:
         try:
             record = next_one()
-        except BrokenPipeError:  # overwritten while we read: the next read goes on after the gap
+        except BrokenPipeError:  # overwritten meanwhile: the next read continues after the gap
             continue
         except OSError:  # EAGAIN: no more
             return
@@ -39,7 +39,7 @@ def records(next_one: Callable[[], bytes]) -> Iterator[bytes]:
 
 
 def line(record: bytes) -> str:
-    """``level,number,microseconds,flags;message`` as ``[seconds.microseconds] message``."""
+    """Return ``level,number,microseconds,flags;message`` as ``[seconds.microseconds] message``."""
     head, _, rest = record.decode(errors="replace").partition(";")
     message = rest.partition("\n")[0]
     microseconds = int(head.split(",")[2])

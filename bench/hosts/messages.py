@@ -1,9 +1,9 @@
-"""What an agent may say: every line from a host is checked here before anything looks at it.
+"""The check of an agent's messages: every line from a host passes it before any other code.
 
-A host may be broken, or lie. What gets past :func:`read` is one message of a known kind with all
-of its fields and no others, numbers that are finite, not negative and within what was planned,
-names from closed lists, and text that can be written and shown. Everything else is a
-:class:`ProtocolError`, which ends the run: an agent that talks nonsense is as good as dead.
+A host may be broken, or lie. What :func:`read` returns is one message of a known kind with exactly
+its fields. Its numbers are finite, not negative and within the plan. Its names come from closed
+lists, and its text can be stored and shown. Anything else is a :class:`ProtocolError`, which ends
+the run: an agent that sends nonsense is treated as dead.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from bench.errors import brief, refusal
 from bench.units import printable, signed
 
 MOST_DEPTH = 16
-"""Of objects and lists within each other: the deepest, a role's record among facts, has 6."""
+"""The most levels of nested objects and lists. The deepest message, a role's record among facts,
+has 6."""
 
 MOST_VALUES = 1 << 21
-"""In one line: the most that any has, the counts by port of a host, are half of that."""
+"""The most values in one line. The largest message, a host's counts by port, has half as many."""
 
 SHORT_BYTES = 1 << 16
-"""Of a line, where its kind needs no more."""
+"""The most bytes of a line of a kind that is not in :data:`LONG`."""
 
 LONG = {
     "collected": wire.LINE_BYTES,
@@ -45,26 +46,26 @@ LONG = {
     "facts": 8 << 20,
     "told": 1 << 20,
 }
-"""Bytes of a line of these kinds: texts of evidence, counts by address, thousands of alias
+"""The most bytes of a line of these kinds: texts of evidence, counts by address, thousands of alias
 addresses and the roles' records, a trial's lists."""
 
 HEAD = re.compile(rb'\{ ?"event": ?"([a-z]{1,20})"')
-"""Agents name the event first."""
+"""Start of a line: agents put the event first."""
 
 MOST_COUNT = 1 << 53
-"""No counter of a run comes near: ten thousand million connections a second for a week."""
+"""No counter of a run comes near this: ten thousand million connections a second for a week."""
 
 LAST_PORT = 65_535
 """16 bits (RFC 9293 section 3.1)."""
 
 MOST_SECONDS = 1e7
-"""Four months."""
+"""About four months."""
 
 MOST_SOURCE = wire.TEXT_BYTES
-"""Characters of one text of evidence; the largest seen, slabinfo, has 30,000."""
+"""The most characters of one text of evidence; the largest seen, slabinfo, has 30,000."""
 
 MOST_RECORD = 1 << 20
-"""Characters of a role's record as JSON."""
+"""The most characters of a role's record as JSON."""
 
 
 class ProtocolError(ValueError):
@@ -104,7 +105,7 @@ def _is_number(text: str) -> bool:
 
 
 def _are_numbers(text: str) -> bool:
-    """Whether it is three numbers: a least, a usual and a most."""
+    """Return whether a text is three numbers: a least, a usual and a most."""
     words = text.split(" ")
     return len(words) == 3 and all(map(_is_number, words))
 
@@ -114,13 +115,13 @@ def _is_port_range(text: str) -> bool:
 
 
 def _are_ports(text: str) -> bool:
-    """Whether it is a list such as ``8080,9000-9010``, or empty."""
+    """Return whether a text is a list such as ``8080,9000-9010``, or empty."""
     item = "[0-9]{1,5}(?:-[0-9]{1,5})?"
     return not text or (bool(re.fullmatch(f"{item}(?:,{item})*", text)) and _in_order(text))
 
 
 def _in_order(text: str) -> bool:
-    """Whether these are ports as the kernel lists them: each once, from the lowest up."""
+    """Return whether these are ports as the kernel lists them: each once, in ascending order."""
     least = 0
     for item in text.split(","):
         first, _, last = item.partition("-")
@@ -153,8 +154,8 @@ SYSCTLS: Mapping[str, tuple[Callable[[str], bool], str]] = {
     "net.netfilter.nf_conntrack_count": NUMBER,
     "net.netfilter.nf_conntrack_max": NUMBER,
 }
-"""The parameters that every host is asked for (ip-sysctl.rst and its neighbours), each with what
-its value has to be. Another that a host tells of is recorded, and nothing looks at it."""
+"""The parameters that every host is asked for (ip-sysctl.rst and its neighbours), each with the
+check of its value. Other parameters that a host sends are recorded but never read."""
 
 
 def _sysctls(values: dict[str, str]) -> dict[str, str]:
@@ -180,7 +181,7 @@ def _network(address: str) -> str:
 
 
 def _storable(text: Any) -> Any:
-    """Text without what UTF-8 has no bytes for: JSON can name one half of a surrogate pair."""
+    """Return text that UTF-8 can encode: JSON can contain one half of a surrogate pair."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
@@ -191,7 +192,7 @@ Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
 
 
 def _cut(most: int) -> Callable[[Any], Any]:
-    """What cuts text to a length: a host may have more to say than is shown."""
+    """Return a function that cuts text to a length: a host may send more than is shown."""
 
     def cut(text: Any) -> Any:
         return _storable(text[:most]) if isinstance(text, str) else text
@@ -202,7 +203,8 @@ def _cut(most: int) -> Callable[[Any], Any]:
 Text = Annotated[str, BeforeValidator(_cut(4096)), AfterValidator(printable)]
 Word = Annotated[str, BeforeValidator(_cut(256)), AfterValidator(printable)]
 Value = Annotated[str, BeforeValidator(_cut(1 << 18)), AfterValidator(printable)]
-"""Of a sysctl: net.ipv4.ip_local_reserved_ports has 196,607 characters with every other port."""
+"""Value of a sysctl: net.ipv4.ip_local_reserved_ports has 196,607 characters with every other
+port."""
 Address = Annotated[Word, AfterValidator(_network)]
 Evidence = Annotated[str, Field(max_length=MOST_SOURCE), BeforeValidator(_storable)]
 Errors = Annotated[dict[str, Count], Field(max_length=256), AfterValidator(_errors)]
@@ -210,7 +212,7 @@ Latency = Annotated[dict[str, Count], AfterValidator(_latency)]
 
 
 class Event(BaseModel):
-    """Base of all events."""
+    """The base of all events."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -234,7 +236,7 @@ class Alive(Event):
 
 
 class Error(Event):
-    """A command that failed, or the agent itself."""
+    """A failure of a command, or of the agent itself."""
 
     kind: Literal["input", "fault", "refused"]
     message: Text
@@ -260,7 +262,7 @@ class Record(BaseModel):
 
 
 def _records(roles: dict[str, Any]) -> dict[str, Any]:
-    """Roles' records; one that is damaged is no fault of the agent's, and said to be so."""
+    """Return the roles' records; a damaged one is no fault of the agent, and is marked."""
     kept: dict[str, Any] = {}
     for name, record in roles.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
@@ -295,13 +297,13 @@ class Facts(Event):
 
 
 class Serving(Event):
-    """A server that listens."""
+    """A server that listens for handshakes."""
 
     workers: Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class Prepared(Serving):
-    """A client that has had its targets proven."""
+    """A client whose targets have proven themselves."""
 
 
 class Opened(Event):
@@ -313,7 +315,7 @@ class Halted(Event):
 
 
 class Stopped(Event):
-    """The last word."""
+    """The last message of an agent."""
 
 
 class Tick(Event):
@@ -370,7 +372,7 @@ class Answering(Event):
 
 
 class Echoed(Event):
-    """Echoes: of ``asked`` connections none can answer twice."""
+    """Echoes: each of the ``asked`` connections can answer only once."""
 
     asked: Planned
     answered: Planned
@@ -433,7 +435,7 @@ class Churned(Event):
 
 
 class Memory(Event):
-    """What an agent and its workers take."""
+    """Memory of an agent and its workers."""
 
     own_kib: Count
 
@@ -466,7 +468,7 @@ class Counted(Event):
 
 
 class Verified(Event):
-    """A look at every held socket."""
+    """The result of a look at every held socket."""
 
     alive: Planned
     dead: Planned
@@ -478,14 +480,14 @@ class Verified(Event):
 
 
 class Drained(Event):
-    """Connections that are closed."""
+    """Connections that were closed."""
 
     closed: Count
     seconds: Seconds
 
 
 class Status(Event):
-    """Where an agent stands."""
+    """The state of an agent."""
 
     held: Planned
     errors: Errors
@@ -493,7 +495,7 @@ class Status(Event):
 
 
 class Told(Event):
-    """A trial's own figures: each trial has others, so only their shape is checked."""
+    """A trial's own figures. Each trial has others, so only their shape is checked."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -539,8 +541,8 @@ def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
     head = HEAD.match(line)
     most = LONG.get(head[1].decode(), SHORT_BYTES) if head else SHORT_BYTES
     if len(line) > most:
-        raise ProtocolError(f"a line of {len(line)} bytes, expected at most {most} of its kind")
-    # Counted before it is read: each value takes many times its bytes in memory.
+        raise ProtocolError(f"a line of {len(line)} bytes, expected at most {most} for its kind")
+    # Counted before it is parsed: each value takes many times its bytes in memory.
     if line.count(b",") >= MOST_VALUES:
         raise ProtocolError(f"a line of more than {MOST_VALUES} values")
     found = parse(line)
@@ -548,7 +550,7 @@ def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
         raise ProtocolError(f"not a message: {_shown(line)}")
     kind = EVENTS.get(found["event"]) if isinstance(found.get("event"), str) else None
     if kind is None:
-        raise ProtocolError(f"event: got {_shown(found.get('event'))}, expected a known one")
+        raise ProtocolError(f"event: got {_shown(found.get('event'))}, expected a known event")
     try:
         return kind.model_validate(found, context={"planned": planned}).model_dump()
     except ValidationError as error:
@@ -556,9 +558,9 @@ def read(line: bytes, planned: int | None = None) -> dict[str, Any]:
 
 
 def parse(text: str | bytes) -> Any:
-    """Return what a host has printed as JSON, if it is of a shape that can be worked with.
+    """Return what a host has printed as JSON, if its shape can be worked with.
 
-    :raises ProtocolError: if it is not JSON, nested too deeply, or has a number that is none
+    :raises ProtocolError: if it is not JSON, is nested too deeply, or has a number such as NaN
     """
     try:
         found = json.loads(text, parse_constant=_no_number)
@@ -573,7 +575,7 @@ def _no_number(text: str) -> NoReturn:
 
 
 def _check_shape(value: Any) -> None:
-    """See that nothing is nested too deeply and every number is finite; not recursive itself."""
+    """Check that nothing is nested too deeply and every number is finite; not recursive itself."""
     waiting = [(value, 1)]
     while waiting:
         item, depth = waiting.pop()
@@ -588,6 +590,6 @@ def _check_shape(value: Any) -> None:
 
 
 def _shown(value: Any) -> str:
-    """Something from a host, for one line."""
+    """Return something from a host as text for one line."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return repr(printable(text[:120]))

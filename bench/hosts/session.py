@@ -1,4 +1,4 @@
-"""The agents of one run as one: start them, tell them, hear them, and leave nothing behind."""
+"""The agents of one run: start them, send commands, gather answers, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -29,47 +29,48 @@ from bench.inventory import Host
 from bench.units import printable
 
 QUIET_SECONDS = 5.0
-"""Agents speak every second; one that says nothing for this long is mentioned."""
+"""Agents send something every second; an agent that is silent for this long is reported."""
 
 BEAT_SECONDS = 2.0
-"""Between two signs of life to the agents, or a quarter of what they wait for one, if less."""
+"""Seconds between two signs of life to the agents; a quarter of the time that they wait, if that is
+less."""
 
 CHECK_SECONDS = 0.25
-"""Between two looks for agents that are silent."""
+"""Seconds between two checks for silent agents."""
 
 STOP_SECONDS = 20.0
-"""How long agents get to close what they hold when they are told to stop."""
+"""Seconds for agents to close what they hold when they are ordered to stop."""
 
 LOST_PATIENCE = 1.0
-"""The same for an agent that is taken for dead, s."""
+"""The same for an agent that is treated as dead, s."""
 
 CLEAN_SECONDS = 10.0
-"""For what is left then to be killed and named, over SSH."""
+"""Seconds for what is left after that to be killed and reported, over SSH."""
 
 WIND_UP_SECONDS = COMMAND_SECONDS
-"""For what a start that is interrupted has under way: as long as a push may take."""
+"""Seconds for the work under way of an interrupted start: as long as a push may take."""
 
 HELLO_SECONDS = 60.0
-"""For an agent to say that it is there, or as long as it may be silent, if that is more: a Python
-starts in seconds on an emulated guest, and in several times as long where all hosts of a lab share
-two cores."""
+"""Seconds for an agent's hello; the time that it may be silent, if that is longer. A Python starts
+in seconds on an emulated guest, and takes several times as long when all hosts of a lab share two
+cores."""
 
 OLDEST_PYTHON = (3, 9)
 
 OWNER = secrets.token_hex(8)
-"""This controller, to agents and guards of others: its own may share a host, and may change what
-it has changed already."""
+"""Identifies this controller to agents and guards of others. Its own agents may share a host, and
+its own guards may change a setting that one of them has already changed."""
 
 NOBODY = ""
-"""No owner: whoever asks for the holders of a host as nobody has all files of locks removed that
-are left over."""
+"""No owner: asking for the holders of a host without an owner also removes all leftover lock
+files."""
 
 Connect = Callable[[Host], Link]
 Result = TypeVar("Result")
 
 
 class Session:
-    """Agents on several hosts, used as a context: on the way out nothing of them stays."""
+    """Agents on several hosts, used as a context: at its end nothing of them stays."""
 
     def __init__(
         self,
@@ -81,9 +82,9 @@ class Session:
     ) -> None:
         """Begin a session without agents.
 
-        :param silence: seconds without a word after which either side takes the other for dead
-        :param doing: what is being done, for others who want the same hosts; None if the session
-            only looks, and keeps nobody from anything
+        :param silence: seconds without a word after which either side treats the other as dead
+        :param doing: what the session does, for others who want the same hosts; None if it only
+            looks, and blocks nobody
         """
         self._connect = connect
         self._bundle = bundle
@@ -93,23 +94,23 @@ class Session:
         self._lock = threading.Lock()
         self._links: list[Link] = []
         self._under_way: list[Future[Any]] = []
-        """What is being done with several hosts at once."""
+        """Work that is under way on several hosts at once."""
         self._pushing: dict[str, str] = {}
-        """Paths that agents are being pushed to, and their hosts: nothing else knows of them yet,
-        or still."""
+        """Paths that agents are being pushed to, and their hosts. No agent object has these paths
+        yet, or any more."""
         self._checked = self._resumed = time.monotonic()
         self._closing = False
         self.agents: list[Agent] = []
         self._early: dict[Agent, Message] = {}
-        """What trials have answered while others were asked: their steps may take long."""
+        """Answers of trials that arrived while others were asked: their steps may take long."""
         self.not_put_back: list[str] = []
-        """What trials that change hosts said of what they could not put back, when they ended."""
+        """What trials that change hosts reported, at their end, that they could not restore."""
         self.left: list[str] = []
-        """What could not be cleaned up, a line each."""
+        """What could not be cleaned up, one line each."""
         self.on_unasked: Callable[[Agent, Message], None] = lambda agent, message: None
         """Called with every event that answers no command: ``tick`` and ``floor``."""
         self.on_quiet: Callable[[Agent, float], None] = lambda agent, seconds: None
-        """Called once with an agent that has said nothing for :data:`QUIET_SECONDS`."""
+        """Called once with an agent that has been silent for :data:`QUIET_SECONDS`."""
 
     def __enter__(self) -> Session:
         return self
@@ -137,16 +138,17 @@ class Session:
             INTERRUPTS.say(lines)
 
     def start(self, hosts: Iterable[tuple[Host, str]]) -> list[Agent]:
-        """Push and start an agent on every host, all at once; returns them in that order.
+        """Push and start an agent on every host, all at once; return them in that order.
 
-        Nothing is pushed before all hosts have been reached, and none is another run's.
+        Nothing is pushed before all hosts have been reached and none of them is held by another
+        run.
 
-        The role ``trial`` starts one side of a small experiment (:mod:`bench.agent.stage`),
-        ``root`` the same as root by sudo(8).
+        The role ``trial`` starts one side of a small experiment (:mod:`bench.agent.stage`);
+        ``root`` starts one as root, by sudo(8).
 
-        :raises LabError: if a host cannot be reached, is held by another run, or its agent does
+        :raises LabError: if a host cannot be reached or is held by another run, or its agent does
             not answer.
-        :raises InputError: if a host has no Python that can run it.
+        :raises InputError: if a host has no Python that can run the agent.
         """
         wanted = list(hosts)
         INTERRUPTS.answers(self, self._open_ends)
@@ -157,7 +159,7 @@ class Session:
                 [(host, role, link) for (host, role), link in zip(wanted, links, strict=True)],
             )
         )
-        # One second more than the silence that is one line on its own.
+        # One second more than the silence, which has its own error line.
         seconds = max(self._silence, HELLO_SECONDS) + 1
         for agent, hello in self.gather(agents, "hello", seconds).items():
             if hello["version"] != wire.VERSION:
@@ -169,9 +171,10 @@ class Session:
     def _together(
         self, work: Callable[..., Result], each: Sequence[tuple[Any, ...]]
     ) -> list[Future[Result]]:
-        """Do the same for all hosts at once, to the end.
+        """Do the same on all hosts at once, to the end.
 
-        Not with a pool, whose threads an interpreter waits for at its end, however long they take.
+        This uses no thread pool, because an interpreter waits for a pool's threads when it exits,
+        however long they take.
         """
         futures: list[Future[Result]] = []
         for words in each:
@@ -180,8 +183,8 @@ class Session:
             with self._lock:
                 self._under_way.append(future)
             threading.Thread(target=_settle, args=(future, work, words), daemon=True).start()
-        # Again and again: the kernel may give a signal to another thread, and then nothing wakes
-        # this one, in which Python handles it.
+        # In short waits: the kernel may deliver a signal to another thread, and then nothing wakes
+        # this one, in which Python handles signals.
         while wait(futures, CHECK_SECONDS).not_done:
             pass
         with self._lock:
@@ -189,7 +192,7 @@ class Session:
         return futures
 
     def _reach(self, host: Host) -> Link:
-        """A link to a host that can run an agent and is no other run's."""
+        """Return a link to a host that can run an agent and that no other run holds."""
         link = self._connect(host)
         with self._lock:
             late = self._closing
@@ -231,11 +234,11 @@ class Session:
         agent = Agent(host, role, link, path, process)
         agent.locked = self._doing is not None
         agent.hear_errors()
-        with self._lock:  # whoever closes the session may end the agent from now on
+        with self._lock:  # close() in another thread may end the agent from now on
             late = self._closing
             if not late:
                 self.agents.append(agent)
-        if late:  # interrupted: whoever closes the session does not know of it
+        if late:  # interrupted: close() does not know of this agent
             self.left += filter(None, [_stop(agent)])
             raise _interrupted(host)
         threading.Thread(target=self._listen, args=(agent,), daemon=True).start()
@@ -252,7 +255,7 @@ class Session:
         return [*sudo, "python3", path, mode, json.dumps(options)]
 
     def _beat(self, agent: Agent) -> None:
-        """Have an agent know that its controller is there; it closes everything otherwise."""
+        """Send signs of life to an agent, which closes everything without them."""
         every = min(BEAT_SECONDS, self._silence / 4)
         while not agent.ended.wait(every):
             try:
@@ -261,7 +264,7 @@ class Session:
                 return  # it has ended, and its listener says so
 
     def _listen(self, agent: Agent) -> None:
-        """Read what an agent says until its end, or until it makes no sense."""
+        """Read what an agent sends until its end, or until a message is invalid."""
         try:
             for line in agent.process.lines():
                 agent.heard, agent.spoken = time.monotonic(), True
@@ -276,7 +279,7 @@ class Session:
         self._inbox.put(agent, None, 1024)
 
     def tell(self, agents: Iterable[Agent], op: str, **fields: Any) -> None:
-        """Send the same command to several agents; a problem is raised when all have been told."""
+        """Send one command to several agents; raise the first error after all have been sent."""
         problem: LabError | None = None
         for agent in agents:
             try:
@@ -306,12 +309,14 @@ class Session:
         seconds: float,
         idle: Callable[[], None] = lambda: None,
     ) -> dict[Agent, Message]:
-        """One message of kind ``event`` from every agent; ticks go to ``on_unasked`` meanwhile.
+        """Gather one message of kind ``event`` from every agent.
+
+        Meanwhile ticks go to ``on_unasked``.
 
         ``idle`` is called at least every second.
 
         :raises LabError: if an agent reports a fault, dies, falls silent, or takes too long.
-        :raises InputError: if an agent rejects what it was told.
+        :raises InputError: if an agent rejects the command.
         """
         answers = {
             agent: self._early.pop(agent)
@@ -337,14 +342,14 @@ class Session:
         return answers
 
     def wait(self, seconds: float, idle: Callable[[], None] = lambda: None) -> None:
-        """Listen for that long."""
+        """Handle events for ``seconds``."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._next(min(1.0, left))
             idle()
 
     def _next(self, seconds: float) -> tuple[Agent, Message] | None:
-        """The next message that answers a command, or None if none came in time."""
+        """Return the next message that answers a command, or None if none arrives in time."""
         until = time.monotonic() + seconds
         while True:
             left = max(0.0, until - time.monotonic())
@@ -356,7 +361,7 @@ class Session:
                 continue
             agent, message = came
             if agent not in self.agents:
-                continue  # dismissed: its last words are of no interest
+                continue  # dismissed: its last messages do not matter
             if message is None:
                 agent.lost = True
                 raise agent.obituary()
@@ -371,11 +376,11 @@ class Session:
                 return None
 
     def _check_silence(self) -> None:
-        """Mention agents that are silent, and give up those that have been for too long."""
+        """Report agents that are silent, and give up those that are silent for too long."""
         now = time.monotonic()
         if now - self._checked < CHECK_SECONDS:
             return
-        if now - self._checked > QUIET_SECONDS:  # it was this program that did not listen
+        if now - self._checked > QUIET_SECONDS:  # this program itself did not listen
             self._resumed = now
         self._checked = now
         for agent in self.agents:
@@ -392,15 +397,18 @@ class Session:
             agent.quiet = silent > QUIET_SECONDS
 
     def patience(self, agent: Agent) -> float:
-        """Seconds of silence after which an agent is given up.
+        """Return the seconds of silence after which an agent is given up.
 
-        For its first word it has longer: a Python may take longer to start than an agent may be
+        Its first message may take longer: a Python may take longer to start than an agent may be
         silent.
         """
         return self._silence if agent.spoken else max(self._silence, HELLO_SECONDS)
 
     def dismiss(self, agents: Iterable[Agent]) -> None:
-        """Stop some agents while the others go on. Raises a KeyboardInterrupt alone, at its end."""
+        """Stop some agents while the others go on.
+
+        Raises only a KeyboardInterrupt, at its end.
+        """
         ended = list(agents)
         self.agents = [agent for agent in self.agents if agent not in ended]
         with INTERRUPTS.cleaning():
@@ -409,13 +417,13 @@ class Session:
     def close(self, *, drained: bool = False) -> None:
         """Stop every agent, remove what was pushed, close the connections.
 
-        What could not be cleaned up is in ``left`` afterwards. Raises at most a KeyboardInterrupt,
+        What could not be cleaned up is in ``left`` afterwards. Raises only a KeyboardInterrupt,
         when all that is done.
 
-        :param drained: whether no connection is held, so that the order does not matter.
+        :param drained: whether no connections are held, so that the order does not matter
         """
-        # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT. What a trial
-        # has set as root goes back last, when nothing depends on it any more.
+        # Clients first: their RSTs close both ends, and no side is left in TIME_WAIT. A trial that
+        # runs as root restores its settings last, when nothing depends on them any more.
         first, then, last = ("client", "trial"), ("server",), ("root",)
         with INTERRUPTS.cleaning():
             with self._lock:
@@ -432,10 +440,10 @@ class Session:
             INTERRUPTS.answers(self, None)
 
     def _wind_up(self) -> None:
-        """Wait for what an interrupted start still pushes, and name what does not end.
+        """Wait for what an interrupted start still pushes, and report what does not end.
 
-        Links are closed only then: what has been pushed has to be removed over them. A host that is
-        still being reached, or asked, has nothing that could be left there.
+        Links are closed only after that: what has been pushed has to be removed over them. A host
+        that is still being reached or checked has nothing that could be left there.
         """
         with self._lock:
             pending = [future for future in self._under_way if not future.cancel()]
@@ -457,7 +465,7 @@ class Session:
             self.not_put_back += [f"host {agent.name}: {line}" for line in agent.not_put_back]
 
     def _open_ends(self) -> list[str]:
-        """What is not cleaned up yet."""
+        """Return what is not cleaned up yet."""
         pushed = [f"host {name}: {path}" for path, name in list(self._pushing.items())]
         return [agent.what() for agent in self.agents if not agent.gone] + pushed
 
@@ -467,7 +475,7 @@ def _interrupted(host: Host) -> LabError:
 
 
 def _settle(future: Future[Result], work: Callable[..., Result], words: tuple[Any, ...]) -> None:
-    """Do what a future is for, unless nobody wants it any more."""
+    """Do the work of a future, unless it has been cancelled."""
     if not future.set_running_or_notify_cancel():
         return
     try:
@@ -479,12 +487,12 @@ def _settle(future: Future[Result], work: Callable[..., Result], words: tuple[An
 
 
 def _results(futures: Sequence[Future[Result]]) -> list[Result]:
-    """What has come of all; the first problem is raised."""
+    """Return all results; the first error is raised."""
     return [future.result() for future in futures]
 
 
 def _who() -> str:
-    """User and machine of this controller."""
+    """Return the user and machine of this controller."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -493,7 +501,7 @@ def _who() -> str:
 
 
 def _stop(agent: Agent) -> str | None:
-    """End one agent; returns what is left of it, in words. Never raises."""
+    """End one agent; return what is left of it, in words. Never raises."""
     agent.ended.set()
     patience = LOST_PATIENCE if agent.lost else STOP_SECONDS
     with contextlib.suppress(Exception):
@@ -503,7 +511,7 @@ def _stop(agent: Agent) -> str | None:
         words = ["python3", "-c", _source("remains"), agent.path, f"{patience:g}", wire.PUSHED]
         output = agent.link.run(words, patience + CLEAN_SECONDS)
         left = _left(agent, messages.parse(output))
-        if agent.lost and agent.locked:  # one that was killed leaves the file of its lock
+        if agent.lost and agent.locked:  # a killed agent leaves its lock's file
             agent.link.run(["python3", "-c", _source("hostlock"), NOBODY], CLEAN_SECONDS)
     except Exception as error:
         reason = str(error).removeprefix(f"host {agent.name}: ").splitlines()[:1]
@@ -516,12 +524,12 @@ def _stop(agent: Agent) -> str | None:
 
 
 def _left(agent: Agent, report: Any) -> str | None:
-    """What a report of :mod:`bench.agent.remains` says in words, None if nothing is left.
+    """Return what a report of :mod:`bench.agent.remains` says, in words; None if nothing is left.
 
-    :raises ValueError: if it is no such report.
+    :raises ValueError: if it is not such a report.
     """
     if not isinstance(report, dict) or set(report) != {"processes", "folder"}:
-        raise ValueError("its clean-up was not understood")
+        raise ValueError("its clean-up report was not understood")
     if report["processes"]:
         numbers = ", ".join(str(int(pid)) for pid in list(report["processes"])[:8])
         return f"{agent.what()} is left: process {numbers} cannot be killed"
@@ -531,7 +539,7 @@ def _left(agent: Agent, report: Any) -> str | None:
 
 
 def _source(name: str) -> str:
-    """The source of a module of the agent that is run by itself."""
+    """Return the source of an agent's module that is run by itself."""
     return (resources.files("bench") / "agent" / f"{name}.py").read_text(encoding="utf-8")
 
 
@@ -542,17 +550,18 @@ sys.stdout.flush()
 if sys.argv[1:] and sys.version_info >= {OLDEST_PYTHON}:
     exec(compile(sys.argv.pop(1), "hostlock", "exec"), {{"__name__": "__main__"}})
 """
-"""Prints a Python's version and then what :mod:`bench.agent.hostlock` does, whose source and
-arguments it is given: one start of a Python for both."""
+"""Prints a Python's version, and then the output of :mod:`bench.agent.hostlock`, whose source and
+arguments it gets: one start of a Python serves both."""
 
 
 def _look(host: Host, link: Link, doing: str | None) -> None:
-    """See that a host has a Python that can run the agent, and, to do something, no other run.
+    """Check that a host has a Python that can run the agent, and no other run if ``doing`` is set.
 
-    :raises InputError: if it has none. :raises LabError: if it does not answer, or naming who has
-        it, since when.
+    :raises InputError: if it has no such Python.
+
+    :raises LabError: if it does not answer, or another run has it; the text says which, since when.
     """
-    # A host without it prints nothing, and is told apart from one that does not answer.
+    # A host without Python prints nothing, which differs from a host that does not answer.
     script = 'p=$(command -v python3) || exit 0; exec "$p" -c "$@"'
     lock = [_source("hostlock"), OWNER] if doing else []
     version, _, holders = link.run(["sh", "-c", script, "sh", _LOOK, *lock]).partition("\n")
@@ -576,6 +585,6 @@ def _check_free(host: Host, holders: str) -> None:
     try:
         held = [hostlock.named(entry) for entry in messages.parse(holders)]
     except (ValueError, TypeError, KeyError):
-        raise LabError(f"host {host.name}: cannot be asked whether another run has it") from None
+        raise LabError(f"host {host.name}: cannot determine whether another run has it") from None
     if held:
         raise LabError(f"host {host.name}: {printable(held[0])[:MOST_ERROR]}")

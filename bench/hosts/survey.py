@@ -14,14 +14,15 @@ from bench.results import facts
 from bench.results.format import HostRecord
 
 SECONDS = 60.0
-"""For one host's answer: its evidence takes a fraction of a second while it holds nothing."""
+"""Seconds for one host's answer: its evidence takes a fraction of a second while it holds
+nothing."""
 
 SYSCTLS = tuple(messages.SYSCTLS)
-"""Recorded of every host."""
+"""The parameters that are recorded for every host."""
 
 
 def hosts(session: Session, agents: Sequence[Agent]) -> dict[str, HostRecord]:
-    """What the hosts are, by name, without evidence yet."""
+    """Return the records of hosts by name, still without evidence."""
     told = session.ask(agents, "facts", "facts", SECONDS, sysctls=list(SYSCTLS))
     return {agent.name: facts.host_record(told[agent], agent.host.groups) for agent in agents}
 
@@ -29,8 +30,9 @@ def hosts(session: Session, agents: Sequence[Agent]) -> dict[str, HostRecord]:
 def look(
     topology: Topology, connect: Connect
 ) -> tuple[dict[str, HostRecord], dict[str, Mapping[str, str]]]:
-    """Every server and client of a scenario as it is now: its record with the phase ``before``,
-    and the texts.
+    """Return every server and client of a scenario as it is now.
+
+    :return: each host's record with the phase ``before``, and its texts
 
     :raises LabError: if a host cannot be reached or does not answer.
     :raises InputError: if a host has no Python that can run the agent.

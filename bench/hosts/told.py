@@ -1,4 +1,4 @@
-"""What a trial tells: each figure is checked where it is taken, for each trial has others."""
+"""A trial's answer: each figure is checked where it is read, because each trial has others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 class Told(dict[str, Any]):
     """The figures of a trial's answer, or of a part of it.
 
-    Each of its methods is given a figure's name.
+    Each of its methods takes a figure's name.
 
-    :raises LabError: from any of them, naming host and figure: the value and what was expected.
+    :raises LabError: from any method, with host and figure: the value and what was expected.
     """
 
     def __init__(self, host: str, fields: Mapping[str, Any], place: str = "") -> None:
@@ -44,7 +44,7 @@ class Told(dict[str, Any]):
         return value
 
     def flag(self, name: str) -> bool:
-        """Return whether something is so."""
+        """Return a truth value."""
         value = self.get(name)
         if not isinstance(value, bool):
             raise self._wrong(name, "true or false")
@@ -58,13 +58,13 @@ class Told(dict[str, Any]):
         return printable(value, lines=True)
 
     def maybe(self, name: str, take: Callable[[Told, str], T]) -> T | None:
-        """Return None where there is none, and else what a method makes of it."""
+        """Return None if there is none, and otherwise the result of a method."""
         return None if self.get(name) is None else take(self, name)
 
     def within(self, name: str, least: int = 0) -> Told:
-        """Return a part: an object, or a list as one with its places as names, from ``"0"``.
+        """Return a part: an object, or a list as an object with its places as names, from ``"0"``.
 
-        :param least: how many it has at least
+        :param least: the least number of its members
         """
         value = self.get(name)
         if isinstance(value, list):
@@ -72,16 +72,16 @@ class Told(dict[str, Any]):
         if not isinstance(value, Mapping):
             raise self._wrong(name, "a list or an object")
         if len(value) < least:
-            raise self._wrong(name, f"{least} of them at least")
+            raise self._wrong(name, f"at least {least} of them")
         return Told(self.host, value, f"{self._place}{name}.")
 
     def each(self, name: str, take: Callable[[Told, str], T], least: int = 0) -> list[T]:
-        """Return what a method makes of all in a part."""
+        """Return a method's results for all members of a part, as a list."""
         part = self.within(name, least)
         return [take(part, one) for one in part]
 
     def named(self, name: str, take: Callable[[Told, str], T]) -> dict[str, T]:
-        """Return the same by name."""
+        """Return a method's results for all members of a part, by name."""
         part = self.within(name)
         return {printable(one): take(part, one) for one in part}
 

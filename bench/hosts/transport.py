@@ -1,4 +1,4 @@
-"""How the controller reaches a host: SSH by paramiko, one connection, pinned host key."""
+"""SSH to a host by paramiko: one connection, with a pinned host key."""
 
 from __future__ import annotations
 
@@ -24,43 +24,44 @@ from bench.inventory import Host
 from bench.units import printable
 
 REACH_SECONDS = 15.0
-"""For a host's name to be looked up, and one of its addresses to accept a TCP connection."""
+"""Seconds for looking up a host's name, and for one of its addresses to accept a TCP connection."""
 
 LEAST_SHARE = 0.01
-"""Of that time, for one of many addresses: 0 would mean not to wait at all."""
+"""The least seconds of that time for one of many addresses: 0 would mean not to wait at all."""
 
 LOGIN_SECONDS = 60.0
-"""For the key exchange and the login after that: seconds on an emulated guest that nobody else is
-asking, several times as long where all hosts of a lab share two cores."""
+"""Seconds for the key exchange and the login after that. They take seconds on an otherwise idle
+emulated guest, and several times as long when all hosts of a lab share two cores."""
 
 COMMAND_SECONDS = 30.0
-"""For a command to end, unless its caller says otherwise."""
+"""Default seconds for a command to end."""
 
 CLEAN_SECONDS = 5.0
-"""For what a failed push has left to be removed."""
+"""Seconds for removing what a failed push has left."""
 
 LOST_SECONDS = 20.0
-"""After which a host that acknowledges nothing is given up, unless the caller says otherwise."""
+"""Default seconds after which a host that acknowledges nothing is given up."""
 
 PROBES = 4
-"""How often TCP asks a silent host for an acknowledgement in that time."""
+"""How many times TCP probes a silent host in that time."""
 
 KEEPALIVE_SECONDS = 10
-"""How often SSH sends something on a silent connection, for the NATs and firewalls on its way."""
+"""Seconds between keepalive messages of SSH on a silent connection, for NATs and firewalls in the
+path."""
 
 FOLDER = "/tmp/connlab."
-"""How the path of a directory on a host begins that this program has made."""
+"""Prefix of the path of every directory that this program creates on a host."""
 
 MOST_TEXT = 300
-"""Characters of a host's text in one line for the user."""
+"""The most characters of a host's text in one line for the user."""
 
 _LETTERS = string.ascii_letters + string.digits
 _DRAWN = re.compile(
     rf"(?P<folder>{re.escape(FOLDER)}[A-Za-z0-9]{{10}})/(?P<name>[a-z]+(\.[a-z]+)?)"
 )
 
-# mkdir fails on anything that is there, a symbolic link too, and makes the directory private from
-# its first moment. A push that is cut off midway removes what it has written by itself.
+# mkdir fails on anything that exists, a symbolic link too, and makes the directory private from the
+# start. A push that is cut off midway removes by itself what it has written.
 _PUSH = """
 umask 077
 mkdir -- "$1" || exit 1
@@ -74,22 +75,22 @@ else
 fi
 """
 
-# paramiko reports what it also raises; one line for the user is enough.
+# paramiko logs what it also raises; one line for the user is enough.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class AsksForMore(paramiko.AuthenticationException):
-    """A host wants something else than a key, or besides it."""
+    """A host asks for something other than a key, or more than a key."""
 
     def __init__(self) -> None:
         super().__init__("it asks for more than the key; refused")
 
 
 class KeyTransport(paramiko.Transport):
-    """An SSH connection that is logged in to by key alone.
+    """An SSH connection that logs in only by key.
 
-    Of a host that takes the key for a part of a login paramiko shows what it says, as it is, on the
-    terminal, and sends back what is typed there (``auth_interactive_dumb``).
+    If a host accepts the key as one part of a login, paramiko shows the host's text, unfiltered, on
+    the terminal, and sends back what is typed there (``auth_interactive_dumb``).
     """
 
     def auth_interactive_dumb(self, *words: Any, **options: Any) -> NoReturn:
@@ -106,7 +107,7 @@ class KeyTransport(paramiko.Transport):
 
 
 class NotRemoved(LabError):
-    """A push has failed, and what there is of it could not be removed."""
+    """A push has failed, and its leftovers could not be removed."""
 
     def __init__(self, why: LabError, left: str) -> None:
         super().__init__(f"{why}; {left}")
@@ -121,10 +122,10 @@ class Process(Protocol):
         """Write to its standard input. :raises OSError: if it is gone or does not read."""
 
     def lines(self) -> Iterator[bytes]:
-        """Lines of its standard output until it ends. :raises OSError: if one is too long."""
+        """Yield the lines of its standard output. :raises OSError: if one is too long."""
 
     def errors(self) -> Iterator[bytes]:
-        """Lines of its standard error until it ends."""
+        """Yield the lines of its standard error until it ends."""
 
     def close(self) -> None:
         """Close its standard input and both outputs."""
@@ -137,15 +138,19 @@ class Link(Protocol):
         """Set after how long without an acknowledgement the host counts as lost."""
 
     def put(self, data: bytes, path: str) -> str:
-        """Write a file, mode 0700, to a path of :func:`drawn`, whose directory it makes; return
-        the path."""
+        """Write a file, mode 0700, to a path of :func:`drawn`; create its directory.
+
+        :return: the path
+        """
 
     def remove(self, path: str) -> None:
-        """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
+        """Remove a file that :meth:`put` wrote, and its directory; a missing file is no error."""
 
     def run(self, argv: Sequence[str], seconds: float = COMMAND_SECONDS) -> str:
-        """Run to the end and return what it printed. :raises LabError: if it fails or does not
-        end in time."""
+        """Run a command to its end and return what it printed.
+
+        :raises LabError: if it fails or does not end in time.
+        """
 
     def start(self, argv: Sequence[str]) -> Process:
         """Start a program."""
@@ -155,13 +160,13 @@ class Link(Protocol):
 
 
 class SshLink:
-    """SSH to one host, the host key checked against the inventory's known_hosts."""
+    """An SSH connection to one host, with its key checked against the inventory's known_hosts."""
 
     def __init__(self, host: Host, lost_seconds: float = LOST_SECONDS) -> None:
         """Connect.
 
-        :param lost_seconds: after which a host that acknowledges nothing is given up.
-        :raises LabError: if the host cannot be reached, or its key is not the one.
+        :param lost_seconds: after which a host that acknowledges nothing is given up
+        :raises LabError: if the host cannot be reached, or its key is not the pinned one.
         """
         self.host = host
         self._socket = _reached(host)
@@ -200,7 +205,7 @@ class SshLink:
         )
         transport = self._client.get_transport()
         assert transport is not None
-        if not transport.is_authenticated():  # another key is asked for besides
+        if not transport.is_authenticated():  # the host asks for another key too
             raise AsksForMore
         transport.set_keepalive(KEEPALIVE_SECONDS)
         return transport
@@ -208,8 +213,8 @@ class SshLink:
     def give_up_after(self, seconds: float) -> None:
         """Set after how many seconds without an acknowledgement the host counts as lost.
 
-        TCP_USER_TIMEOUT of RFC 5482 and tcp(7), which also bounds a peer that acknowledges and
-        takes in nothing. Probes see to it that there is something to acknowledge.
+        This sets TCP_USER_TIMEOUT of RFC 5482 and tcp(7), which also limits a peer that
+        acknowledges but reads nothing. Probes make sure that there is something to acknowledge.
         """
         every = max(1, round(seconds / PROBES))  # the kernel takes whole seconds
         options = {
@@ -222,9 +227,9 @@ class SshLink:
             self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def run(self, argv: Sequence[str], seconds: float = COMMAND_SECONDS) -> str:
-        """Run to the end and return what it printed, standard error included.
+        """Run a command to its end and return what it printed, standard error included.
 
-        :param seconds: for all of it, from asking for a channel to the exit status.
+        :param seconds: for all of it, from the request for a channel to the exit status
         :raises LabError: if it fails, has no exit status, prints too much or does not end in time.
         """
         return self._complete(argv[0], argv, seconds)
@@ -246,7 +251,7 @@ class SshLink:
         return output
 
     def _failure(self, name: str, deadline: Deadline, error: Exception | None) -> LabError:
-        """What to say of a command that has no exit status."""
+        """Return the error for a command that has no exit status."""
         if deadline.passed:
             why = f"no end within {deadline.seconds:g} s"
         elif self._lost():
@@ -266,13 +271,15 @@ class SshLink:
     def put(self, data: bytes, path: str) -> str:
         """Write a file into a new private directory, check its sha256, return its path.
 
-        :param path: one of :func:`drawn`.
+        :param path: one of :func:`drawn`
         :raises NotRemoved: if that fails and the directory may be left.
-        :raises LabError: if that fails otherwise, or nothing of this program has such a path.
+        :raises LabError: if that fails otherwise, or the path is not one of :func:`drawn`.
         """
         drawn_one = re.fullmatch(_DRAWN, path)
         if drawn_one is None:
-            raise LabError(f"host {self.host.name}: {printable(path[:MOST_TEXT])}: not pushed to")
+            raise LabError(
+                f"host {self.host.name}: {printable(path[:MOST_TEXT])}: not a path of a push"
+            )
         folder, name = drawn_one["folder"], drawn_one["name"]
         wanted = hashlib.sha256(data).hexdigest()
         try:
@@ -295,9 +302,9 @@ class SshLink:
         return path
 
     def remove(self, path: str) -> None:
-        """Remove a file that :meth:`put` wrote and its directory; fine if it is gone.
+        """Remove a file that :meth:`put` wrote, and its directory; a missing file is no error.
 
-        :raises LabError: if that fails, or nothing of this program has such a path.
+        :raises LabError: if that fails, or no push makes such a path.
         """
         pushed = re.fullmatch(wire.PUSHED, path)
         if pushed is None:
@@ -308,7 +315,7 @@ class SshLink:
         self._remove(pushed["folder"], COMMAND_SECONDS)
 
     def _remove(self, folder: str, seconds: float) -> None:
-        # Of a symbolic link rm(1) removes the link alone.
+        # For a symbolic link rm(1) removes only the link.
         self.run(["rm", "-rf", "--", folder], seconds)
 
     def start(self, argv: Sequence[str]) -> Process:
@@ -327,7 +334,7 @@ class SshLink:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection and all that runs over it, in bounded time. Never raises."""
+        """Close the connection and everything that runs over it, in bounded time. Never raises."""
         transport = self._client.get_transport()
         self._cut()
         with contextlib.suppress(Exception):
@@ -341,21 +348,25 @@ class SshLink:
 
 
 def drawn(name: str) -> str:
-    """Return a path for a file to be pushed to, in a directory that nobody has.
+    """Return a new path for a push, in a directory that does not exist yet.
 
-    It is drawn here, not there, so that nothing the host prints becomes a path, and before anything
-    is written, so that what a push leaves that fails or is interrupted is known.
+    It is drawn at random here and not on the host, so that no output of the host becomes a path. It
+    is drawn before anything is written, so that the leftovers of a failed or interrupted push are
+    known.
     """
     return f"{FOLDER}{''.join(secrets.choice(_LETTERS) for _ in range(10))}/{name}"
 
 
 def connect(host: Host, lost_seconds: float = LOST_SECONDS) -> Link:
-    """An SSH link to the host. :raises LabError: if there is none to be had."""
+    """Return an SSH link to the host. :raises LabError: if that is impossible."""
     return SshLink(host, lost_seconds)
 
 
 def _reached(host: Host) -> socket.socket:
-    """Return a connection to a host. :raises LabError: if there is none within the time for it."""
+    """Return a connection to a host.
+
+    :raises LabError: if there is none within :data:`REACH_SECONDS`.
+    """
     until = time.monotonic() + REACH_SECONDS
     late = f"no address within {REACH_SECONDS:g} s"
     problem: Exception | None = None
@@ -365,7 +376,7 @@ def _reached(host: Host) -> socket.socket:
         for number, (family, kind, protocol, _, address) in enumerate(addresses):
             made = socket.socket(family, kind, protocol)
             try:
-                # Each gets a share of what is left: the next may answer where one is silent.
+                # Each gets a share of the time left: the next may answer if one is silent.
                 share = (until - time.monotonic()) / (len(addresses) - number)
                 made.settimeout(max(share, LEAST_SHARE))
                 made.connect(address)
@@ -384,9 +395,10 @@ def _reached(host: Host) -> socket.socket:
 
 
 def _addresses(host: Host, seconds: float) -> list[tuple[Any, ...]]:
-    """Return what a host's name stands for (getaddrinfo(3), which has no deadline itself).
+    """Return the addresses of a host's name (getaddrinfo(3), which itself has no deadline).
 
-    :raises TimeoutError: if that takes longer. :raises OSError, ValueError: if it is no name.
+    :raises TimeoutError: if that takes longer than ``seconds``. :raises OSError, ValueError: if it
+        is not a name.
     """
     answers: queue.SimpleQueue[list[tuple[Any, ...]] | Exception] = queue.SimpleQueue()
 
@@ -414,7 +426,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, paramiko.BadHostKeyException):
         return "its host key is not the one in known_hosts; refused"
     if isinstance(error, EOFError) or "saw EOF" in str(error):
-        return "it hung up"
+        return "it closed the connection"
     if isinstance(error, paramiko.PasswordRequiredException):
         return "the key file is encrypted, expected one without a passphrase"
     if isinstance(error, AsksForMore):

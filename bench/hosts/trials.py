@@ -1,4 +1,4 @@
-"""Small experiments on hosts, led step by step: the controller's side of ``bench.agent.trials``."""
+"""Small experiments on hosts, step by step: the controller's side of ``bench.agent.trials``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.inventory import Host
 from bench.units import printable
 
 STEP_SECONDS = 60.0
-"""For one step, where the experiment names no other time."""
+"""Default time for one step, s."""
 
 
 class Trial:
@@ -27,24 +27,24 @@ class Trial:
         self.name = name
         self.agent = agent
         self.first = Told(agent.name, {})
-        """What it told when it had begun."""
+        """Its first figures, from when it had begun."""
         self._session = session
 
     def go(self, seconds: float = STEP_SECONDS, **fields: Any) -> Told:
         """Take the next step and return its figures.
 
-        :raises LabError: if the trial fails, rejects what it was told, dies, or takes longer.
+        :raises LabError: if the trial fails, rejects the step, dies, or takes longer.
         """
         told = self._session.ask([self.agent], "go", "told", seconds, **fields)
         return Told(self.agent.name, told[self.agent])
 
     def end(self) -> None:
-        """End it before the others: it puts back what it has changed."""
+        """End this trial before the others: it restores what it has changed."""
         self._session.dismiss([self.agent])
 
 
 class Trials:
-    """Experiments on several hosts, as a context: on the way out nothing of them stays."""
+    """Experiments on several hosts, used as a context: at its end nothing of them stays."""
 
     def __init__(self, connect: Connect) -> None:
         self._session = Session(connect, bundle.build(trials=True).data, doing="an experiment")
@@ -90,10 +90,10 @@ class Trials:
         return trial
 
     def guard(self, host: Host, **changes: Any) -> Trial:
-        """Begin the trial ``guard`` on a host, for changes that no other controller has made there.
+        """Begin the trial ``guard`` on a host, for changes that no other controller has made.
 
-        :param changes: as in a step of it
-        :raises LabError: as :meth:`begin`, also if another controller has one of them changed.
+        :param changes: as in a step of the guard
+        :raises LabError: as :meth:`begin`, and if another controller has made one of the changes.
         """
         return self.begin(host, "guard", root=True, owner=OWNER, **changes)
 
@@ -106,16 +106,16 @@ class Trials:
         return self.gather(steps, seconds)
 
     def gather(self, trials: Iterable[Trial], seconds: float = STEP_SECONDS) -> dict[Trial, Told]:
-        """The answers of steps that are under way."""
+        """Return the answers of steps that are under way."""
         asked = list(trials)
         told = self._session.gather([trial.agent for trial in asked], "told", seconds)
         return {trial: Told(trial.agent.name, told[trial.agent]) for trial in asked}
 
 
 def _kept(host: Host, told: Mapping[str, Any]) -> list[str]:
-    """Lines on what earlier guards have left and this one has not put back.
+    """Return the lines about changes of earlier guards that this one has not undone.
 
-    :raises LabError: if the host sends something else.
+    :raises LabError: if the host sends anything else.
     """
     lines = told.get("kept", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):

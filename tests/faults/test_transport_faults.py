@@ -170,7 +170,7 @@ def test_an_encrypted_user_key(tmp_path: Path) -> None:
         (Fault.CONTROLS, ""),
         (Fault.MUTE, r"no SSH session within 0\.25 s$"),
         (Fault.NO_KEYS, r"no SSH session within 0\.25 s$"),
-        (Fault.HANGS_UP_LOGIN, "it hung up$"),
+        (Fault.HANGS_UP_LOGIN, "it closed the connection$"),
         (Fault.REFUSES_LOGIN, "SSH key refused$"),
     ],
 )
@@ -444,7 +444,7 @@ def test_a_push_does_not_follow_what_is_there(
 def test_nothing_is_pushed_to_a_path_that_was_not_drawn(tmp_path: Path, path: str) -> None:
     """Where a push fails its directory is removed."""
     with Sshd(tmp_path) as server, linked(server) as link:
-        with failing("^host server1: .*: not pushed to$"):
+        with failing("^host server1: .*: not a path of a push$"):
             link.put(DATA, path)
         assert server.commands == []
 

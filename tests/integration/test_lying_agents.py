@@ -129,11 +129,11 @@ LIES = {
     ),
     "a flood of ticks": (
         'if event == "tick": return _encode(message) * 20000',
-        r"[0-9]+ events that nobody asked for",
+        r"[0-9]+ unsolicited events",
     ),
     "a flood of answers": (
         'if event == "prepared": return _encode(message) * 20000',
-        r"prepared: nobody asked for it",
+        r"prepared: unsolicited answer",
     ),
     "random bytes": (
         'if event == "ramped":\n    import os\n    return os.urandom(5000) + b"\\n"',

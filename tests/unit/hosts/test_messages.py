@@ -188,7 +188,7 @@ def test_a_line_that_is_just_long_enough_is_taken() -> None:
 
     most = messages.SHORT_BYTES
     assert len(long(most)) == most and read(long(most))["kind"] == "fault"
-    with pytest.raises(ProtocolError, match=f"^a line of {most + 1} bytes, .* {most} of its kind$"):
+    with pytest.raises(ProtocolError, match=f"^a line of {most + 1} .* {most} for its kind$"):
         read(long(most + 1))
 
 
@@ -298,9 +298,9 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"event": "floor", "mem_free_kib": 2, "floor_kib": 2}, "floor: mem_free_kib: got 2, expected"),
     ({"event": "verified", "alive": 7, "dead": 4}, "verified: got 11, expected at most the 10"),
     ({"event": "hello"}, "hello: version: missing"),
-    ({"event": "nonsense"}, "event: got 'nonsense', expected a known one"),
-    ({"event": ["tick"]}, "event: got \"['tick']\", expected a known one"),
-    ({}, "event: got 'None', expected a known one"),
+    ({"event": "nonsense"}, "event: got 'nonsense', expected a known event"),
+    ({"event": ["tick"]}, "event: got \"['tick']\", expected a known event"),
+    ({}, "event: got 'None', expected a known event"),
 ]
 
 
@@ -313,7 +313,7 @@ def test_what_no_agent_writes_is_named(message: dict[str, Any], said: str) -> No
 
 
 NOTHING, DEEP = "^not a message: '", "^nested more than 16 deep$"
-TOO_LONG = "^a line of [0-9]+ bytes, expected at most [0-9]+ of its kind$"
+TOO_LONG = "^a line of [0-9]+ bytes, expected at most [0-9]+ for its kind$"
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_an_answer_about_locks_that_makes_no_sense(answer: str) -> None:
         link.held = answer
         return link
 
-    line = "^host a: cannot be asked whether another run has it$"
+    line = "^host a: cannot determine whether another run has it$"
     with pytest.raises(LabError, match=line), Session(reach, b"zip", doing="a run") as agents:
         agents.start([(host("a"), "server")])
     assert not made[0].open
@@ -217,7 +217,10 @@ def test_agents_are_told_whose_they_are() -> None:
             f"host a: the server agent {PATH} may be left: python3: connection lost",
         ),
         ("\x1b[2J", f"host a: the server agent {PATH} may be left: "),
-        ("{}", f"host a: the server agent {PATH} may be left: its clean-up was not understood"),
+        (
+            "{}",
+            f"host a: the server agent {PATH} may be left: its clean-up report was not understood",
+        ),
     ],
 )
 def test_what_is_left_is_named_host_by_host(remains: Any, line: str) -> None:
@@ -298,7 +301,7 @@ def test_the_lock_of_an_agent_that_died_is_removed(doing: str | None, swept: int
 def test_a_flood_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "UNASKED_AT_ONCE", 100)
     made, connect = links(answering)
-    line = "^host a: protocol: 1[0-9]{2} events that nobody asked for$"
+    line = "^host a: protocol: 1[0-9]{2} unsolicited events$"
     with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
         agents.start([(host("a"), "server")])
         made[0].process.say(*[TICK] * 1000)
@@ -318,7 +321,7 @@ FULL = {
 def test_a_flood_of_few_long_events_ends_the_run() -> None:
     """Every tick is kept: by their number alone they might have a hundred megabytes."""
     made, connect = links(answering)
-    line = r"^host a: protocol: [0-9]{7} bytes of events that nobody asked for$"
+    line = r"^host a: protocol: [0-9]{7} bytes of unsolicited events$"
     seen: list[str] = []
     with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
         agents.on_unasked = lambda agent, message: seen.append(agent.name)
@@ -345,7 +348,7 @@ def test_what_piles_up_while_nobody_reads_is_no_flood() -> None:
 def test_an_answer_that_nobody_asked_for_ends_the_run(more: int) -> None:
     halted = {"event": "halted"}
     made, connect = links(lambda m: [HELLO] if m["op"] == "" else [halted])
-    line = "^host a: protocol: halted: nobody asked for it$"
+    line = "^host a: protocol: halted: unsolicited answer$"
     with pytest.raises(LabError, match=line), Session(connect, b"zip") as agents:
         agents.start([(host("a"), "server")])
         for _ in range(3):

@@ -62,7 +62,7 @@ WHOLE, NUMBER = "expected a whole number", "expected a number"
         (["x"], Told.text, "a: got ['x'], expected a text"),
         ("x", Told.within, "a: got 'x', expected a list or an object"),
         ([1, "x"], lambda one, name: one.each(name, Told.number), f"a.1: got 'x', {WHOLE}"),
-        ([1], lambda one, name: one.each(name, Told.number, 3), "a: got [1], expected 3 of them"),
+        ([1], lambda one, name: one.each(name, Told.number, 3), "a: got [1], expected at least 3"),
         ({"b": {}}, lambda one, name: one.within(name).within("b").text("c"), "a.b.c: missing"),
         ({"b": 1}, lambda one, name: one.named(name, Told.text), "a.b: got 1, expected a text"),
     ],
