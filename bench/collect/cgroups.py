@@ -1,7 +1,7 @@
 """``cgroup``: limits, use and events of the agent's cgroups (cgroup-v2.rst), innermost first.
 
-Each line is ``/<cgroup> <file> [<key>] <value>``, as the files ``pids.max``, ``pids.current``,
-``pids.events``, ``memory.max``, ``memory.current`` and ``memory.events`` have it.
+Each line is ``/<cgroup> <file> [<key>] <value>``, with the content of the files ``pids.max``,
+``pids.current``, ``pids.events``, ``memory.max``, ``memory.current`` and ``memory.events``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ UNLIMITED = "max"
 
 
 def parse(text: str) -> dict[str, dict[str, int]]:
-    """Cgroup to figure to value; events as ``pids.events:max``. No limit (``max``) is left out.
+    """Return cgroup to figure to value; events as ``pids.events:max``.
+
+    A figure without a limit (``max``) is left out.
 
     :raises ParseError: if a line cannot be understood
     """
@@ -34,7 +36,7 @@ def parse(text: str) -> dict[str, dict[str, int]]:
 
 
 def rooms(groups: Mapping[str, Mapping[str, int]], limit: str, used: str) -> list[tuple[int, int]]:
-    """(limit, used) of every cgroup that has both."""
+    """Return (limit, used) of every cgroup that has both."""
     return [
         (group[limit], group[used]) for group in groups.values() if limit in group and used in group
     ]

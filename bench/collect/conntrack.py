@@ -11,10 +11,13 @@ _HEX = re.compile("[0-9a-fA-F]{1,16}")
 
 
 def parse(text: str) -> dict[str, int]:
-    """Counter to its sum over processors: a line of names, then a line of hex for each.
+    """Return counter to its sum over processors.
 
-    ``drop`` counts packets dropped because the table was full, ``early_drop`` entries that had to
-    make room, ``insert_failed`` clashes. ``entries`` is the same table's size on every line.
+    The text has a line of names, then a line of hexadecimal values for each processor.
+
+    ``drop`` counts packets that were dropped because the table was full, ``early_drop`` entries
+    that were removed to make room, ``insert_failed`` clashes. ``entries`` is the size of the same
+    table on every line.
 
     :raises ParseError: if a line cannot be understood
     """

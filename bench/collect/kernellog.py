@@ -1,4 +1,4 @@
-"""``kernel_log``: the kernel's own messages (dmesg(1)) that tell of a limit."""
+"""``kernel_log``: the kernel's own messages (dmesg(1)) that report a limit."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ TELLING = {
     "gc_thresh3": r"neighbou?r table overflow",
     "link": r"NETDEV WATCHDOG",
 }
-"""What bound, to the message that says so."""
+"""Limit to the message that reports it."""
 
 MOST_LINE = 2_048
-"""Characters of a message that are looked at: the kernel writes 1,024 at most (kernel/printk
-``PRINTKRB_RECORD_MAX``), dmesg(1) a time before them."""
+"""Characters of a message to search: the kernel writes 1,024 at most (kernel/printk
+``PRINTKRB_RECORD_MAX``), and dmesg(1) puts a time before them."""
 
 _ANY = re.compile("|".join(TELLING.values()))
 
 
 def telling(text: str) -> list[str]:
-    """The messages that tell of a limit, as printed, oldest first."""
+    """Return the messages that report a limit, as printed, oldest first."""
     return [line for line in text.splitlines() if _ANY.search(line, 0, MOST_LINE)]
 
 
 def fresh(before: list[str], after: list[str]) -> dict[str, list[str]]:
-    """What bound to the messages that came since ``before``."""
+    """Return limit to the messages that have come since ``before``."""
     old = set(before)
     found: dict[str, list[str]] = {}
     for line in after:

@@ -1,8 +1,8 @@
-"""``limits``: what bounds a host just now, files one after the other as ``head`` prints them.
+"""``limits``: a host's current limits, files one after the other as ``head`` prints them.
 
-Each begins with ``==> PATH <==``: ``/proc/self/limits`` (of the agent, fs/proc/base.c
-``proc_pid_limits``) and files of one line such as ``/proc/sys/fs/file-nr``. A line that begins
-with ``#`` stands for a file that could not be read.
+Each file begins with ``==> PATH <==``. They are ``/proc/self/limits`` (of the agent, fs/proc/base.c
+``proc_pid_limits``) and files of one line such as ``/proc/sys/fs/file-nr``. A line that begins with
+``#`` stands for a file that could not be read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _RLIMIT = re.compile(
 UNLIMITED = "unlimited"
 
 NUMBERS = ("fs.file-nr",)
-"""Of files that have more than one value, those of which each is a number."""
+"""Files with several values, each of which has to be a number."""
 
 
 def parse(text: str) -> dict[str, int | str]:
-    """Limit to value.
+    """Return limit to value.
 
-    Files of ``/proc/sys`` by sysctl name (``fs.file-nr``), other one-line files by path,
-    resource limits as ``max_open_files_soft`` and ``max_open_files_hard``, in the units of
+    Files of ``/proc/sys`` are listed by sysctl name (``fs.file-nr``), other one-line files by path,
+    and resource limits as ``max_open_files_soft`` and ``max_open_files_hard``, in the units of
     getrlimit(2). A value that is one integer is a number; others are text with single blanks.
 
     :raises ParseError: if a line cannot be understood
@@ -54,7 +54,7 @@ def parse(text: str) -> dict[str, int | str]:
 
 
 def _rlimit(where: str, line: str) -> dict[str, int | str]:
-    """One line of /proc/<pid>/limits; its title line says nothing."""
+    """Return the limits in one line of /proc/<pid>/limits; none for its title line."""
     if line.startswith("Limit "):
         return {}
     match = _RLIMIT.fullmatch(line)
@@ -68,7 +68,7 @@ def _rlimit(where: str, line: str) -> dict[str, int | str]:
 
 
 def _key(path: str) -> str:
-    """Sysctl name of a path below /proc/sys, other paths as they are."""
+    """Return the sysctl name of a path below /proc/sys; other paths as they are."""
     if not path.startswith("/proc/sys/"):
         return path
     # As in sysctl(8): a dot within a name, such as an interface's, becomes a slash.

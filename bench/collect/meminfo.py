@@ -10,8 +10,9 @@ _LINE = re.compile(r"([^:\s][^:]*):\s+([0-9]+)( kB)?\s*")
 
 
 def parse(text: str) -> dict[str, int]:
-    """Field to KiB (what the kernel prints as kB). Fields that count pages, such as
-    ``HugePages_Total``, are no sizes and are left out.
+    """Return field to KiB (the kernel prints kB).
+
+    Fields that count pages, such as ``HugePages_Total``, are not sizes and are left out.
 
     :raises ParseError: if a line cannot be understood
     """

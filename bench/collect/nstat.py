@@ -1,4 +1,4 @@
-"""``nstat -az``: the kernel's SNMP counters, absolute, those that are 0 included."""
+"""``nstat -az``: the kernel's SNMP counters, absolute, including counters that are 0."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bench.units import signed
 
 
 def parse(text: str) -> dict[str, int]:
-    """Counter name to value since the network namespace was made.
+    """Return counter name to value since the network namespace was created.
 
     :raises ParseError: if a line cannot be understood
     """

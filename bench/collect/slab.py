@@ -1,8 +1,8 @@
 """``/proc/slabinfo`` version 2.1 (mm/slab_common.c, man 5 slabinfo); only root may read it.
 
-SLUB merges caches of like size and flags and prints them under one name: a line may hold
+SLUB merges caches of similar size and flags, and prints them under one name: a line may hold
 several kinds of object. With Linux 6.18, ``eventpoll_epi`` is also ``tcp_bind_bucket`` and
-``tcp_bind2_bucket``; what merged with what shows in the links of ``/sys/kernel/slab``.
+``tcp_bind2_bucket``. The links of ``/sys/kernel/slab`` show which caches merged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bench.collect import ParseError, shown
 from bench.units import MOST_WHOLE
 
 _N = "[0-9]{1,19}"
-"""A number below 2^64, whatever its digits are."""
+"""A number with at most 19 digits, which is below 2^64."""
 
 _LINE = re.compile(
     rf"(?P<name>\S+)\s+(?P<active>{_N})\s+(?P<objects>{_N})\s+(?P<size>{_N})"
@@ -29,7 +29,7 @@ class Cache(NamedTuple):
 
     name: str
     active: int
-    """Objects handed out, or waiting in a processor's own slab."""
+    """Objects that are allocated, or wait in a processor's own slab."""
     objects: int
     """Objects that the slabs have room for."""
     object_bytes: int
@@ -41,17 +41,17 @@ class Cache(NamedTuple):
 
     @property
     def slab_bytes(self) -> int:
-        """Memory that the cache occupies: what it takes from the machine, used or not."""
+        """Memory that the cache takes from the machine, used or not."""
         return self.slabs * self.pages_per_slab * self.page_bytes
 
     @property
     def bytes_each(self) -> float:
-        """What one object costs when slabs are full: the slab's remainder is shared out."""
+        """Memory of one object when slabs are full, with its share of the slab's remainder."""
         return self.pages_per_slab * self.page_bytes / self.objects_per_slab
 
 
 def parse(text: str, page_bytes: int = 4096) -> dict[str, Cache]:
-    """Slab caches by name. Lines of one name are added up (two modules may use one name).
+    """Return slab caches by name. Lines of one name are added up (two modules may use one name).
 
     :param page_bytes: the host's page size
     :raises ParseError: if a line cannot be understood or the version is not 2.1
@@ -81,7 +81,7 @@ def parse(text: str, page_bytes: int = 4096) -> dict[str, Cache]:
 
 
 def _sum(one: Cache, two: Cache) -> Cache:
-    """Two lines of one name as one cache of the first's shape that occupies as much as both."""
+    """Return two lines of one name as one cache of the first's shape, as large as both together."""
     pages = one.slabs * one.pages_per_slab + two.slabs * two.pages_per_slab
     return Cache(
         one.name,
@@ -121,7 +121,7 @@ SOCKET_CACHES = (
 
 
 def parse_aliases(text: str) -> dict[str, str]:
-    """``slab_aliases``: ``name target`` for every link in ``/sys/kernel/slab``.
+    """Parse ``slab_aliases``: ``name target`` for every link in ``/sys/kernel/slab``.
 
     :return: alias to the merged cache's identity, such as ``:A-0000128``
     :raises ParseError: if a line cannot be understood
@@ -137,9 +137,9 @@ def parse_aliases(text: str) -> dict[str, str]:
 
 
 def shared(caches: Iterable[str], aliases: Mapping[str, str]) -> dict[str, str]:
-    """Of these lines of slabinfo, those that merged, to what sockets have in them.
+    """Return those lines of slabinfo that merged, each with the socket caches that it holds.
 
-    ``{"pid": "eventpoll_epi"}`` says that the line called ``pid`` holds epoll items too.
+    ``{"pid": "eventpoll_epi"}`` means that the line ``pid`` also holds epoll items.
     """
     found = {}
     for cache in caches:

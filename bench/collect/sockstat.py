@@ -9,9 +9,9 @@ _UNITS = {"mem": "mem_pages", "memory": "memory_bytes"}
 
 
 def parse(text: str, source: str = "sockstat") -> dict[str, dict[str, int]]:
-    """Protocol to counter to value.
+    """Return protocol to counter to value.
 
-    Counters are sockets, except ``mem_pages`` (pages charged to the protocol's socket buffers,
+    Counters count sockets, except ``mem_pages`` (pages charged to the protocol's socket buffers,
     kernel-wide even inside a network namespace) and ``memory_bytes`` (fragments in reassembly).
 
     :raises ParseError: if a line cannot be understood

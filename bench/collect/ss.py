@@ -1,4 +1,4 @@
-"""``ss -s``: how many sockets of which state a host (its network namespace) has."""
+"""``ss -s``: the number of sockets of a host (its network namespace), by state."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _COUNT = re.compile(r"[0-9]+|-|\*")
 
 
 def parse(text: str) -> dict[str, int]:
-    """Counts of sockets by name.
+    """Return counts of sockets by name.
 
-    ``total`` is every socket of any family; ``tcp_total``, ``tcp_estab``, ``tcp_closed``,
-    ``tcp_orphaned``, ``tcp_synrecv`` (older ss) and ``tcp_timewait`` come from the TCP line;
-    ``<transport>_total``, ``_ip`` and ``_ipv6`` in lower case from the table (its TCP row is
-    ``inet_tcp_*``, for it leaves TIME_WAIT out while the TCP line does not).
+    ``total`` is every socket of any family. ``tcp_total``, ``tcp_estab``, ``tcp_closed``,
+    ``tcp_orphaned``, ``tcp_synrecv`` (older ss) and ``tcp_timewait`` come from the TCP line.
+    ``<transport>_total``, ``_ip`` and ``_ipv6`` in lower case come from the table. Its TCP row is
+    ``inet_tcp_*``, because it leaves TIME_WAIT out while the TCP line does not.
 
     :raises ParseError: if a line cannot be understood
     """

@@ -1,1 +1,1 @@
-"""Side-by-side benchmark of the connection engine and its plain-C references."""
+"""A benchmark of the connection engine beside its plain-C references."""

@@ -1,4 +1,4 @@
-"""``python -m bench.perf``: the engine and two plain-C pairs, one after the other, in one lab."""
+"""``python -m bench.perf``: run the engine and two plain-C pairs, in turn, in one lab."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ def _scenario(connections: int, watch: str) -> Scenario:
 
 
 def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, list[Any]]:
-    """All rounds: contestant to its runs. The first, unmeasured one warms the kernel's caches."""
+    """Run all rounds; return contestant to its runs.
+
+    An unmeasured run before them warms the kernel's caches.
+    """
     connect, server, clients = lab
     programs = {name: compile_pair(name) for name in ("plain", "best")}
     watch = wanted.watch == "epoll"
@@ -89,7 +92,7 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
         return run_engine(connect, server, clients, _scenario(connections, wanted.watch))
 
     def pair(name: str, connections: int = wanted.connections) -> Figure:
-        # Plain: all processes at once, as such programs are written. Best: as the engine does.
+        # Plain: all processes at once, as such programs are written. Best: as the engine does it.
         active = ALL if name == "plain" else 1
         watching = watch and name == "best"
         return run_pair(
@@ -129,7 +132,7 @@ def measure(lab: Lab, wanted: argparse.Namespace, say: Console) -> dict[str, lis
 
 
 def summary(found: dict[str, list[Any]]) -> dict[str, Any]:
-    """Medians and ratios."""
+    """Return medians and ratios."""
     figures = {
         name: [run.figure if isinstance(run, Measured) else run for run in runs]
         for name, runs in found.items()
@@ -151,7 +154,7 @@ def summary(found: dict[str, list[Any]]) -> dict[str, Any]:
             "best": rate["engine"] / rate["best"],
             "flat": rate["engine"] / rate["small"],
         },
-        # How much of the growth is the kernel's: no program opens connections without it.
+        # How much of the slowdown is the kernel's: no program opens connections without it.
         "flat_best": rate["best"] / rate["best_small"],
         "cpu_ratio": {name: cpu[name] / cpu["engine"] for name in ("plain", "best")},
         "target": TARGETS,
@@ -187,7 +190,10 @@ def _table(told: dict[str, Any]) -> Table:
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit 0 if all targets are met, 1 if not, 2 for bad usage, 3 if the lab failed."""
+    """Measure and print.
+
+    :return: 0 if all targets are met, 1 if not, 2 for bad usage, 3 if the lab failed
+    """
     wanted = _arguments(words)
     say = Console(stderr=wanted.json, highlight=False)
     try:

@@ -1,11 +1,11 @@
-/* The best pair that we could write: batched accepts with naps, windowed non-blocking connects.
+/* The fastest pair that we could write: batched accepts with naps, windowed non-blocking connects.
  *
- * Server: an acceptor drains the queue, then naps OPTION microseconds instead of being woken for
- * each connection; ACTIVE acceptors are awake at a time. With WATCH set in the environment each
- * accepted socket goes into epoll, as in the engine's own default.
- * Client: connects do not block. The handshake is often over when connect() returns, which a
- * second connect() tells at the least cost; what is not goes to epoll, OPTION at a time.
- * With CPU set in the environment the processes of this side stay on that processor.
+ * Server: an acceptor drains the accept queue and then naps OPTION microseconds, so it is not woken
+ * for each connection. ACTIVE acceptors are awake at a time. With WATCH set in the environment, each
+ * accepted socket is added to epoll, as by default in the engine.
+ * Client: connects do not block. The handshake is often over when connect() returns, and a second
+ * connect() is the cheapest way to see that. Other connects go to epoll, OPTION at a time.
+ * With CPU set in the environment, the processes of this side stay on that processor.
  */
 #include "common.h"
 
@@ -43,7 +43,7 @@ static void serve(int process) {
     pass_turn();
 }
 
-/* Take what has become of the connects under way. */
+/* Handle the connects under way that have ended. */
 static long settle(int process, int epoll, int patience) {
     struct epoll_event events[256];
     int moved = epoll_wait(epoll, events, 256, patience);

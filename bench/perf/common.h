@@ -1,11 +1,11 @@
-/* What both reference pairs share: options, counters, start and end.
+/* Code that both reference pairs share: options, counters, start and end.
  *
  * usage: PAIR server|client ADDRESS PORT CONNECTIONS PER_PROCESS ACTIVE OPTION [FIRST_SOURCE]
  *
- * A server prints "ready", a client waits for a line on its standard input, opens CONNECTIONS and
- * prints "done HELD LOST SECONDS". Both hold until their standard input ends, then close with RST.
- * PER_PROCESS connections go to one process, as the hard limit of open files demands; ACTIVE
- * processes work at a time. Sources are FIRST_SOURCE and the addresses after it, 64,512 ports each.
+ * Both print "ready". A client then waits for a line on its standard input, opens CONNECTIONS and
+ * prints "done HELD LOST SECONDS". Both hold until their standard input ends, then close by RST.
+ * A process has PER_PROCESS connections, as the hard limit on open files demands. ACTIVE processes
+ * work at a time. Sources are FIRST_SOURCE and the addresses after it, 64,512 ports each.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -38,7 +38,7 @@ static struct {
 
 /* In shared memory: written by the workers, read by the parent. */
 static struct shared {
-    long next; /* the next process to have its turn */
+    long next; /* the process whose turn is next */
     long done;
     long held[MOST_WORKERS], lost[MOST_WORKERS];
 } *shared;
@@ -62,7 +62,7 @@ static long share(int process) {
     return left < opt.per_process ? left : opt.per_process;
 }
 
-/* Source of this agent's connection number n: 64,512 ports of an address, then the next one. */
+/* Source of connection number n: 64,512 ports of one address, then the next address. */
 static struct sockaddr_in source_of(long n) {
     struct sockaddr_in from = {.sin_family = AF_INET};
     from.sin_addr.s_addr = htonl(opt.first_source + n / PORTS);
@@ -121,7 +121,7 @@ static void setup(int argc, char **argv) {
     if (pipe(bell)) die("pipe");
 }
 
-/* Fork the workers; each runs work(process) and then holds until it is killed or told to end. */
+/* Fork the workers; each runs work(process), then holds until it is killed or ordered to end. */
 static void start(void (*work)(int)) {
     for (int process = 0; process < opt.processes; process++)
         if (pipe(wake[process])) die("pipe");
@@ -133,7 +133,7 @@ static void start(void (*work)(int)) {
         fds = malloc(sizeof *fds * opt.per_process);
         work(process);
         report_done();
-        wait_turn(process); /* told to end */
+        wait_turn(process); /* until the order to end */
         struct linger rst = {1, 0};
         for (long i = 0; i < shared->held[process]; i++) {
             setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &rst, sizeof rst);
@@ -152,7 +152,7 @@ static void finish(void) {
     while (wait(0) > 0) continue;
 }
 
-/* The clients' parent: from the starting line to the last process that is done. */
+/* The clients' parent: from the start signal to the end of the last process. */
 static void run_client(void) {
     char line[64];
     puts("ready");

@@ -1,4 +1,4 @@
-"""Runs the connection engine once, agents and wire as in any run, and measures its ramp."""
+"""One run of the connection engine, with agents and wire as in any run, and its measured ramp."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.wire import ClientSpec, ServerSpec
 
 PATIENCE = 600.0
 FLOOR_KIB = 128 << 10
-"""The floor is low because :mod:`bench.perf.memory` holds what is free."""
+"""The memory floor. It is low because :mod:`bench.perf.memory` holds the free memory."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Measured:
 def run_engine(
     connect: Connect, server: Host, clients: Sequence[Host], scenario: Scenario
 ) -> Measured:
-    """Open and drain what the scenario says. :raises LabError: if one connection is lost."""
+    """Open and drain the scenario's connections. :raises LabError: if one is lost."""
     wanted = scenario.connections
     endpoint = (server.data_addresses[0], scenario.server_ports[0])
     control = (endpoint[0], scenario.control_port)
@@ -111,7 +111,7 @@ def run_engine(
 
 def _start(session: Session, server: Host, clients: Sequence[Host]) -> list[int]:
     pids: dict[str, int] = {}
-    # The session keeps hello to itself; the agent's number is asked for on the host.
+    # The session does not pass on hello, so the agent's pid is asked for on the host.
     session.start([(server, "server"), *((host, "client") for host in clients)])
     for agent in session.agents:
         found = agent.link.run(["pgrep", "-f", "-o", f"python3 {agent.path}"])
@@ -124,7 +124,7 @@ def _cpu(agents: Sequence[Agent], pids: Sequence[int]) -> int:
 
 
 def _pss(session: Session) -> dict[str, tuple[int, int]]:
-    """Role to (PSS of its processes, KiB; their number)."""
+    """Return role to (PSS of its processes, KiB; their number)."""
     told = session.ask(session.agents, "collect", "collected", PATIENCE, phase="perf", count=None)
     found: dict[str, tuple[int, int]] = {}
     for agent, message in told.items():
@@ -143,4 +143,4 @@ def settled(connect: Connect, hosts: Sequence[Host]) -> None:
                 if int(text.split("TCP: inuse ")[1].split()[0]) < 100:
                     break
                 time.sleep(0.2)
-    time.sleep(1)  # for what the kernel frees after a grace period (RCU)
+    time.sleep(1)  # for objects that the kernel frees after a grace period (RCU)

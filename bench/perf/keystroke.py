@@ -1,8 +1,8 @@
-"""``python -m bench.perf.keystroke``: what a byte each way costs, by how many connections are held.
+"""``python -m bench.perf.keystroke``: the cost of a byte each way, by number of connections held.
 
-Whole runs of the scenario ``keystroke``, smallest first, both ends in bare network namespaces of
-this machine (root). It exits 1 if a byte was not answered, or if a message costs more than twice
-the CPU time with the most connections that it costs with the fewest.
+It makes whole runs of the scenario ``keystroke``, smallest first, with both ends in bare network
+namespaces of this machine (root). It exits 1 if a byte was not answered, or if a message with the
+most connections costs more than twice the CPU time of a message with the fewest.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from bench.run import runner
 from bench.units import latency
 
 MOST_TIMES = 2.0
-"""A message with the most connections may cost so many times what it costs with the fewest."""
+"""How many times the cost with the fewest connections a message may cost with the most."""
 
 PORTS = 64_512
 """Source ports of a client address: 1,024 to 65,535."""
 
 ADDRESSES = 250
-"""Client addresses at most: those of 198.18.1.0/24."""
+"""The most client addresses: those of 198.18.1.0/24."""
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -52,7 +52,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def run(connections: int, rounds: int, window: int | None, results: Path) -> Run:
-    """One run. :raises ConnlabError: if the lab failed."""
+    """Run once. :raises ConnlabError: if the lab failed."""
     count = math.ceil(connections / PORTS)
     addresses = {"server1": ["198.18.0.1"]}
     addresses["client1"] = [f"198.18.1.{last}" for last in range(1, count + 1)]
@@ -76,7 +76,7 @@ def run(connections: int, rounds: int, window: int | None, results: Path) -> Run
 
 
 def each_us(one: EchoRound) -> tuple[float, float]:
-    """CPU time of a message on the client's side and on the server's, µs."""
+    """Return the CPU time of a message on the client's side and on the server's, µs."""
     asked = max(1, one.asked)
     return 1e6 * one.client_cpu_seconds / asked, 1e6 * one.server_cpu_seconds / asked
 
@@ -91,7 +91,10 @@ def _table() -> Table:
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit 0 if all is well, 1 if not, 2 for bad usage, 3 if the lab failed."""
+    """Run and print.
+
+    :return: 0 if all is well, 1 if not, 2 for bad usage, 3 if the lab failed
+    """
     wanted = _arguments(words)
     say = Console(highlight=False, width=120)
     table, cost, well = _table(), {}, True

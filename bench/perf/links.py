@@ -1,4 +1,4 @@
-"""Hosts that are bare namespaces on this machine, reached as the controller reaches real ones."""
+"""Hosts that are bare namespaces on this machine, reached as the controller reaches real hosts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class LocalProcess:
         self._process.stdin.flush()
 
     def lines(self) -> Iterator[bytes]:
-        """Lines of its standard output until it ends."""
+        """Yield the lines of its standard output until it ends."""
         return _lines(self._process.stdout)
 
     def errors(self) -> Iterator[bytes]:
-        """Lines of its standard error until it ends."""
+        """Yield the lines of its standard error until it ends."""
         return _lines(self._process.stderr)
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class LocalProcess:
 
 def _lines(stream: IO[bytes] | None) -> Iterator[bytes]:
     assert stream
-    with contextlib.suppress(ValueError), stream:  # the first: closed while it was read
+    with contextlib.suppress(ValueError), stream:  # ValueError: closed while it was read
         for line in stream:
             yield line.rstrip(b"\n")
 
@@ -58,7 +58,7 @@ class NamespaceLink:
         self._enter, self._name = net.enter(host.name), host.name
 
     def give_up_after(self, seconds: float) -> None:
-        """Nothing is on the way to a namespace that could be lost."""
+        """Do nothing: a connection to a namespace cannot be lost."""
 
     def put(self, data: bytes, path: str) -> str:
         """Write a file, mode 0700, into a new private directory; return its path."""
@@ -69,11 +69,14 @@ class NamespaceLink:
         return path
 
     def remove(self, path: str) -> None:
-        """Remove a file that :meth:`put` wrote and its directory; fine if it is gone."""
+        """Remove a file that :meth:`put` wrote, and its directory; a missing file is no error."""
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
     def run(self, argv: Sequence[str], seconds: float = COMMAND_SECONDS) -> str:
-        """Run to the end and return standard output. :raises LabError: if it fails."""
+        """Run a command to its end and return its standard output.
+
+        :raises LabError: if it fails or does not end in time.
+        """
         command = [*self._enter, *argv]
         try:
             done = subprocess.run(
@@ -90,11 +93,11 @@ class NamespaceLink:
         return LocalProcess([*self._enter, *argv])
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no connection is kept open."""
 
 
 def host(name: str, group: str, addresses: Sequence[str]) -> Host:
-    """A namespace as the inventory would give it."""
+    """Return a namespace in the form of an inventory's host."""
     return Host(
         name=name,
         groups=(group,),

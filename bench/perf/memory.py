@@ -1,10 +1,10 @@
 """Keeps the free memory of the hosts backed while contestants are timed.
 
-A virtual machine may hand its free pages back to its host (free page reporting, the balloon). The
-next touch of such a page is a fault in the host, about ten times as dear as one within the guest,
-and a ramp that reaches into such memory slows down for a reason that is neither TCP's nor the
-contestant's. So a program holds nearly all free memory of every kernel, gives it back piece by
-piece just ahead of the kernel's need, and takes it again after the drain.
+A virtual machine may return its free pages to its host (free page reporting, the balloon). The next
+touch of such a page is a fault in the host, about ten times as expensive as one within the guest. A
+ramp that reaches such memory slows down for a reason that is neither TCP's nor the contestant's. So
+a program holds nearly all free memory of every kernel. It frees it piece by piece just before the
+kernel needs it, and takes it again after the drain.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bench.hosts.transport import Link
 from bench.inventory import Host
 
 LOW_KIB, HIGH_KIB, PIECE_KIB = 1500 << 10, 2000 << 10, 64 << 10
-"""MemFree is kept between the first two, by pieces of the third. A ramp takes about 0.6 GB/s and
-the holder looks a hundred times a second; the watermarks of a 24 GiB machine end at 0.27 GB."""
+"""Bounds for MemFree, and the size of a piece. A ramp takes about 0.6 GB/s, and the holder looks a
+hundred times a second; the watermarks of a 24 GiB machine end at 0.27 GB."""
 
 FILL_SECONDS = 300.0
-"""Touching 24 GiB that the host must find first took 60 s."""
+"""Time limit for the filling. Touching 24 GiB that the host had to find first took 60 s."""
 
 # 14 and 23: MADV_HUGEPAGE and MADV_POPULATE_WRITE (asm-generic/mman-common.h). A kernel before 5.14
-# does not know the latter; then each page is written to. The holder is the first that the kernel
-# kills when memory runs out (proc_pid_oom_score_adj(5)), and it ends with its standard input.
+# does not know the latter; then each page is written to. The kernel kills the holder first when
+# memory runs out (proc_pid_oom_score_adj(5)), and the holder ends with its standard input.
 _HOLDER = """
 import mmap, select, sys
 low, high, piece = (int(word) for word in sys.argv[1:])
@@ -64,7 +64,7 @@ class Reserve:
         self._links = links
 
     def wait_until_filled(self) -> None:
-        """Return when free memory is down to what the holders leave.
+        """Wait until free memory is down to what the holders leave.
 
         :raises LabError: if that takes too long.
         """
@@ -82,7 +82,7 @@ def _free_kib(link: Link) -> int:
 
 @contextlib.contextmanager
 def reserve(connect: Connect, hosts: Sequence[Host]) -> Iterator[Reserve]:
-    """Hold the free memory of every kernel under the hosts; all of it is free again at the end."""
+    """Hold the free memory of every kernel under the hosts; free all of it at the end."""
     with contextlib.ExitStack() as stack:
         kernels: dict[str, Link] = {}
         for host in hosts:

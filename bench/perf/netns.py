@@ -1,7 +1,7 @@
 """A lab of bare network namespaces: the local substrate's network without its machines.
 
-A switch namespace holds a veth pair; every host is a namespace of its own with a macvlan child
-(bridge mode) of one end. Needs root and iproute2. Nothing leaves: there is no route out.
+A switch namespace holds a veth pair. Every host is a separate namespace with a macvlan child
+(bridge mode) of one end. It needs root and iproute2. No traffic leaves: there is no route out.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ class Namespaces:
     """Hosts ``<prefix>-<name>`` on one switch, as a context manager.
 
     ``hosts`` maps a name to its addresses with prefix length. ``buckets`` sizes each host's
-    established-hash table (net.ipv4.tcp_child_ehash_entries, Linux 6.1); 0 shares the machine's.
+    established-hash table (net.ipv4.tcp_child_ehash_entries, Linux 6.1); with 0 it shares the
+    machine's table.
     """
 
     def __init__(self, prefix: str, hosts: dict[str, list[str]], buckets: int = 0) -> None:
         self._prefix, self._hosts, self._buckets = prefix, hosts, buckets
 
     def name(self, host: str) -> str:
-        """The namespace of a host."""
+        """Return the namespace of a host."""
         return f"{self._prefix}-{host}"
 
     def enter(self, host: str) -> list[str]:
-        """The words before a command that make it run on a host."""
+        """Return the words before a command that make it run on a host."""
         # Not `ip netns exec`: its private mount namespace would hide what is mounted later.
         return ["nsenter", f"--net=/run/netns/{self.name(host)}", "--"]
 
     def run(self, host: str, *argv: str) -> str:
-        """Run a command on a host; returns what it prints."""
+        """Run a command on a host; return what it prints."""
         return _run(*self.enter(host), *argv)
 
     def __enter__(self) -> Namespaces:
@@ -65,7 +66,7 @@ class Namespaces:
         for end in ("up0", "up1"):
             _run(*switch, "link", "set", end, "up")
         for number, (host, addresses) in enumerate(self._hosts.items()):
-            # A namespace takes its table's size from the one it is made in.
+            # A namespace takes its table's size from the namespace that it is created in.
             self.run("sw", "ip", "netns", "add", self.name(host))
             link = f"mv{number}"
             child = ["type", "macvlan", "mode", "bridge"]
@@ -84,7 +85,7 @@ class Namespaces:
             _run(*inside, "addr", "add", address, "dev", "data0", *nodad)
 
     def remove(self) -> None:
-        """Remove what is there of this lab, also of an earlier one of the same name."""
+        """Remove what exists of this lab, or of an earlier lab of the same name."""
         found = {line.split()[0] for line in _run("ip", "netns", "list").splitlines() if line}
         for host in [*self._hosts, "sw"]:
             if self.name(host) in found:

@@ -1,4 +1,4 @@
-"""A local lab of its own for as long as it is needed: built, tuned, reverted and destroyed."""
+"""A temporary local lab: built, tuned, reverted and destroyed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ from bench.inventory import Inventory
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNERS = Path("/run/connlab")
-"""Where every lab that is up has a file with its name."""
+"""Directory with a file for every lab that is up, by its name."""
 
 PLAY_SECONDS = 1_800.0
-"""For one playbook: the first one may have to build the hosts' image."""
+"""Seconds for one playbook: the first may have to build the hosts' image."""
 
 
 class OwnLab:
-    """A lab beside others, as a context: on the way out nothing of it stays."""
+    """A lab beside others, used as a context: at its end nothing of it stays."""
 
     def __init__(self, name: str, prefix: str, variables: Mapping[str, object]) -> None:
-        """``prefix``: a /24 for management that no other lab has."""
+        """Prepare the lab's settings.
+
+        :param prefix: a /24 for management that no other lab has
+        """
         self._name = name
         settings = {"lab_name": name, "lab_mgmt_prefix": prefix, **variables}
         self._settings = [f"{key}={value}" for key, value in settings.items()]
 
     def __enter__(self) -> Inventory:
-        """:raises InputError: if a lab of that name is up. :raises LabError: if none comes up."""
+        """Build and tune the lab.
+
+        :raises InputError: if a lab of that name is up.
+
+        :raises LabError: if the lab cannot be built.
+        """
         if (OWNERS / f"{self._name}.owner").exists():
             raise InputError(
                 f"lab: {self._name} is up already, expected none of that name; remove it: make "
@@ -51,10 +59,10 @@ class OwnLab:
         trace: TracebackType | None,
     ) -> None:
         if not self._remove():
-            raise LabError(f"lab {self._name}: not removed; again: make down LAB={self._name}")
+            raise LabError(f"lab {self._name}: not removed; try again: make down LAB={self._name}")
 
     def _remove(self) -> bool:
-        """Revert and destroy, the one whatever became of the other; returns whether both did."""
+        """Revert and destroy, each whatever the other's outcome; return whether both worked."""
         done = []
         for book in ("revert", "destroy"):
             try:

@@ -29,8 +29,9 @@ class Figure:
     connections: int
     seconds: float
     cpu_us: float
-    """CPU time of its processes on all hosts per connection, µs (/proc/<pid>/schedstat). Softirq
-    work is in it where the kernel does it in the caller's context; neighbours are not."""
+    """CPU time of its processes on all hosts per connection, µs (/proc/<pid>/schedstat). It
+    includes softirq work that the kernel does in the caller's context, and excludes other
+    processes."""
 
     @property
     def rate(self) -> float:
@@ -39,7 +40,7 @@ class Figure:
 
 
 def compile_pair(name: str) -> bytes:
-    """The program built from ``perf/<name>.c``. :raises LabError: with the compiler's words."""
+    """Build ``perf/<name>.c``. :raises LabError: with the compiler's words."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / name
         # Static, so that it runs on hosts with another libc.
@@ -51,7 +52,7 @@ def compile_pair(name: str) -> bytes:
 
 
 def cpu_ns(link: Link, pids: Sequence[int]) -> int:
-    """CPU time so far of some processes and their children, ns."""
+    """Return the CPU time so far of some processes and their children, ns."""
     script = (
         'for p in "$@"; do cat /proc/$p/schedstat; '
         "for c in $(cat /proc/$p/task/$p/children); do cat /proc/$c/schedstat; done; done"
@@ -61,7 +62,7 @@ def cpu_ns(link: Link, pids: Sequence[int]) -> int:
 
 
 def per_process(share: int, hard: int) -> int:
-    """Connections of one process: the limit less two pipes for each of its fellows."""
+    """Return the connections of one process: the limit minus two pipes for each other process."""
     processes = math.ceil(share / hard)
     while share > processes * (hard - RESERVE - 2 * processes):
         processes += 1
@@ -85,7 +86,7 @@ class _Side:
             raise LabError("the pair did not start")
 
     def line(self) -> str:
-        """Its next line. :raises LabError: with its complaint if it ended."""
+        """Return its next line. :raises LabError: with its error output if it ended."""
         line = next(self._lines, None)
         if line is None:
             complaint = b" ".join(self._process.errors()).decode(errors="replace")
@@ -93,11 +94,11 @@ class _Side:
         return line.decode()
 
     def go(self) -> None:
-        """Fire the starting gun."""
+        """Send the start signal."""
         self._process.write(b"go\n")
 
     def end(self) -> None:
-        """Close all that it holds, and wait until it is gone."""
+        """Close all its connections, and wait until it has ended."""
         self._process.close()
         wait = 'while [ -e "/proc/$1" ]; do sleep 0.1; done'
         self.link.run(["timeout", "25", "sh", "-c", wait, "sh", str(self.pid)])
@@ -114,7 +115,7 @@ def run_pair(
     active: int,
     watch: bool,
 ) -> Figure:
-    """Open that many connections with a C pair. :raises LabError: if one is lost."""
+    """Open ``connections`` with a C pair. :raises LabError: if one is lost."""
     links = [connect(host) for host in (server, *clients)]
     sides: list[_Side] = []
     try:

@@ -1,7 +1,7 @@
 /* The plain pair: blocking accept() and blocking connect(), one call after the other.
  *
- * OPTION is not used. Such programs are usually written so that all processes work at once (a
- * large ACTIVE); one after the other spares the scheduler some work.
+ * OPTION is not used. Such programs usually let all processes work at once (a large ACTIVE). One
+ * after the other saves the scheduler some work.
  */
 #include "common.h"
 

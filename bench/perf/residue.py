@@ -1,4 +1,4 @@
-"""What a program leaves behind as it goes on: threads, descriptors, processes, directories."""
+"""Leftovers of a running program: threads, descriptors, processes, directories."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from bench.hosts.transport import Link
 from bench.inventory import Host
 
 SETTLE_SECONDS = 15.0
-"""For threads and agents of connections that have been closed to end."""
+"""Seconds for threads and agents of closed connections to end."""
 
 STILL_SECONDS = 1.0
-"""Without a change, until nothing is taken to end any more."""
+"""Seconds without a change after which nothing more is expected to end."""
 
 DIRECTORIES = "connlab.*"
-"""What agents are pushed into, in ``/tmp``."""
+"""Directories that agents are pushed to, in ``/tmp``."""
 
 
 @dataclass(frozen=True)
 class Residue:
-    """What there is of this process, and of agents on hosts; each sorted."""
+    """The leftovers of this process, and of agents on hosts; each list is sorted."""
 
     threads: tuple[str, ...]
     descriptors: tuple[str, ...]
-    """Where each leads."""
+    """Target of each."""
     children: tuple[str, ...]
     directories: tuple[str, ...]
     """Those of this machine by path, those of a host as ``host:path``."""
@@ -40,7 +40,7 @@ class Residue:
         return ", ".join(f"{len(found)} {name}" for name, found in asdict(self).items())
 
     def gained(self, before: Residue) -> list[str]:
-        """What there is more of than before, a line each."""
+        """Return what has increased, one line each."""
         lines = []
         for name, now in asdict(self).items():
             then = getattr(before, name)
@@ -54,7 +54,7 @@ class Residue:
 
 
 def look(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
-    """Everything as it is now. :raises LabError: if one of the hosts cannot be reached."""
+    """Return everything as it is now. :raises LabError: if a host cannot be reached."""
     directories = [str(path) for path in Path("/tmp").glob(DIRECTORIES)]
     agents: list[str] = []
     for host in hosts:
@@ -75,9 +75,9 @@ def look(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
 
 
 def _of_agents(link: Link) -> tuple[list[str], list[str]]:
-    """Directories and processes of agents on a host."""
+    """Return the directories and processes of agents on a host."""
     directories = link.run(["sh", "-c", f"ls -d /tmp/{DIRECTORIES} 2>/dev/null || true"])
-    # The brackets keep the pattern from matching the command line that it stands in.
+    # The brackets keep the pattern from matching its own command line.
     processes = link.run(["sh", "-c", "pgrep -f '[c]onnlab[.].*/agent[.]pyz' || true"])
     return directories.split(), processes.split()
 
@@ -87,7 +87,7 @@ def _descriptors() -> list[str]:
     for entry in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{entry}")
-        except OSError:  # the one that listed them
+        except OSError:  # the descriptor of the listing itself
             continue
         found.append(target.partition(":[")[0])  # sockets and pipes without their numbers
     return found
@@ -99,7 +99,7 @@ def _children() -> list[str]:
 
 
 def settled(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
-    """Everything once it has not changed for :data:`STILL_SECONDS`, or does not come to rest."""
+    """Return everything once it has been unchanged for :data:`STILL_SECONDS`, or time is up."""
     there = list(hosts)
     began = same = time.monotonic()
     now = look(connect, there)
@@ -112,7 +112,7 @@ def settled(connect: Connect, hosts: Iterable[Host] = ()) -> Residue:
 
 
 def left(before: Residue, connect: Connect, hosts: Iterable[Host] = ()) -> list[str]:
-    """What is more than before and does not end within :data:`SETTLE_SECONDS`, a line each."""
+    """Return what has increased and does not end within :data:`SETTLE_SECONDS`, one line each."""
     there = list(hosts)
     ends = time.monotonic() + SETTLE_SECONDS
     while (gained := look(connect, there).gained(before)) and time.monotonic() < ends:

@@ -1,15 +1,15 @@
-"""``python -m bench.perf.soak``: what only shows after a while, or with many hosts.
+"""``python -m bench.perf.soak``: look for faults that show only after a while, or with many hosts.
 
-Builds a local lab of its own name (root), and always removes it; with ``--namespaces`` bare
-namespaces, without SSH. On it, one after the other:
+It builds a local lab with a name of its own (root), and always removes it. With ``--namespaces`` it
+uses bare namespaces, without SSH. It runs three parts in turn:
 
-1. the scenario ``soak``: nothing may be lost, and the agents' memory has to stay flat;
+1. the scenario ``soak``: no connection may be lost, and the agents' memory has to stay flat;
 2. a run over 64 small client hosts, which may take 30 s longer than one over a single one: 64 SSH
-   connections and agents, each with an address of its own, on the lab's two client machines;
-3. 20 runs in a row within this process, after which there may be no thread, no descriptor, no
-   directory and no agent more than before, here or on a host.
+   connections and agents, each with its own address, on the lab's two client machines;
+3. 20 runs in a row within this process, after which there may be no more threads, descriptors,
+   directories and agents than before, here or on a host.
 
-Exit status: 0 if all is as it should be, 1 if not, 2 for bad usage, 3 if the lab failed.
+Exit status: 0 if all is well, 1 if not, 2 for bad usage, 3 if the lab failed.
 """
 
 from __future__ import annotations
@@ -44,26 +44,27 @@ HOSTS, MORE_SECONDS = 64, 30.0
 RUNS = 20
 
 FLAT_KIB = 128.0
-"""Slope of a side's memory that is still flat, KiB a minute. The least that could leak for each
-connection opened again is a pointer, 8 bytes: 940 KiB a minute at 2,000 a second. What is less than
-a seventh of it comes to an end: allocators and tables of descriptors fill up for some minutes."""
+"""The steepest slope of a side's memory that counts as flat, KiB a minute. The least that could
+leak for each reopened connection is a pointer, 8 bytes: 940 KiB a minute at 2,000 a second. Growth
+of less than a seventh of that ends by itself: allocators and tables of descriptors fill up for some
+minutes."""
 
 CLIENTS = 2
 LINKS = HOSTS // CLIENTS
-"""SSH connections to one machine at a time. The image's sshd takes 64 that have not logged in yet
+"""SSH connections to one machine at a time. The image's sshd allows 64 that have not logged in yet
 (MaxStartups)."""
 
 Say = Callable[[str], None]
 
 
 def main(words: Sequence[str]) -> int:
-    """Build the lab, do all three, remove the lab; returns the exit status."""
+    """Build the lab, run all three parts, remove the lab; return the exit status."""
     wanted = _arguments(words)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     lines: list[str] = []
 
-    def told(came: Sequence[str]) -> None:  # at once: what comes later may fail
+    def told(came: Sequence[str]) -> None:  # at once: a later part may fail
         lines.extend(came)
         for line in came:
             console.print(line)
@@ -82,7 +83,7 @@ def main(words: Sequence[str]) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         return 130
-    console.print("\n".join(["", *lines]))  # once more, below what removed the lab
+    console.print("\n".join(["", *lines]))  # once more, below the output of the lab's removal
     return int(any(line.startswith("FAIL") for line in lines))
 
 
@@ -105,7 +106,7 @@ def _lab(wanted: argparse.Namespace) -> Iterator[tuple[Inventory, Connect]]:
 def bare(
     name: str, clients: int, addresses: int, connections: int
 ) -> Iterator[tuple[Inventory, Connect]]:
-    """A server and clients in bare namespaces, with so many addresses each."""
+    """Build a server and clients in bare namespaces, with ``addresses`` addresses per client."""
     sources = {
         f"client{number}": [f"198.18.{number}.{last}" for last in range(1, addresses + 1)]
         for number in range(1, clients + 1)
@@ -149,7 +150,7 @@ def _verdict(well: bool, text: str) -> str:
 def long_hold(
     hosts: Inventory, connect: Connect, asked: Scenario, results: Path, console: Console
 ) -> list[str]:
-    """The scenario ``soak``; returns what came of it, a verdict and its line each."""
+    """Run the scenario ``soak``; return its outcome, as lines with a verdict."""
     with progress.view("plain", console) as update:
         done = runner.run(asked, hosts, Store(results), connect, update)
     return [
@@ -170,19 +171,19 @@ def _held(done: Run, results: Path) -> list[str]:
 
 
 def flat(memory: AgentsMemory) -> list[str]:
-    """Whether the agents' memory stays as it is: a line for each side."""
+    """Judge whether the agents' memory stays flat: a line for each side."""
     lines = []
     for side, slope, kib in (
         ("server", memory.server_kib_per_minute, [one.server_kib for one in memory.points]),
         ("client", memory.client_kib_per_minute, [one.client_kib for one in memory.points]),
     ):
         if slope is None:
-            lines.append(_verdict(False, f"{side} agents' memory: too short a hold for a slope"))
+            lines.append(_verdict(False, f"{side} agents' memory: hold too short for a slope"))
             continue
         lines.append(
             _verdict(
                 slope <= FLAT_KIB,
-                f"{side} agents' memory {kib[0]:,} KiB at first, {kib[-1]:,} KiB at last: "
+                f"{side} agents' memory {kib[0]:,} KiB at the start, {kib[-1]:,} KiB at the end: "
                 f"{slope:+,.1f} KiB a minute, flat up to {FLAT_KIB:+,.1f}",
             )
         )
@@ -190,7 +191,7 @@ def flat(memory: AgentsMemory) -> list[str]:
 
 
 def many(hosts: Inventory, count: int) -> Inventory:
-    """The same inventory with ``count`` client hosts, each with one address of its machine's."""
+    """Return the inventory with ``count`` client hosts, each with one address of its machine."""
     machines = hosts.of("clients")
     each = -(-count // len(machines))
     small = [
@@ -205,7 +206,7 @@ def many(hosts: Inventory, count: int) -> Inventory:
 def many_hosts(
     hosts: Inventory, connect: Connect, say: Say, count: int = HOSTS, connections: int = 6_400
 ) -> list[str]:
-    """A run over one small client host and one over many; what they took, as a verdict."""
+    """Run over one small client host and over many; return the verdict on their durations."""
     spent = {}
     for number in (1, count):
         began = time.monotonic()
@@ -229,7 +230,7 @@ def many_hosts(
 
 
 def small_run(hosts: Inventory, connect: Connect, connections: int) -> Run:
-    """A run that holds for a moment; its results are thrown away."""
+    """Run once with a short hold; its results are thrown away."""
     asked = scenario.load(
         "million", {"connections": connections, "hold_seconds": 0, "memory_floor_mib": 256}
     )
@@ -245,11 +246,11 @@ def in_a_row(
     connections: int = 1_000,
     look_at: Sequence[Host] = (),
 ) -> list[str]:
-    """Runs in a row, and what they have left in this process and on hosts, as a verdict.
+    """Run several times in a row; return the verdict on leftovers in this process and on hosts.
 
-    :param look_at: hosts with a ``/tmp`` and processes of their own
+    :param look_at: hosts with their own ``/tmp`` and processes
     """
-    small_run(hosts, connect, connections)  # what is made once and kept is no leak
+    small_run(hosts, connect, connections)  # objects that are created once and kept are no leak
     before = residue.settled(connect, look_at)
     for number in range(1, runs + 1):
         began = time.monotonic()

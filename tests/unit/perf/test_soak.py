@@ -28,17 +28,17 @@ def memory(server: float | None, client: float | None) -> AgentsMemory:
 
 def test_memory_that_shrinks_or_hardly_grows_is_flat() -> None:
     assert soak.flat(memory(soak.FLAT_KIB, -5000.0)) == [
-        "PASS: server agents' memory 20,000 KiB at first, 20,010 KiB at last: +128.0 KiB a minute, "
-        "flat up to +128.0",
-        "PASS: client agents' memory 30,000 KiB at first, 29,990 KiB at last: -5,000.0 KiB a "
+        "PASS: server agents' memory 20,000 KiB at the start, 20,010 KiB at the end: +128.0 KiB a "
         "minute, flat up to +128.0",
+        "PASS: client agents' memory 30,000 KiB at the start, 29,990 KiB at the end: -5,000.0 KiB "
+        "a minute, flat up to +128.0",
     ]
 
 
 def test_memory_that_grows_or_was_not_looked_at_often_enough_is_not_flat() -> None:
     lines = soak.flat(memory(soak.FLAT_KIB + 0.1, None))
     assert [line.partition(":")[0] for line in lines] == ["FAIL", "FAIL"]
-    assert lines[1] == "FAIL: client agents' memory: too short a hold for a slope"
+    assert lines[1] == "FAIL: client agents' memory: hold too short for a slope"
 
 
 def test_what_has_come_is_named_and_what_has_gone_is_not() -> None:
@@ -101,7 +101,7 @@ def test_it_is_destroyed_although_it_cannot_be_reverted(
 ) -> None:
     plays = Plays(monkeypatch, tmp_path, revert=2)
     with (
-        pytest.raises(LabError, match=r"^lab soak: not removed; again: make down LAB=soak$"),
+        pytest.raises(LabError, match=r"^lab soak: not removed; try again: make down LAB=soak$"),
         OwnLab(*LAB),
     ):
         pass
