@@ -1,4 +1,4 @@
-"""What each added address or port of one kind brings: the claims that it is 64K connections."""
+"""Claims that each added address or port adds 64K connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AddedParameters(RangesParameters):
 
 
 class AddedFound(Found):
-    """What was held with one of them, with two, and so on."""
+    """The connections held with one of them, with two, and so on."""
 
     what: str = Field(description="what is added: client addresses, server addresses or ports")
     rows: list[Filled] = Field(description="one number of them each")
@@ -34,7 +34,7 @@ def measure_added(
 ) -> AddedFound:
     """Use up ranges of source ports with one address or port, with two, and so on.
 
-    :param there: IP version to how many there are
+    :param there: IP version to the number of them that exist
     """
     rows = []
     for family, most in there.items():
@@ -54,9 +54,9 @@ def measure_added(
 
 
 def several(lab: Lab, parameters: AddedParameters, host: Host, cure: str) -> dict[int, int]:
-    """IP version to how many addresses of it a host has.
+    """Return IP version to the number of a host's addresses of it.
 
-    :raises NotMeasurable: where it has one of each at most.
+    :raises NotMeasurable: if the host has at most one of each.
     """
     there = {
         family: len(portspace.addresses(lab, host, family))
@@ -68,7 +68,7 @@ def several(lab: Lab, parameters: AddedParameters, host: Host, cure: str) -> dic
 
 
 def judge_added(found: AddedFound) -> Judgement:
-    """Confirmed where each one more brought exactly as many connections as the first."""
+    """Judge it confirmed if each added one brought exactly as many connections as the first."""
     groups: dict[tuple[int, str, str], list[Filled]] = {}
     for row in found.rows:
         groups.setdefault((row.family, row.ports, row.chosen_by), []).append(row)
@@ -115,7 +115,7 @@ def claim(
     measure: Callable[[Lab, AddedParameters], AddedFound],
     families: portspace.Families,
 ) -> Claim[AddedParameters, AddedFound]:
-    """That each further one of something adds as many connections as the first."""
+    """Return the claim that each added one of something adds as many connections as the first."""
     return Claim(
         id=id,
         said=said,

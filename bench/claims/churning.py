@@ -19,20 +19,24 @@ TW_REUSE = "net.ipv4.tcp_tw_reuse"
 MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
 
 FIRST_SOURCE = 32_768
-"""Of the source ports: the default range begins there (net/ipv4/af_inet.c ``inet_init_net``)."""
+"""First source port: the default range begins there (net/ipv4/af_inet.c ``inet_init_net``)."""
 
 ONE: dict[str, str | int] = {RANGE: f"{FIRST_SOURCE - 2} {FIRST_SOURCE - 2}"}
-"""A single port for the kernel to choose: what is chosen next is the same again."""
+"""A single port for the kernel to choose, so that it always chooses the same port."""
 
 STEP_SECONDS = 120.0
 
 REUSE_PATIENCE = 3.0
-"""Seconds that a four-tuple is tried again: with tcp_tw_reuse and timestamps a TIME_WAIT is reused
-after one (net/ipv4/tcp_ipv4.c ``tcp_twsk_unique``); a socket that bound its port need not wait."""
+"""Seconds for trying a four-tuple again. With tcp_tw_reuse and timestamps, a TIME_WAIT is reused
+after one second (net/ipv4/tcp_ipv4.c ``tcp_twsk_unique``). A socket that has bound its port need
+not wait."""
 
 
 def _listed(caches: Mapping[str, Cache], name: str) -> Cache:
-    """:raises LabError: where slabinfo does not list a cache that every kernel has"""
+    """Return a cache by name.
+
+    :raises LabError: if slabinfo does not list a cache that every kernel has.
+    """
     if name not in caches:
         raise LabError(f"the client's slabinfo does not list {name}")
     return caches[name]
@@ -59,7 +63,7 @@ class Churning:
         self._here, self._there = Look(trials, lab.client), Look(trials, lab.server)
 
     def measured(self) -> dict[str, Any]:
-        """Figures by the names of :class:`bench.claims.closing.TimeWaitFound`."""
+        """Return the figures by the names of :class:`bench.claims.closing.TimeWaitFound`."""
         lab, ports = self._lab, self._ports
         last = FIRST_SOURCE + ports - 1
         narrow: dict[str, str | int] = {

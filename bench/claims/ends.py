@@ -1,4 +1,4 @@
-"""Both ends of a small experiment: who connects to where, and what looks at the hosts meanwhile."""
+"""Both ends of a small experiment: client and server, and the looks at the hosts meanwhile."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ class Ends:
 
     @property
     def endpoints(self) -> list[tuple[str, int]]:
-        """What the server listens on."""
+        """Endpoints that the server listens on."""
         return [(self.address, port) for port in self.ports]
 
     @property
     def server(self) -> dict[str, Any]:
-        """What the server's side has to know for the handshake."""
+        """Return the server's arguments for the handshake."""
         return {"nonce": self.nonce, "control": self.control}
 
     @property
     def client(self) -> dict[str, Any]:
-        """What the client's side has to know for it."""
+        """Return the client's arguments for the handshake."""
         return {**self.server, "source": self.source, "routers": self.routers}
 
 
 def between(lab: Lab, ports: int = 1, family: int | None = None, first: int = FIRST_PORT) -> Ends:
-    """The ends of an experiment between the first client and the first server.
+    """Return the ends of an experiment between the first client and the first server.
 
-    :param ports: how many of the server's
-    :param family: IP version; none: that of the server's first address
-    :param first: the first of them
-    :raises NotMeasurable: if one of them has no address for it.
+    :param ports: number of server ports
+    :param family: IP version; None: that of the server's first address
+    :param first: the first server port
+    :raises NotMeasurable: if one end has no address of that version.
     """
     fields = {} if family is None else {"family": family}
     wanted = scenario.load("claim", {**lab.inventory.settings, **fields})
@@ -81,38 +81,44 @@ class Look:
         self._trial: Trial = trials.begin(host, "look", root=root)
 
     def counters(self) -> dict[str, int]:
-        """The kernel's counters of the host (nstat(8)), by name."""
+        """Return the kernel's counters of the host (nstat(8)), by name."""
         return self._parsed("nstat", nstat.parse)
 
     def caches(self) -> dict[str, slab.Cache]:
-        """The kernel's slab caches, by name."""
+        """Return the kernel's slab caches, by name."""
         return self._parsed("slabinfo", slab.parse)
 
     def text(self, name: str) -> str:
-        """A source of evidence (``bench.wire.SOURCES``)."""
+        """Return the text of a source of evidence (``bench.wire.SOURCES``)."""
         return self._trial.go(texts=[name]).within("texts").text(name)
 
     def _parsed(self, name: str, parser: Callable[[str], T]) -> T:
-        """:raises LabError: if it is no such source"""
+        """Return a parsed source. :raises LabError: if the text is not of that source."""
         try:
             return parser(self.text(name))
         except ParseError as error:
             raise LabError(f"host {self._trial.agent.name}: {error}") from None
 
     def listening(self) -> set[int]:
-        """Ports that the host's sockets listen on."""
+        """Return the ports that the host's sockets listen on."""
         return set(self._trial.go(listening=True).each("ports", Told.number))
 
     def pss_bytes(self, named: str) -> int:
-        """Memory of all processes of that name (PSS); of another user's as root alone."""
+        """Return the memory of all processes of that name (PSS), bytes.
+
+        Only root can read that of another user's processes.
+        """
         return 1024 * self._trial.go(named=named).number("pss_kib")
 
     def count(self, ends: Sequence[tuple[str, int]], side: str, *states: str) -> list[int]:
-        """Sockets of these ends in each of the states, by ss(8). ``side``: src or dst."""
+        """Return the number of sockets with these ends in each of the states, by ss(8).
+
+        :param side: src or dst
+        """
         asked = [{"ends": list(ends), "side": side, "state": state} for state in states]
         return self._trial.go(count=asked).each("counts", Told.number, len(asked))[: len(asked)]
 
 
 def gained(before: Mapping[str, int], after: Mapping[str, int], name: str) -> int:
-    """What a counter has gained; one that is not listed has counted nothing."""
+    """Return the increase of a counter; a counter that is not listed is 0."""
     return after.get(name, 0) - before.get(name, 0)

@@ -1,4 +1,4 @@
-"""What a claim has of the lab: whole runs, small experiments, and settings changed for seconds."""
+"""A claim's view of the lab: whole runs, small experiments, and settings changed for seconds."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ KERNEL_WIDE = (
     "net.netfilter.nf_conntrack_max",
     "net.netfilter.nf_conntrack_buckets",
 )
-"""Parameters that belong to a kernel and not to a network namespace: where the lab's hosts share
-one with the machine underneath, they are that machine's, and no experiment lowers them."""
+"""Parameters that belong to a kernel and not to a network namespace. If the lab's hosts share the
+kernel of the machine underneath, the parameters are that machine's, and no experiment lowers
+them."""
 
 
 class NotMeasurable(Exception):
@@ -49,7 +50,12 @@ class Lab:
         folder: Path,
         progress: Callable[[str], None],
     ) -> None:
-        """``hosts``: what they are, as just asked; ``folder``: where the claim's runs are kept."""
+        """Take over the hosts.
+
+        :param hosts: their records, as they are now
+
+        :param folder: where the claim's runs are kept
+        """
         self.inventory = inventory
         self.hosts = hosts
         self._connect = connect
@@ -72,7 +78,7 @@ class Lab:
         return self.inventory.underlay
 
     def note(self, text: str) -> None:
-        """Say where the claim stands."""
+        """Report the progress of the claim."""
         self._progress(text)
 
     def run(
@@ -85,11 +91,11 @@ class Lab:
     ) -> Run:
         """Run a scenario on these hosts and keep it beside the claim.
 
-        With the first server alone, as claims are about one: of those behind proxies all, since
-        whom they choose is theirs.
+        It uses only the first server, since claims are about one server. It uses all servers behind
+        proxies, since the proxies choose among them.
 
         :param during: called once, when all connections are held
-        :param every_server: run it on all of them
+        :param every_server: use all servers
         :raises LabError: if the lab failed.
         """
         wanted = scenario.load(name, {**self.inventory.settings, **fields})
@@ -120,7 +126,7 @@ class Lab:
     def held(
         self, name: str = "claim", during: Callable[[], None] = lambda: None, **fields: Any
     ) -> Run:
-        """The same for a run that has to pass for its figures to mean anything.
+        """Run a scenario that has to pass for its figures to mean anything.
 
         :raises LabError: if it does not.
         """
@@ -130,7 +136,7 @@ class Lab:
         return done
 
     def count(self, ports: str, by: str) -> Count:
-        """The first server's connections on these local ports, as ``python -m bench count``."""
+        """Return the first server's connections on local ports, as ``python -m bench count``."""
         spec: wire.CountSpec = {
             "ranges": count.ranges(ports),
             "side": "local",
@@ -140,7 +146,7 @@ class Lab:
         return count.look([self.server], self._connect, spec)[0]
 
     def trials(self) -> Trials:
-        """Small experiments, as a context."""
+        """Return small experiments, as a context."""
         return Trials(self._connect)
 
     @contextmanager
@@ -151,12 +157,12 @@ class Lab:
         tables: Mapping[str, str] | None = None,
         files: Mapping[str, str] | None = None,
     ) -> Iterator[dict[str, Mapping[str, str]]]:
-        """Have hosts changed for as long as the context lasts (``bench.agent.trials.guard``).
+        """Change settings of hosts while the context lasts (``bench.agent.trials.guard``).
 
         :param tables: nftables tables, ``family name`` to body
-        :return: by host, kernel parameter to the value found
-        :raises NotMeasurable: for a parameter of the kernel where the hosts share one.
-        :raises LabError: if another controller has one of them changed.
+        :return: by host, kernel parameter to the value found before
+        :raises NotMeasurable: for a parameter of the kernel if the hosts share one kernel.
+        :raises LabError: if another controller has changed one of them.
         """
         for key in sysctl or {}:
             if self.shared_kernel and key.startswith(KERNEL_WIDE):
@@ -176,9 +182,12 @@ class Lab:
             }
             yield {name: guard.first.named("found", Told.text) for name, guard in guards.items()}
             for guard in guards.values():
-                guard.go(back=True)  # here, so that what cannot be put back is an error
+                guard.go(back=True)  # here, so that a failed undo is an error
 
     def require(self, group: str) -> Host:
-        """The first host of a group. :raises InputError: naming the command that builds it."""
+        """Return the first host of a group.
+
+        :raises InputError: if there is none, naming the command that builds it.
+        """
         require(group, self.inventory)
         return self.inventory.of(group)[0]

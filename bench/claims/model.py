@@ -1,4 +1,4 @@
-"""A claim: what is said, how it is measured, how the outcome is judged."""
+"""A claim: its statement, its measurement, and the judgement of the outcome."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PROFILES = ("small", "full")
 Profile = Literal["small", "full"]
 
 Outcome = Literal["confirmed", "refuted", "depends", "not measurable here", "inconclusive"]
-"""``inconclusive``: it was measured, and what was measured contradicts itself."""
+"""``inconclusive``: it was measured, but the figures contradict each other."""
 
 
 class Parameters(BaseModel):
-    """Sizes of one profile. Strict, so that an override of the wrong kind is refused."""
+    """The sizes of one profile. Strict, so that an override of the wrong type is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Found(BaseModel):
-    """What was measured: every field with a description that has its unit."""
+    """The measured figures: every field has a description with its unit."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,13 +39,13 @@ F = TypeVar("F", bound=Found)
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on a claim, from what was measured alone."""
+    """The verdict on a claim, from the measured figures alone."""
 
     verdict: Outcome
     measured: str
-    """The figures, in a line."""
+    """The figures, in one line."""
     reason: str
-    """Why, in one sentence."""
+    """The reason, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class Claim(Generic[P, F]):
     said: str
     """The statement, as people make it."""
     cure: str
-    """What to do about it, in one sentence."""
+    """The remedy, in one sentence."""
     read: str
     """Where to read more: a page in ``docs/`` or a source."""
     small: P
     full: P
     measure: Callable[[Lab, P], F]
-    """:raises NotMeasurable: where these hosts cannot show it."""
+    """The measurement. :raises NotMeasurable: if these hosts cannot show it."""
     judge: Callable[[F], Judgement]
-    """Pure: the same figures give the same verdict."""
+    """The judge, a pure function: the same figures give the same verdict."""
     connections: Callable[[P], int] = lambda _: 0
-    """Connections that are held at a time at most: what has to fit the hosts."""
+    """The most connections that are held at a time, which have to fit the hosts."""
     groups: tuple[str, ...] = ()
-    """Groups that the inventory needs beside servers and clients."""
+    """Groups that the inventory needs in addition to servers and clients."""
 
     def parameters(self, profile: str, overrides: dict[str, Any] | None = None) -> P:
-        """Those of a profile, some of them overridden.
+        """Return the parameters of a profile, some of them overridden.
 
-        :raises InputError: for an unknown profile or parameter, or a value of the wrong kind.
+        :raises InputError: for an unknown profile or parameter, or a value of the wrong type.
         """
         if profile not in PROFILES:
             raise InputError(f"profile: got {profile!r}, expected one of {', '.join(PROFILES)}")

@@ -1,7 +1,7 @@
-"""``docs/claims.md``: each claim, what was measured, why, and the cure. From records alone.
+"""``docs/claims.md``: each claim, its measurement, the reason and the cure, from records alone.
 
-The records that it tells of are kept beside it, so that it can be written again from them, and a
-test sees that it says what they say.
+Its records are kept beside it. So it can be written again from them, and a test checks that both
+agree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from bench.units import count
 UNMEASURED = ("not measurable here", "failed", "inconclusive")
 
 LINE = "<br>"
-"""What ends a line within a cell of a Markdown table."""
+"""Line break within a cell of a Markdown table."""
 
 
 def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
-    """The page.
+    """Return the page.
 
-    Of each claim the newest full record with a verdict; the newest small one where there is none.
+    For each claim it has the newest full record with a verdict, or the newest small record if there
+    is none.
     """
     known = list(records)
     chosen = choose(known)
@@ -44,7 +45,7 @@ def render(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> str:
 
 
 def told(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> list[Record]:
-    """Of the records those that the page tells of, in its order."""
+    """Return the records that the page uses, in its order."""
     known = list(records)
     chosen = choose(known)
     found = []
@@ -55,8 +56,11 @@ def told(claims: Sequence[Claim[Any, Any]], records: Iterable[Record]) -> list[R
 
 
 def choose(records: Iterable[Record]) -> dict[str, Record]:
-    """By claim, the record that is told of: one with a verdict before one without, a full one
-    before a small one, the newest of those."""
+    """Return the record to use, by claim.
+
+    A record with a verdict comes before one without, then a full record before a small one, then
+    the newest.
+    """
 
     def rank(one: Record) -> tuple[bool, bool, str]:
         return one.verdict not in UNMEASURED, one.profile == "full", one.id
@@ -69,7 +73,7 @@ def choose(records: Iterable[Record]) -> dict[str, Record]:
 
 
 def elsewhere(claim: str, records: Iterable[Record], chosen: Mapping[str, Record]) -> list[Record]:
-    """Of a claim's records those with a verdict on other kernels: of each what says most."""
+    """Return a claim's records with a verdict on other kernels: the best record of each kernel."""
     by_kernel: dict[str, list[Record]] = {}
     for one in records:
         if one.claim == claim and one.verdict not in UNMEASURED:
@@ -80,12 +84,12 @@ def elsewhere(claim: str, records: Iterable[Record], chosen: Mapping[str, Record
 
 
 def kernels(one: Record) -> str:
-    """The kernel releases of a record's hosts."""
+    """Return the kernel releases of a record's hosts."""
     return ", ".join(sorted(set(one.kernels.values())))
 
 
 def tables(figures: Sequence[Figure]) -> list[tuple[str, list[list[str]]]]:
-    """Figures as tables, the heading first: those of one value together, without a title."""
+    """Return figures as tables with heading rows; single values share an untitled table."""
     single, several = [["figure", "value"]], []
     for one in figures:
         cells, title = grid(one.value), one.description or one.name
@@ -97,9 +101,10 @@ def tables(figures: Sequence[Figure]) -> list[tuple[str, list[list[str]]]]:
 
 
 def grid(value: Any) -> list[list[str]]:
-    """A figure that is a table of its own, its heading first; else nothing.
+    """Return a figure that is a table in itself, with its heading row; otherwise nothing.
 
-    That is a list of mappings, a row each, or a mapping of mappings, whose keys come first.
+    Such a figure is a list of mappings, a row each, or a mapping of mappings, whose keys come
+    first.
     """
     if isinstance(value, dict) and _mappings(value.values()):
         rows = [{"": key, **fields} for key, fields in value.items()]
@@ -119,7 +124,7 @@ def _mappings(values: Collection[Any]) -> bool:
 
 
 def figure(value: Any) -> str:
-    """A figure for a reader, in one cell of a table: what has parts of its own in lines."""
+    """Return a figure for a reader, in one cell of a table; its parts are on lines of their own."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
@@ -141,5 +146,5 @@ def _named(item: tuple[str, Any]) -> str:
 
 
 def _title(name: str) -> str:
-    """A field's name in words; what has capitals is a name that others gave: SO_REUSEADDR."""
+    """Return a field's name in words; a name with capitals is an external name: SO_REUSEADDR."""
     return name.replace("_", " ") if name.islower() else name

@@ -1,4 +1,4 @@
-"""Ranges of ports, as the kernel chooses from them."""
+"""Ranges of ports that the kernel chooses from."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from bench.claims.model import Parameters
 from bench.units import whole
 
 LAST = 65_535
-"""The last port there is: 16 bits (RFC 9293, 3.1)."""
+"""The last port: 16 bits (RFC 9293, 3.1)."""
 
 RANGE = "net.ipv4.ip_local_port_range"
-"""Ports that connect(2) chooses from, of each network namespace, for IPv6 too (ip-sysctl.rst)."""
+"""The ports that connect(2) chooses from, per network namespace, for IPv6 too (ip-sysctl.rst)."""
 
 DEFAULT = "32768 60999"
 """Its default: net/ipv4/af_inet.c ``inet_init_net``. 28,232 ports."""
 
 UNPRIVILEGED = "1024 65535"
-"""All that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
+"""All ports that a user may bind: ``ip_unprivileged_port_start`` is 1024 (ip-sysctl.rst)."""
 
 
 class PortRange(Parameters):
-    """Parameters with a range of ports among them."""
+    """Parameters that include a range of ports."""
 
     first_port: int = Field(ge=1, le=LAST)
     last_port: int = Field(ge=1, le=LAST)
@@ -36,14 +36,14 @@ class PortRange(Parameters):
 
     @property
     def ports(self) -> range:
-        """All of them."""
+        """All ports of the range."""
         return range(self.first_port, self.last_port + 1)
 
 
 def span(ports: str) -> range:
-    """The ports of a range as the sysctl has it.
+    """Return the ports of a range in the sysctl's form.
 
-    :raises ValueError: if it is none.
+    :raises ValueError: if it is not a range.
     """
     first, last = map(whole, words) if len(words := ports.split()) == 2 else (None, None)
     if first is None or last is None:

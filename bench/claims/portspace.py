@@ -1,4 +1,4 @@
-"""How many connections the kernel finds source ports for, found as a limit."""
+"""How many connections the kernel finds source ports for, measured as a limit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bench.results.format import Run
 
 ENOUGH = 512
 """Connections asked for beyond those that ports allow, for each pair of a client address and a
-target: so that a limit is met and not the end."""
+target, so that the run ends at the limit and not at its own end."""
 
 IN_FLIGHT = 300
-"""Connects under way for each such pair, of several. A step ends after twice as many refusals
-(bench.run.ceiling), and while one pair is full another may have ports left. So the last step may
-try all that is asked for beyond what ports allow."""
+"""Connects under way for each pair, if there are several pairs. A step ends after twice as many
+refusals (bench.run.ceiling), and while one pair is full another may have ports left. So the last
+step may try everything that is asked for beyond what ports allow."""
 
 
 def _once(value: list[Literal[4, 6]]) -> list[Literal[4, 6]]:
@@ -41,9 +41,9 @@ class RangesParameters(Parameters):
     """Which ranges of source ports are used up."""
 
     ranges: list[str] = Field(max_length=16)
-    """As in ip_local_port_range: the kernel chooses from them."""
+    """Ranges as in ip_local_port_range: the kernel chooses from them."""
     explicit: list[str] = Field(max_length=16)
-    """The same, bound one by one."""
+    """Ranges whose ports are bound one by one."""
     families: Families
 
     @field_validator("ranges", "explicit")
@@ -62,7 +62,7 @@ class RangesParameters(Parameters):
 
 
 class Filled(Found):
-    """Connections opened until something refused the next."""
+    """Connections opened until the next one was refused."""
 
     family: int = Field(description="IP version")
     ports: str = Field(description="source ports, first and last")
@@ -78,7 +78,7 @@ class Filled(Found):
 
     @property
     def exact(self) -> bool:
-        """Whether ports were the limit, and not one of them was missing."""
+        """Whether ports were the limit, and every port was used."""
         named = "tuples" if self.chosen_by == "plan" else "ip_local_port_range"
         return self.held == self.allowed and self.bound_by == named
 
@@ -87,11 +87,11 @@ def filled(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
     """Let the kernel choose source ports from a range until it finds none.
 
     connect(2) looks for a port that is free for its four-tuple (net/ipv4/inet_hashtables.c
-    ``__inet_hash_connect``: EADDRNOTAVAIL): ports of the host's connections to other targets count
-    as free, those that bind(2) has given to a socket do not.
+    ``__inet_hash_connect``: EADDRNOTAVAIL). Ports of the host's connections to other targets count
+    as free; ports that bind(2) has given to a socket do not.
 
-    :param ports: the range, as the sysctl has it
-    :raises NotMeasurable: where the range cannot be set.
+    :param ports: the range in the sysctl's form
+    :raises NotMeasurable: if the range cannot be set.
     """
     several = _pairs(fields)
     wanted = len(span(ports)) * several
@@ -109,7 +109,7 @@ def filled(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
 
 
 def planned(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
-    """Bind every source port of a range by itself, and connect from it."""
+    """Bind every source port of a range explicitly, and connect from it."""
     wanted = span(ports)
     several = _pairs(fields)
     done = lab.run(
@@ -124,9 +124,9 @@ def planned(lab: Lab, client: Host, ports: str, **fields: Any) -> Filled:
 
 
 def families(lab: Lab, wanted: Sequence[int]) -> list[int]:
-    """Of IP versions those that the first server and the first client both have an address of.
+    """Return those of the IP versions in which both the first server and client have an address.
 
-    :raises NotMeasurable: where there is none.
+    :raises NotMeasurable: if there is none.
     """
     found = [
         one for one in wanted if addresses(lab, lab.client, one) and addresses(lab, lab.server, one)
@@ -138,9 +138,9 @@ def families(lab: Lab, wanted: Sequence[int]) -> list[int]:
 
 
 def addresses(lab: Lab, host: Host, family: int) -> list[str]:
-    """Of a host's planned addresses of an IP version, those that it has as it was last asked.
+    """Return a host's planned addresses of an IP version that it really had when last asked.
 
-    Without those that are reached only through a router.
+    Addresses that are reached only through a router are left out.
     """
     local = facts.Local(lab.hosts[host.name])
     return [
@@ -152,13 +152,13 @@ def addresses(lab: Lab, host: Host, family: int) -> list[str]:
 
 
 def _pairs(fields: dict[str, Any]) -> int:
-    """Client addresses x server addresses x server ports."""
+    """Return client addresses x server addresses x server ports."""
     ends = len(fields.get("server_ports", (5000,))) * int(fields.get("server_addresses", 1))
     return ends * int(fields.get("client_addresses", 1))
 
 
 def _usual(fields: dict[str, Any]) -> dict[str, Any]:
-    """A run to a limit of ports: each step that fails has opened all that there was."""
+    """Return the fields of a run to a limit of ports: a step that fails has used all ports."""
     several = _pairs(fields)
     return {
         "expect": "limit",

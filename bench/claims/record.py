@@ -1,7 +1,7 @@
-"""What a claim's run leaves behind, as data.
+"""The records of claims, as data.
 
-``results/<id>/`` holds ``claim.json`` (:class:`Record`) and ``runs/``, the runs that it was
-measured by. ``results/claims.json`` and ``results/claims.md`` are the table of the newest batch.
+``results/<id>/`` holds ``claim.json`` (:class:`Record`) and ``runs/``, the runs of the measurement.
+``results/claims.json`` and ``results/claims.md`` are the table of the newest batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE = "claim.json"
 
 
 class Figure(BaseModel):
-    """One figure that was measured."""
+    """One measured figure."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,22 +59,22 @@ class Record(BaseModel):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the measurement."""
         return (self.finished - self.started).total_seconds()
 
 
 class Kept:
-    """Records without their runs: those that a page tells of, a file each."""
+    """Records without their runs: those that a page uses, a file each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def all(self) -> list[Record]:
-        """Every record, oldest first. :raises InputError: for one that cannot be read."""
+        """Return every record, oldest first. :raises InputError: if one cannot be read."""
         return [_read(path) for path in sorted(self.folder.glob("*.json"))]
 
     def keep(self, records: Iterable[Record]) -> None:
-        """Keep these and no others."""
+        """Keep these records and no others."""
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = {f"{one.id}.json": one for one in records}
         for path in self.folder.glob("*.json"):
@@ -85,23 +85,23 @@ class Kept:
 
 
 class Records:
-    """The directory that claims' records are kept in: that of the runs."""
+    """The directory of the claims' records, which is that of the runs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def check(self) -> None:
-        """See that records can be kept. :raises InputError: naming the directory."""
+        """Check that records can be kept. :raises InputError: naming the directory."""
         check(self.root)
 
     def create(self, claim: str, now: datetime) -> tuple[str, Path]:
-        """A new record's id and its directory."""
+        """Create a directory for a new record; return the record's id and the directory."""
         return new_folder(self.root, f"claim-{claim}", now)
 
     def write(self, record: Record) -> Path:
-        """Keep one, in the directory that was created for it.
+        """Write a record into the directory that was created for it.
 
-        :raises LabError: if the disk does not take it
+        :raises LabError: if it cannot be written
         """
         target = self.root / record.id / FILE
         with writing(target):
@@ -109,9 +109,9 @@ class Records:
         return target
 
     def batch(self, records: Iterable[Record], table: str) -> None:
-        """Keep the table of a batch, as data and as text.
+        """Write the table of a batch, as data and as text.
 
-        :raises LabError: if the disk does not take it
+        :raises LabError: if it cannot be written
         """
         kept = [json.loads(one.model_dump_json(by_alias=True)) for one in records]
         texts = {"claims.json": json.dumps(kept, indent=1) + "\n", "claims.md": table}
@@ -119,9 +119,9 @@ class Records:
             files.write_inside(self.root, (), texts)
 
     def all(self, unreadable: Callable[[str], None] = lambda line: None) -> Iterator[Record]:
-        """Every record, oldest first.
+        """Yield every record, oldest first.
 
-        :param unreadable: called with a line on each that cannot be read; it is passed over
+        :param unreadable: called with a line for each record that cannot be read; it is skipped
         """
         for folder in sorted(folders(self.root)):
             try:

@@ -1,4 +1,4 @@
-"""All claims, in the order in which people hear them: one file each in ``statements``."""
+"""All claims, in the order in which people meet them: one file each in ``statements``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CLAIMS = {name: _load(name) for name in IDS}
 
 
 def claim(name: str) -> Claim[Any, Any]:
-    """Return the claim of that name. :raises InputError: for none, with the nearest names."""
+    """Return a claim by name. :raises InputError: if there is none, with the nearest names."""
     if name not in CLAIMS:
         near = difflib.get_close_matches(name, CLAIMS, n=3, cutoff=0.4) or list(CLAIMS)
         raise InputError(f"claim: got {name!r}, expected one of {', '.join(near)}")

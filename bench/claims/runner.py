@@ -1,4 +1,4 @@
-"""Claims measured one after the other, each with a record of how it ended."""
+"""Measures claims one after the other, with a record of each outcome."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from bench.plan.topology import Topology, require
 from bench.results.format import HostRecord
 
 Progress = Callable[[str, str], None]
-"""Called with a claim's name and where it stands."""
+"""Called with a claim's name and its progress."""
 
 
 class Asked(NamedTuple):
-    """A claim with the parameters that it is measured with."""
+    """A claim with the parameters of its measurement."""
 
     claim: Claim[Any, Any]
     parameters: Any
 
 
 class Runner:
-    """Measures claims on the hosts of one inventory."""
+    """The measurement of claims on the hosts of one inventory."""
 
     def __init__(
         self, inventory: Inventory, connect: Connect, store: Path, progress: Progress
@@ -47,10 +47,10 @@ class Runner:
     def run(self, asked: Sequence[Asked], profile: Profile, by_name: bool) -> list[Record]:
         """Measure claims and keep a record of each.
 
-        :param by_name: whether they were asked for one by one: then what the hosts lack is bad
-            input; of all of them, those that need it are not measurable.
-        :raises InputError: before anything is opened, for a topology that is missing, a profile
-            that is too large for the hosts, or a directory that takes no records.
+        :param by_name: whether they were asked for by name. If so, something that the hosts lack is
+            bad input; otherwise the claims that need it are not measurable
+        :raises InputError: before anything is opened, for a missing topology, a profile that is too
+            large for the hosts, or a directory that cannot keep records.
         :raises LabError: if the hosts cannot be reached.
         """
         self._by_name = by_name
@@ -64,7 +64,7 @@ class Runner:
         return [self._one(*one, profile, hosts, large[one.claim.id]) for one in asked]
 
     def check(self, asked: Sequence[Asked], by_name: bool) -> None:
-        """See that the inventory has what claims need that were asked for one by one.
+        """Check that the inventory has what claims that were asked for by name need.
 
         :raises InputError: naming the group and the command that builds it.
         """
@@ -73,7 +73,7 @@ class Runner:
                 _require(claim, group, self._inventory)
 
     def _look(self) -> tuple[Mapping[str, HostRecord], int | None]:
-        """What the hosts are, and how many connections fit their memory."""
+        """Return the hosts' records, and how many connections fit their memory."""
         usual = scenario.load("claim", self._inventory.settings)
         topology = Topology(usual, self._inventory)
         hosts, texts = survey.look(topology, self._connect)
@@ -130,7 +130,10 @@ class Runner:
     def _measured(
         self, claim: Claim[Any, Any], parameters: Any, lab: Lab
     ) -> tuple[Found | str, Judgement | None]:
-        """What was found and the judgement; or why it failed, and none."""
+        """Measure and judge.
+
+        :return: the figures and the judgement; or the reason of a failure, and None
+        """
         try:
             for group in claim.groups:
                 _require(claim, group, self._inventory)
@@ -148,7 +151,7 @@ class Runner:
 
 
 def figures(found: Found) -> list[Figure]:
-    """What was measured, as a list of figures."""
+    """Return the measured figures as a list."""
     fields = type(found).model_fields
     return [
         Figure(name=name, value=value, description=fields[name].description or "")
@@ -157,9 +160,9 @@ def figures(found: Found) -> list[Figure]:
 
 
 def _too_large(asked: Asked, most: int | None) -> str:
-    """What to say of a claim that holds more than fits the hosts' memory; else nothing.
+    """Return the error for a claim that is too large for the hosts' memory; empty if it fits.
 
-    :param most: connections that fit; none: not known
+    :param most: connections that fit; None: not known
     """
     wanted = asked.claim.connections(asked.parameters)
     if most is None or wanted <= most:

@@ -1,4 +1,4 @@
-"""The server's end of a connection, told from the client's: slab bytes by cache."""
+"""The server's end of a connection, separated from the client's: slab bytes by cache."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bench.results import cost
 from bench.results.format import Phase, Run
 
 ALIKE = frozenset(objects.parts(server=True)) | {"TCPv6"}
-"""Caches of which both ends of a connection take the same: one object each."""
+"""Caches of which both ends of a connection use the same: one object each."""
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What the servers' ends of a run's connections took of their kernels."""
+    """The kernel memory of the servers' ends of a run's connections."""
 
     each: float
     """Bytes per connection."""
@@ -25,18 +25,18 @@ class Ends:
     by_kernel: dict[str, float]
     """Kernel release to bytes per connection."""
     split: str
-    """How the server's end was told from the client's."""
+    """How the server's end was separated from the client's."""
     disturbed: bool
-    """Whether sockets that are not the run's came or went."""
+    """Whether sockets outside the run were opened or closed."""
 
 
 def of_servers(run: Run, shared_kernel: bool) -> Ends:
-    """The servers' ends of a run that nothing watched.
+    """Return the servers' ends of a run whose connections were not watched.
 
-    A kernel of its own tells them by what its slabs grew. On a shared one, which others use too,
-    slabs have room that others left, and both ends are in them: there an end is told by its objects
-    (:func:`per_socket`); what the client alone has, its port buckets, is in other caches
-    (net/ipv4/inet_hashtables.c: an accepted socket shares its listener's).
+    If the server has its own kernel, the growth of its slabs is the result. On a shared kernel,
+    which others use too, slabs have room that others left, and both ends are in them. There an end
+    is measured by its objects (:func:`per_socket`). Only the client has port buckets, which are in
+    other caches (net/ipv4/inet_hashtables.c: an accepted socket shares its listener's).
 
     :raises NotMeasurable: if the servers' slab caches were not read.
     """
@@ -71,9 +71,9 @@ def of_servers(run: Run, shared_kernel: bool) -> Ends:
 
 
 def kib(server: str, phases: Mapping[str, Phase], phase: str, *fields: str) -> int:
-    """The sum of fields of a server's ``/proc/meminfo`` in a phase, KiB.
+    """Return the sum of fields of a server's ``/proc/meminfo`` in a phase, KiB.
 
-    :raises LabError: if it did not tell one of them
+    :raises LabError: if a field is missing
     """
     told = phases[phase].meminfo_kib
     for field in fields:
@@ -84,21 +84,21 @@ def kib(server: str, phases: Mapping[str, Phase], phase: str, *fields: str) -> i
 
 
 def sockets(before: Phase, peak: Phase) -> int:
-    """TCP sockets that a kernel gained; 0 where slabinfo was not read."""
+    """Return the TCP sockets that a kernel gained; 0 if slabinfo was not read."""
     return max(0, gained("TCP", before, peak) + gained("TCPv6", before, peak))
 
 
 def gained(cache: str, before: Phase, peak: Phase) -> int:
-    """Objects that a slab cache handed out more at the peak."""
+    """Return how many more objects a slab cache had allocated at the peak."""
     return peak.slab_objects.get(cache, 0) - before.slab_objects.get(cache, 0)
 
 
 def per_socket(before: Phase, peak: Phase) -> dict[str, float]:
-    """Bytes per socket of what both ends have alike, by cache, largest first.
+    """Return bytes per socket in the caches that both ends use alike, largest first.
 
-    Objects that the kernel gained for each socket, times the bytes that one takes at the peak. Of
-    none does a socket have more than one (:func:`bench.model.objects.parts`): what a cache
-    gained beyond is others'.
+    The result is the objects gained for each socket, times the bytes of one at the peak. A socket
+    has at most one object of each cache (:func:`bench.model.objects.parts`): anything above that
+    belongs to others.
     """
     number = sockets(before, peak)
     found = {}

@@ -22,12 +22,12 @@ COLOURS = {
 
 
 def coloured(verdict: str) -> Text:
-    """A verdict for a terminal."""
+    """Return a verdict for a terminal."""
     return Text(verdict, style=COLOURS[verdict])
 
 
 def rich_table(records: Iterable[Record]) -> Table:
-    """A row for each claim."""
+    """Return a table with a row for each claim."""
     table = Table("claim", "measured", "verdict", "read more", box=SIMPLE_HEAD, pad_edge=False)
     for one in records:
         table.add_row(one.claim, printable(_found(one)), coloured(one.verdict), one.read)
@@ -35,7 +35,7 @@ def rich_table(records: Iterable[Record]) -> Table:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The same as text, with what it was measured on."""
+    """Return the same as Markdown, with the lab of the measurement."""
     rows = ["| claim | measured | verdict | why | read more |", "|---|---|---|---|---|"]
     for one in records:
         cells = (one.claim, one.measured, one.verdict, one.reason, one.read)

@@ -1,4 +1,4 @@
-"""Runs through a router's NAT, which has so many ports and so many conntrack entries."""
+"""Runs through a router's NAT, with a given number of ports and of conntrack entries."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from bench.inventory import Host
 from bench.results.format import Run
 
 MAX = "net.netfilter.nf_conntrack_max"
-"""Entries that the conntrack table holds at most (nf_conntrack-sysctl.rst)."""
+"""The most entries of the conntrack table (nf_conntrack-sysctl.rst)."""
 
 PORT = 6_000
-"""First of the server ports; each part has its own, so that no part meets connections of another
-that the router still remembers (nf_conntrack_tcp_timeout_close, 10 s)."""
+"""First server port. Each part has its own, so that no part meets connections of another that the
+router still remembers (nf_conntrack_tcp_timeout_close, 10 s)."""
 
 TABLE_FULL = "table full"
-"""What nf_conntrack says when it drops a packet for want of an entry
+"""Part of nf_conntrack's message when it drops a packet because it has no entry left
 (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc)."""
 
 
 class NatParameters(PortRange):
-    """The NAT's ports, and how far beyond them is tried."""
+    """The NAT's ports, and how many connections are tried beyond them."""
 
     beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what the ports allow, for each destination and address."""
     retries: int = Field(ge=0, le=100)
-    """Of each: the NAT looks at some of its ports only, at others with each try."""
+    """Retries of each connection: the NAT searches only some of its ports, others at each try."""
     table: int = Field(ge=100, le=10_000_000)
     """Entries that conntrack is left with in the last part."""
 
@@ -54,7 +54,7 @@ def opened(
     addresses: list[str],
     server_ports: list[int],
 ) -> Part:
-    """Open more connections than the NAT has ports on these addresses for these destinations.
+    """Open more connections than the NAT has ports, on these addresses for these destinations.
 
     :raises NotMeasurable: if the server has no IPv4 address behind the router.
     """
@@ -77,7 +77,8 @@ def _run(lab: Lab, parameters: NatParameters, server_ports: list[int], connectio
         connections=connections,
         server_addresses=1,
         server_ports=server_ports,
-        # A NAT without a free port drops the SYN: the client hears nothing. Each try searches anew.
+        # A NAT without a free port drops the SYN: the client gets no answer. Each try searches
+        # anew.
         connect_timeout_ms=1_000,
         retries=parameters.retries,
         backoff_ms=10,
@@ -86,10 +87,10 @@ def _run(lab: Lab, parameters: NatParameters, server_ports: list[int], connectio
 
 
 def rules(parameters: NatParameters, addresses: list[str], server: Host) -> dict[str, str]:
-    """A NAT of its own, before the router's: the first that decides on a connection wins.
+    """Return a separate NAT, before the router's: the first NAT that handles a connection wins.
 
-    Several addresses take turns: of a range the kernel would choose one for each pair of client and
-    server by a hash (net/netfilter/nf_nat_core.c ``find_best_ips_proto``), full or not.
+    Several addresses take turns. From a range, the kernel would choose an address for each pair of
+    client and server by a hash (net/netfilter/nf_nat_core.c ``find_best_ips_proto``), full or not.
 
     :raises NotMeasurable: if the server has no IPv4 address behind the router.
     """
@@ -114,9 +115,9 @@ def rules(parameters: NatParameters, addresses: list[str], server: Host) -> dict
 def with_full_table(
     lab: Lab, router: Host, parameters: NatParameters, addresses: list[str]
 ) -> tuple[int, int]:
-    """Connections held with the table full, and what the router's kernel said of it.
+    """Return the connections held with a full table, and the kernel's number of messages on it.
 
-    :raises NotMeasurable: where the table is the whole machine's.
+    :raises NotMeasurable: if the table belongs to the whole machine.
     """
     with (
         lab.settings(

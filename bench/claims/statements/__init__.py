@@ -1,1 +1,1 @@
-"""One file for each claim, named by its id: what is said, how it is measured, how it is judged."""
+"""One file for each claim, named by its id: the statement, its measurement, its judge."""

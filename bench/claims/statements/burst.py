@@ -1,4 +1,4 @@
-"""Many connections at once: what a server's accept queue makes of them."""
+"""Many connections at once, and what a server's accept queue does with them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ SAID_TO_FAIL = 5_000
 """Connections at once that are said to time out."""
 
 SOMAXCONN = "net.core.somaxconn"
-"""Bounds listen(2)'s backlog (net/socket.c ``__sys_listen``); of each network namespace."""
+"""Limit of listen(2)'s backlog (net/socket.c ``__sys_listen``), per network namespace."""
 
 SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
 
 
 LONGEST_BACKLOG = 65_535
-"""That the trial takes (bench.agent.trials.slowserver)."""
+"""The longest backlog that the trial accepts (bench.agent.trials.slowserver)."""
 
 
 class BurstParameters(Parameters):
-    """How large the bursts are, and how slow and patient the two sides."""
+    """Sizes of the bursts, and how slow and patient the two sides are."""
 
     bursts: list[Annotated[int, Field(ge=1, le=50_000)]] = Field(min_length=1, max_length=16)
     backlogs: list[Annotated[int, Field(ge=1, le=LONGEST_BACKLOG)]] = Field(
         min_length=1, max_length=16
     )
     cure: int = Field(ge=1, le=LONGEST_BACKLOG)
-    """The backlog that the largest burst is tried with at the end."""
+    """The backlog for the last try of the largest burst."""
     nap_ms: float = Field(gt=0, le=1_000)
     timeout_ms: int = Field(ge=1, le=30_000)
-    """For each connect."""
+    """Time limit for each connect."""
     answer_ms: int = Field(ge=1, le=30_000)
-    """For the server to serve what has connected."""
+    """Time limit for the server to serve the connections."""
 
     @field_validator("cure")
     @classmethod
@@ -71,7 +71,7 @@ class Burst(BaseModel):
 
     @property
     def lost(self) -> int:
-        """Connections that were never served, whatever connect(2) said."""
+        """Connections that were never served, whatever connect(2) returned."""
         return self.connects - self.served
 
     @property
@@ -81,7 +81,7 @@ class Burst(BaseModel):
 
 
 class BurstFound(Found):
-    """Bursts against backlogs."""
+    """The outcome of bursts against backlogs."""
 
     nap_ms: float = Field(description="what the server takes for each connection, ms")
     timeout_ms: int = Field(description="what a connect may take, ms")
@@ -91,7 +91,7 @@ class BurstFound(Found):
 
 
 def measure_burst(lab: Lab, parameters: BurstParameters) -> BurstFound:
-    """Open bursts against a server that accepts slowly, then the largest with a long backlog."""
+    """Open bursts against a slow server, then the largest burst with a long backlog."""
     ends = between(lab)
     longest = max(parameters.cure, *parameters.backlogs)
     roomy = {SOMAXCONN: longest, SYN_BACKLOG: longest}
@@ -155,9 +155,9 @@ class _Bed:
 
 
 def judge_burst(found: BurstFound) -> Judgement:
-    """It depends, if a longer queue alone has all of them served.
+    """Judge it "depends" if a longer queue alone lets the server serve all connections.
 
-    Queues are judged by what they dropped: what was lost without a drop was served too late.
+    Queues are judged by what they dropped: connections lost without a drop were served too late.
     """
     failing = [one for one in found.bursts if one.lost]
     largest = found.cured.connects

@@ -11,17 +11,17 @@ from bench.claims.portrange import DEFAULT, LAST, UNPRIVILEGED, span
 from bench.claims.portspace import Filled, RangesParameters
 
 FIRST_PORT = 1_024
-"""Of what a user may bind (:data:`UNPRIVILEGED`)."""
+"""The first port that a user may bind (:data:`UNPRIVILEGED`)."""
 
 EVERY = "1 65535"
-"""Port 0 cannot be used: bind(2) takes it for *choose one*."""
+"""Every port. Port 0 cannot be used: bind(2) takes it as a request to choose a port."""
 
 START = "net.ipv4.ip_unprivileged_port_start"
-"""Ports below it need CAP_NET_BIND_SERVICE (ip-sysctl.rst); of each network namespace."""
+"""Ports below it need CAP_NET_BIND_SERVICE (ip-sysctl.rst); per network namespace."""
 
 
 class RangesFound(Found):
-    """What one client address opened to one server address and port."""
+    """The connections from one client address to one server address and port."""
 
     rows: list[Filled] = Field(description="one range of source ports each")
 
@@ -43,7 +43,7 @@ def measure_client_64k(lab: Lab, parameters: RangesParameters) -> RangesFound:
 
 
 def judge_client_64k(found: RangesFound) -> Judgement:
-    """Confirmed where each range held as many as it has ports, and none more than there are."""
+    """Judge it confirmed if each range held exactly as many connections as it has ports."""
     measured = "; ".join(_range(row) for row in found.rows)
     if not found.rows:
         return Judgement("inconclusive", measured, "no range of source ports was tried")
@@ -52,7 +52,7 @@ def judge_client_64k(found: RangesFound) -> Judgement:
             "refuted", measured, "more connections were held than the range has source ports"
         )
     for row in found.rows:
-        taken = row.refused.get("EADDRINUSE", 0)  # by sockets that were there before
+        taken = row.refused.get("EADDRINUSE", 0)  # by sockets that existed before
         if not row.exact and not (taken and row.held + taken == row.allowed):
             return Judgement(
                 "inconclusive",

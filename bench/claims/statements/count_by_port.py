@@ -17,14 +17,14 @@ from bench.results.format import Run
 from bench.scenario import Scenario
 
 FIRST_PORT = 6_000
-"""Of the server's: those from 5000 on may belong to proxies (role reverse_proxy)."""
+"""First server port: those from 5000 on may belong to proxies (role reverse_proxy)."""
 
 SECONDS = 5.0
-"""Longer than that is no answer to somebody who waits for it."""
+"""The longest useful time for a count: nobody waits longer for an answer."""
 
 
 class CountParameters(Parameters):
-    """What is held while it is counted."""
+    """The connections that are held during the count."""
 
     connections: int = Field(ge=1, le=100_000_000)
     ports: int = Field(ge=1, le=1_024)
@@ -32,7 +32,7 @@ class CountParameters(Parameters):
 
 
 class CountFound(Found):
-    """What was counted beside what was held."""
+    """The counts and the connections held."""
 
     held: int = Field(description="ESTAB connections held, by the run's own count (ss)")
     counted: int = Field(description="counted on ports 1-65535 by the kernel's socket diagnostics")
@@ -77,7 +77,7 @@ def measure(lab: Lab, parameters: CountParameters) -> CountFound:
 
 
 def _opened(lab: Lab, done: Run, ports: Sequence[int]) -> list[int]:
-    """Connections that a run's plan has at each of the first server's ports."""
+    """Return the planned connections of a run at each of the first server's ports."""
     used = Scenario.model_validate(done.config)
     topology = Topology(used, lab.inventory)
     there, _ = planning.there(topology, done.hosts)
@@ -87,7 +87,7 @@ def _opened(lab: Lab, done: Run, ports: Sequence[int]) -> list[int]:
 
 
 def judge(found: CountFound) -> Judgement:
-    """Confirmed by the same number as was held, in seconds."""
+    """Judge it confirmed if the count is the number held, and took seconds."""
     measured = (
         f"{found.counted:,} of {found.held:,} connections on {found.ports} ports counted in "
         f"{found.seconds:.2f} s ({found.seconds_in_all:.1f} s with SSH)"

@@ -1,4 +1,4 @@
-"""What bounds the files that epoll watches."""
+"""The limit on the files that epoll watches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SAID_WATCHES = 800_000
 
 
 class EpollWatchesParameters(Parameters):
-    """How far the limit is lowered, and how many connections go against it."""
+    """How far the limit is lowered, and how many connections are tried against it."""
 
     watches: int = Field(ge=1_000, le=99_000_000)
-    """Enough that what else the user watches does not count."""
+    """Enough that the user's other watches do not matter."""
     connections: int = Field(ge=1_001, le=100_000_000)
 
     @field_validator("connections")
@@ -34,7 +34,7 @@ class EpollWatchesParameters(Parameters):
 
 
 class EpollWatchesFound(Found):
-    """Where the watches ended, and what the kernel's default is."""
+    """The limit that was reached, and the kernel's default."""
 
     mem_total_kib: int = Field(description="MemTotal of the server, KiB")
     default: int = Field(description="fs.epoll.max_user_watches as the server's kernel made it")
@@ -51,7 +51,7 @@ class EpollWatchesFound(Found):
 
 
 def measure_epoll_watches(lab: Lab, parameters: EpollWatchesParameters) -> EpollWatchesFound:
-    """Lower the limit on the server and connect until something refuses."""
+    """Lower the limit on the server and connect until something is refused."""
     record = lab.hosts[lab.server.name]
     tuned = record.tuning.get("tune_sysctl", {}).get(WATCHES)
     told = tuned.found if tuned else record.sysctl.get(WATCHES, "")
@@ -81,7 +81,7 @@ def measure_epoll_watches(lab: Lab, parameters: EpollWatchesParameters) -> Epoll
 
 
 def judge_epoll_watches(found: EpollWatchesFound) -> Judgement:
-    """Confirmed by ENOSPC at the limit, and a default that gives what is said."""
+    """Judge it confirmed on ENOSPC at the limit and a default that fits the statement."""
     default = (
         f"default {found.default:,} with {found.mem_total_kib:,} KiB of memory (the formula gives "
         f"{found.formula:,})"

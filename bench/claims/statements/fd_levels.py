@@ -1,4 +1,4 @@
-"""What bounds open files: the system, the user, the process."""
+"""Limits on open files: of the system, of the user, of the process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from bench.hosts.trials import Trial
 from bench.model.headroom import number
 
 OTHER_USER = "nobody"
-"""An ordinary user of every host that nobody works as: its logins are changed for seconds."""
+"""An ordinary user that exists on every host and that nobody logs in as: its logins are changed for
+seconds."""
 
 FILE = "/etc/security/limits.d/zz-connlab-{}.conf"
-"""Read after all others: pam_limits(8) takes them in the order of the C locale."""
+"""A file that is read after all others: pam_limits(8) reads files in the order of the C locale."""
 
 ROUGH = 1.1
-"""How far above fs.file-max the kernel's count has to be to show that it refused nothing: the count
-is exact to some dozen per processor (include/linux/percpu_counter.h)."""
+"""How far above fs.file-max the kernel's count has to be to show that the kernel refused nothing.
+The count is exact to some dozen per processor (include/linux/percpu_counter.h)."""
 
 
 class FdLevelsParameters(Parameters):
@@ -29,13 +30,14 @@ class FdLevelsParameters(Parameters):
     soft: int = Field(ge=64, le=65_536)
     """Soft nofile of the trial's own process."""
     room: int = Field(ge=100, le=100_000)
-    """Files that fs.file-max leaves beside those open."""
+    """Files that fs.file-max leaves besides those already open."""
     spared: int = Field(ge=1, le=100_000)
-    """Files that root then opens beyond it."""
+    """Files that root then opens above it."""
     login: int = Field(ge=256, le=1_000_000)
     """Hard nofile that the file in limits.d gives."""
     inherited: int = Field(ge=256, le=1_000_000)
-    """Hard nofile of who opens the sessions: what a session has that pam_limits leaves alone."""
+    """Hard nofile of the process that opens the sessions: a session that pam_limits leaves alone
+    has it."""
 
     @field_validator("inherited")
     @classmethod
@@ -46,7 +48,7 @@ class FdLevelsParameters(Parameters):
 
 
 class FdLevelsFound(Found):
-    """What each level refused, and which logins the files in limits.d reached."""
+    """What each level refused, and which logins the files in limits.d affected."""
 
     soft: int = Field(description="soft nofile of a process")
     process_open: int = Field(description="files that it had open when one was refused")
@@ -102,7 +104,7 @@ def measure_fd_levels(lab: Lab, parameters: FdLevelsParameters) -> FdLevelsFound
 
 
 def _process(user: Trial, root: Trial, parameters: FdLevelsParameters) -> dict[str, Any]:
-    """The limits of a process: soft, hard, and fs.nr_open above both."""
+    """Provoke the limits of a process: soft, hard, and fs.nr_open above both."""
     soft, hard, nr_open = parameters.soft, _hard(user), user.first.number("nr_open")
     user.go(limit=[soft, hard])
     filled = user.go(fill=2 * soft)
@@ -127,7 +129,7 @@ def _process(user: Trial, root: Trial, parameters: FdLevelsParameters) -> dict[s
 
 
 def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
-    """Which logins a line for ``*``, one for root and one above fs.nr_open reach."""
+    """Test which logins are affected by a line for ``*``, for root, and above fs.nr_open."""
     most = number(lab.hosts[lab.server.name], "fs.nr_open")
     if most is None:
         raise NotMeasurable(f"{lab.server.name} does not tell its fs.nr_open")
@@ -138,14 +140,14 @@ def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
             lab.server, "logins", root=True, users=[OTHER_USER, "root"], hard=parameters.inherited
         )
         before = logins.first.within("users")
-        # Root may have a line of its own for nofile, which goes before one for all; for locks it
-        # has none: nothing has counted them since Linux 2.4.25 (getrlimit(2)).
+        # Root may have its own line for nofile, which overrides a line for all users. It has none
+        # for locks: the kernel has not counted them since Linux 2.4.25 (getrlimit(2)).
         both = "".join(f"* hard {item} {parameters.login}\n" for item in ("nofile", "locks"))
         guard.go(files={FILE.format("all"): both})
         star = logins.go().within("users")
         guard.go(files={FILE.format("root"): f"root hard nofile {parameters.login}\n"})
         named = logins.go().within("users")
-        # A user's own line goes before one for all (limits.conf(5)).
+        # A user's own line overrides a line for all (limits.conf(5)).
         guard.go(files={FILE.format("user"): f"{OTHER_USER} hard nofile {high}\n"})
         high_one = logins.go().within("users").within(OTHER_USER)
         guard.go(back=True)
@@ -164,12 +166,12 @@ def _logins(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
 
 
 def _hard(trial: Trial) -> int:
-    """The hard nofile of a trial's process."""
+    """Return the hard nofile of a trial's process."""
     return trial.first.number("hard", 64)
 
 
 def _limit(users: Told, user: str, name: str = "hard") -> int | None:
-    """A hard limit of a user's login; -1: none, None: no session."""
+    """Return a hard limit of a user's login; -1: no limit, None: no session."""
     return users.within(user).maybe(name, _or_none)
 
 
@@ -178,9 +180,9 @@ def _or_none(told: Told, name: str) -> int:
 
 
 def _system(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
-    """The limit of the kernel: it refuses an ordinary user and lets root pass.
+    """Provoke the limit of the kernel: it refuses an ordinary user and lets root pass.
 
-    fs/file_table.c ``alloc_empty_file``: beyond fs.file-max only CAP_SYS_ADMIN gets a file.
+    Above fs.file-max only CAP_SYS_ADMIN gets a file (fs/file_table.c ``alloc_empty_file``).
     """
     with lab.trials() as trials:
         user = trials.begin(lab.server, "openfiles")
@@ -206,7 +208,7 @@ def _system(lab: Lab, parameters: FdLevelsParameters) -> dict[str, Any]:
 
 
 def judge_fd_levels(found: FdLevelsFound) -> Judgement:
-    """Three limits there are; the user's one counts nothing of the user's."""
+    """Judge the three limits: they exist, but the user's limit does not count a user's files."""
     parts = [
         f"{found.process_errno or 'nothing'} at {found.process_open:,} files of a process with a "
         f"soft nofile of {found.soft:,}",
@@ -260,7 +262,7 @@ def judge_fd_levels(found: FdLevelsFound) -> Judgement:
 
 
 def _too_high(found: FdLevelsFound) -> str:
-    """What became of a login whose line in limits.d the kernel refuses."""
+    """Return what happened to a login whose line in limits.d the kernel refuses."""
     if found.too_high is None:
         return "got no session"
     if found.too_high == found.inherited:

@@ -44,24 +44,24 @@ CONTROL_PORT = 4_999
 
 SAME, PLAIN = "same", "same, without SO_REUSEADDR"
 BY_TUPLE = ("EADDRNOTAVAIL", "EADDRINUSE")
-"""What refuses four values that are taken (net/ipv4/inet_hashtables.c ``__inet_hash_connect``,
-net/ipv4/inet_connection_sock.c ``inet_csk_get_port``); any other errno is the path's or the
-server's."""
+"""Errors for four values that are in use (net/ipv4/inet_hashtables.c ``__inet_hash_connect``,
+net/ipv4/inet_connection_sock.c ``inet_csk_get_port``); any other errno comes from the path or the
+server."""
 
 LACKING = ("client address", "server address")
-"""What a host may have no second of."""
+"""Values of which a host may have only one."""
 
 ELEMENTS = ("client address", "client port", "server address", "server port")
 
 
 class FourTupleParameters(Parameters):
-    """What the trial is made over."""
+    """The IP versions of the trial."""
 
     families: portspace.Families
 
 
 class FourTupleFound(Found):
-    """The arithmetic, and what a second connection was answered."""
+    """The arithmetic, and the answers to a second connection."""
 
     said: int = Field(description="four-tuples to one listening port as said: 2^48")
     addresses: int = Field(description="IPv4 addresses that a client on the Internet can have")
@@ -74,7 +74,7 @@ class FourTupleFound(Found):
 
 
 def addresses() -> int:
-    """IPv4 addresses that a client on the Internet can have."""
+    """Return the number of IPv4 addresses that a client on the Internet can have."""
     apart = ipaddress.collapse_addresses(map(ipaddress.IPv4Network, NO_CLIENTS))
     return (1 << 32) - sum(network.num_addresses for network in apart)
 
@@ -127,9 +127,10 @@ def _cases(lab: Lab, family: int) -> dict[str, str | None]:
 
 
 def judge_four_tuple(found: FourTupleFound) -> Judgement:
-    """Each element has to admit, the same four have to be refused; the rest is arithmetic.
+    """Judge it: each changed value has to admit, and the same four values have to be refused.
 
-    What failed for another reason than the four values judges nothing.
+    The rest is arithmetic. A connection that failed for another reason than the four values has no
+    weight.
     """
     measured = (
         f"the same four: {_told(found, SAME)}; "
@@ -179,12 +180,12 @@ def judge_four_tuple(found: FourTupleFound) -> Judgement:
 
 
 def _by_tuple(answer: str | None) -> bool:
-    """Whether a second connection was refused because its four values are taken."""
+    """Return whether a second connection was refused because its four values are in use."""
     return answer is not None and answer.rpartition(" ")[2] in BY_TUPLE
 
 
 def _told(found: FourTupleFound, case: str) -> str:
-    """What the IP versions were answered, once where they agree."""
+    """Return the answers to the IP versions, only once if they agree."""
     answers = dict.fromkeys(cases.get(case) or "not tried" for cases in found.cases.values())
     return " / ".join(answers)
 

@@ -1,4 +1,4 @@
-"""What the size of the established-hash table does to opening and to using connections."""
+"""How the size of the established-hash table affects the opening and the use of connections."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bench.errors import LabError
 from bench.hosts.told import Told
 
 SLOWER = 1.1
-"""A ratio below it is taken for no difference: rounds on one table differ by a few percent."""
+"""A ratio below it counts as no difference: rounds on one table differ by a few percent."""
 
 SHORTEST = 1e-6
-"""µs: no connection opens sooner."""
+"""The least time in µs: no connection opens faster."""
 
 STEP_SECONDS = 600.0
-"""For one table to be filled."""
+"""Seconds for filling one table."""
 
 
 class HashTableParameters(Parameters):
@@ -24,11 +24,11 @@ class HashTableParameters(Parameters):
 
     connections: int = Field(ge=1_000, le=1_000_000)
     entries: int = Field(ge=256, le=1 << 24)
-    """Of the small table; the other is as large as the sockets are many. A power of two."""
+    """Entries of the small table, a power of two; the other table is sized for the sockets."""
     echoes: int = Field(ge=1_000, le=1_000_000)
-    """Round trips over connections at random, once all are held."""
+    """Round trips on random connections, once all are held."""
     rounds: int = Field(ge=1, le=10)
-    """Each with either table, in turns."""
+    """Rounds with each table, in turns."""
 
     @field_validator("entries")
     @classmethod
@@ -39,7 +39,7 @@ class HashTableParameters(Parameters):
 
 
 class Step(Found):
-    """One stretch of the way up."""
+    """One stretch of the ramp."""
 
     held: int = Field(description="connections at its end")
     us: float = Field(description="µs that one took to be opened and accepted")
@@ -64,12 +64,12 @@ class HashTableFound(Found):
 
 
 def sized(connections: int) -> int:
-    """Entries for both ends of so many: a power of two, one each or more."""
+    """Return the entries for both ends of ``connections``: a power of two, at least one each."""
     return 1 << (2 * connections - 1).bit_length()
 
 
 def measure(lab: Lab, parameters: HashTableParameters) -> HashTableFound:
-    """Fill both tables in turns, in namespaces of their own on the server's host."""
+    """Fill both tables in turns, each in its own namespace on the server's host."""
     connections = parameters.connections
     sizes = (parameters.entries, sized(connections))
     told: dict[int, list[Told]] = {entries: [] for entries in sizes}
@@ -93,7 +93,7 @@ def measure(lab: Lab, parameters: HashTableParameters) -> HashTableFound:
 
 
 def _possible(reason: str, lab: Lab) -> None:
-    """:raises NotMeasurable: with the reason, if there is one."""
+    """Check that it can be measured. :raises NotMeasurable: with the reason, if there is one."""
     if reason:
         raise NotMeasurable(
             f"{lab.server.name} makes no network namespace with a table of its own: {reason}; "
@@ -125,10 +125,12 @@ def _step(told: Told, name: str) -> Step:
 
 
 def judge(found: HashTableFound) -> Judgement:
-    """Confirmed where opening was slower with the small table: than with the large one at last, and
-    than with itself at first.
+    """Judge it confirmed if the small table made opening slower.
 
-    Whatever else runs makes things slower, never faster: so the fastest of the rounds counts.
+    Opening has to be slower than with the large table at the end of the ramp, and slower than with
+    the small table at its beginning.
+
+    Other activity only makes things slower, never faster: so the fastest round counts.
     """
     small, large = found.small, found.large
     measured = (

@@ -1,4 +1,4 @@
-"""One character typed on every connection: what its echo takes."""
+"""One character typed on every connection, and the time for its echo."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SAID_SESSIONS = 10_000
 """The sessions of the statement."""
 
 SAID_SECONDS = 1.0
-"""What typing a character on each of them is said to cost."""
+"""The time that typing a character on each of them is said to take."""
 
 
 class KeystrokeParameters(Parameters):
-    """How many connections are held, one size after the other."""
+    """The numbers of connections that are held, one after the other."""
 
     sizes: list[Annotated[int, Field(ge=100, le=100_000_000)]] = Field(min_length=1, max_length=16)
     sequential: int = Field(ge=1, le=100_000_000)
@@ -26,23 +26,23 @@ class KeystrokeParameters(Parameters):
 
 
 class Size(BaseModel):
-    """One byte there and back on so many held connections."""
+    """One byte each way on a number of held connections."""
 
     model_config = ConfigDict(extra="forbid")
 
     connections: int
     seconds: float
-    """Of the better of two rounds: the first warms caches up."""
+    """Seconds of the faster of two rounds: the first round warms up caches."""
     p50_us: int
     p99_us: int
     cpu_us: float
     """CPU time of both ends for a message, µs."""
     unanswered: int
-    """Wrong or missing answers of all rounds."""
+    """Wrong or missing answers in all rounds."""
 
 
 class KeystrokeFound(Found):
-    """Rounds over each size."""
+    """The rounds over each size."""
 
     sizes: list[Size] = Field(
         description="by connections held: seconds of a round, p50 and p99 of an echo in µs, CPU of "
@@ -54,7 +54,7 @@ class KeystrokeFound(Found):
 
 
 def measure(lab: Lab, parameters: KeystrokeParameters) -> KeystrokeFound:
-    """Hold each size and type a character on every connection, twice; then one by one."""
+    """Hold each size and type a character on every connection, twice; then on one by one."""
     sizes: list[Size] = []
     alone: EchoRound | None = None
     for size in parameters.sizes:
@@ -87,7 +87,7 @@ def measure(lab: Lab, parameters: KeystrokeParameters) -> KeystrokeFound:
 
 
 def judge(found: KeystrokeFound) -> Judgement:
-    """By the time that 10,000 sessions take, all at once and one by one."""
+    """Judge it by the time that 10,000 sessions take, all at once and one by one."""
     measured = "; ".join(
         f"{one.connections:,} held: {one.seconds:.2f} s, p99 {one.p99_us / 1000:.1f} ms, "
         f"{one.cpu_us:.0f} µs of CPU each"

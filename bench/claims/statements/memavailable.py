@@ -1,4 +1,4 @@
-"""What a host says is left of its memory, beside what a socket took."""
+"""What a host reports as free memory, beside what a socket took."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Claim, Found, Judgement, Parameters
 
 ENOUGH = 500_000
-"""Sockets from which the two falls have to agree with the slab: their 1.1 KB each, some 550 MB,
-are more than what else a machine takes or gives back in a minute."""
+"""Number of sockets from which the two falls have to agree with the slab: their 1.1 KB each, some
+550 MB, are more than the machine's other activity takes or frees in a minute."""
 
 RECLAIMABLE = ("sock_inode_cache", "dentry")
-"""Caches with SLAB_RECLAIM_ACCOUNT that a socket has an object of (net/socket.c init_inodecache,
+"""Caches with SLAB_RECLAIM_ACCOUNT in which a socket has an object (net/socket.c init_inodecache,
 fs/dcache.c dcache_init)."""
 
 PAGE_CACHE = "Active(file)", "Inactive(file)"
 
 SAID_PROMISED = 1_100
-"""Bytes (bench.agent.memory PINNED_BYTES)."""
+"""Bytes per socket that are said to be promised (bench.agent.memory PINNED_BYTES)."""
 
 
 class MemAvailableParameters(Parameters):
@@ -29,7 +29,7 @@ class MemAvailableParameters(Parameters):
 
 
 class MemAvailableFound(Found):
-    """What each socket took of what is free, and of what is said to be available."""
+    """What each socket took of the free memory, and of the memory reported as available."""
 
     sockets: int = Field(description="sockets that the server's kernel gained: both ends if shared")
     reclaimable: float = Field(
@@ -55,7 +55,7 @@ class MemAvailableFound(Found):
 
 
 def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAvailableFound:
-    """Hold connections and compare what the kernel says is left before and at the peak."""
+    """Hold connections; compare the memory that the kernel reports before and at the peak."""
     done = lab.held(connections=parameters.connections, watch="none")
     phases = done.hosts[lab.server.name].phases
     before, peak = phases["before"], phases["peak"]
@@ -86,7 +86,10 @@ def measure_memavailable(lab: Lab, parameters: MemAvailableParameters) -> MemAva
 
 
 def judge_memavailable(found: MemAvailableFound) -> Judgement:
-    """By the slab, which nothing else disturbs; with many sockets the two falls have to agree."""
+    """Judge it by the slab, which nothing else disturbs.
+
+    With many sockets the two falls have to agree with it.
+    """
     large = found.sockets >= ENOUGH
     measured = (
         f"{found.reclaimable:,.0f} B per socket in reclaimable slab, with {found.inodes:.2f} "

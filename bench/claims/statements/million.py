@@ -1,4 +1,4 @@
-"""A million connections on a host of 3.9 GB, or what they would take of one."""
+"""A million connections on a host of 3.9 GB, or the memory that they would take."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from bench.results.classic import ARTICLE
 from bench.units import size
 
 SAID_FREE_KIB = 100_000_000 // 1024
-"""The 100 MB that are said to be left free."""
+"""The 100 MB that are said to stay free."""
 
 ALIKE = 0.1
-"""Part by which a figure may differ and still be about the same."""
+"""Relative difference up to which two figures count as about the same."""
 
 
 class MillionParameters(Parameters):
-    """How many connections, and whether the rest of the million is reckoned."""
+    """How many connections, and whether the rest of the million is calculated."""
 
     connections: int = Field(ge=1_000, le=100_000_000)
     extrapolate: bool
 
 
 class MillionFound(Found):
-    """What the server held, or would take to hold as many as said."""
+    """What the server held, or would need to hold as many as the statement says."""
 
     extrapolated: bool = Field(
         description="whether the figures for 1,000,024 are reckoned from fewer connections"
@@ -56,7 +56,7 @@ class MillionFound(Found):
 
 
 def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
-    """Hold a million on a server of 3.9 GB, or fewer anywhere and reckon."""
+    """Hold a million on a server of 3.9 GB, or fewer on any server and calculate the rest."""
     record = lab.hosts[lab.server.name]
     if parameters.extrapolate:
         done = lab.held(connections=parameters.connections, watch="none")
@@ -90,7 +90,7 @@ def measure_million(lab: Lab, parameters: MillionParameters) -> MillionFound:
 
 
 def _as_said(shared_kernel: bool, mem_total_kib: int) -> None:
-    """See that the server is such a host. :raises NotMeasurable: if it is not."""
+    """Check that the server is such a host. :raises NotMeasurable: if it is not."""
     if shared_kernel:
         raise NotMeasurable(
             "the hosts share one kernel and its memory; virtual machines have their own "
@@ -104,15 +104,16 @@ def _as_said(shared_kernel: bool, mem_total_kib: int) -> None:
 
 
 def _like_it(mem_total_kib: int) -> bool:
-    """Whether a host has about the memory of the statement's."""
+    """Return whether a host has about the memory of the statement's host."""
     return abs(mem_total_kib - MEM_TOTAL_KIB) <= 0.05 * MEM_TOTAL_KIB
 
 
 def judge_million(found: MillionFound) -> Judgement:
-    """A million is held, or would fit; with the slab and the free memory that are said or not.
+    """Judge whether a million is held, or would fit, with the stated slab and free memory.
 
-    It would fit if the slab, what is said to be free and what such a host had in use before are no
-    more than its memory; what a host of another size had in use says nothing of that.
+    It would fit if the sum of three parts is no more than the host's memory: the slab, the memory
+    that is said to be free, and the memory that such a host had in use before. The memory in use on
+    a host of another size does not count.
     """
     own = f"{size(found.each)} per connection on Linux {found.kernel}"
     slab = f"{found.slab_kib * 1024 / 1e9:.2f} GB of slab"

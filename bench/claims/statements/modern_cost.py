@@ -1,4 +1,4 @@
-"""What a connection costs on today's kernels, beside the classic experiment's."""
+"""The cost of a connection on today's kernels, beside the classic experiment's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.units import size
 
 MODERN = (3.7 * 1024, 3.9 * 1024)
-"""Bytes per connection that are said of today's kernels."""
+"""Bytes per connection that are stated for today's kernels."""
 
 ABOUT = 0.03
-"""Part by which a kernel may lie outside of that: a step of its last digit, 0.1 of 3.7 KiB."""
+"""Relative distance by which a kernel may lie outside that range: a step of its last digit, 0.1 of
+3.7 KiB."""
 
 
 class ModernCostParameters(Parameters):
@@ -24,7 +25,7 @@ class ModernCostParameters(Parameters):
 
 
 class ModernCostFound(Found):
-    """What one end costs on the kernels of this inventory's servers."""
+    """The cost of one end on the kernels of this inventory's servers."""
 
     connections: int = Field(description="ESTAB connections held, by ss")
     each: dict[str, float] = Field(
@@ -54,7 +55,7 @@ def measure_modern_cost(lab: Lab, parameters: ModernCostParameters) -> ModernCos
 
 
 def judge_modern_cost(found: ModernCostFound) -> Judgement:
-    """Confirmed where each kernel is about within what is said."""
+    """Judge it confirmed if each kernel is about within the stated range."""
     figures = ", ".join(f"{size(each)} on Linux {name}" for name, each in found.each.items())
     largest = ", ".join(f"{name} {size(each)}" for name, each in list(found.by_cache.items())[:4])
     measured = f"{figures} ({largest}); {size(found.said)} in the article"

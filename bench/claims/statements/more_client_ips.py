@@ -7,7 +7,7 @@ from bench.claims.lab import Lab
 
 
 def measure(lab: Lab, parameters: AddedParameters) -> AddedFound:
-    """With one client address, two, and so on."""
+    """Measure with one client address, two, and so on."""
     cure = (
         "for more of them tune for more connections: ansible-playbook lab.yml -e connections=200000"
     )

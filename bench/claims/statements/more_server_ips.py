@@ -7,7 +7,7 @@ from bench.claims.lab import Lab
 
 
 def measure(lab: Lab, parameters: AddedParameters) -> AddedFound:
-    """With one server address, two, and so on."""
+    """Measure with one server address, two, and so on."""
     cure = "what gives it two: ansible-playbook lab.yml -e lab_server_addresses=2"
     there = several(lab, parameters, lab.server, cure)
     return measure_added(lab, parameters, "server addresses", there)

@@ -8,7 +8,7 @@ from bench.claims.lab import Lab
 
 
 def measure(lab: Lab, parameters: AddedParameters) -> AddedFound:
-    """With one server port, two, and so on."""
+    """Measure with one server port, two, and so on."""
     families = portspace.families(lab, parameters.families)
     return measure_added(lab, parameters, "server ports", dict.fromkeys(families, parameters.most))
 

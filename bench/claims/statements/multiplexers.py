@@ -14,13 +14,15 @@ FD_SETSIZE = 1_024
 """Descriptors of an ``fd_set`` (POSIX ``sys/select.h``; glibc's ``__FD_SETSIZE``)."""
 
 AT = 100
-"""Watched connections that growth is counted from: below, the call itself is most of the time."""
+"""Watched connections at which growth starts to count: below, the call itself takes most of the
+time."""
 
 GROWS = 0.25
-"""Growth of the cost per growth of the watched from which on a cost is one of each watched."""
+"""Growth of the cost, relative to the growth of the watched connections, from which on it counts as
+a cost per watched connection."""
 
 FLAT = 3.0
-"""Growth of the cost up to which it is one of the call, whatever is watched."""
+"""Growth of the cost up to which it counts as a cost per call, however many are watched."""
 
 STEP_SECONDS = 120.0
 
@@ -40,7 +42,7 @@ class MultiplexersParameters(Parameters):
 
 
 class Wait(BaseModel):
-    """What a call costs that finds one of the watched connections readable."""
+    """The cost of a call that finds one of the watched connections readable."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +56,7 @@ class Wait(BaseModel):
 
 
 class MultiplexersFound(Found):
-    """Where select() stops, and what a wake-up costs."""
+    """The limit of select(), and the cost of a wake-up."""
 
     select_refused: int | None = Field(
         description="lowest descriptor that select() refused; none: it refused none that was tried"
@@ -111,13 +113,16 @@ def measure_multiplexers(lab: Lab, parameters: MultiplexersParameters) -> Multip
 
 
 def _cost(told: Told, name: str) -> tuple[float, float]:
-    """Wall and processor time of a call, µs."""
+    """Return wall and processor time of a call, µs."""
     cost = told.within(name)
     return cost.real("wall_us"), cost.real("cpu_us")
 
 
 def judge_multiplexers(found: MultiplexersFound) -> Judgement:
-    """Confirmed if all three parts of the statement hold; growth is judged within the run."""
+    """Judge it confirmed if all three parts of the statement hold.
+
+    Growth is judged within the run.
+    """
     usual = [one for one in found.waits if one.watched >= AT]
     if len(usual) < 2:
         return Judgement(
@@ -127,7 +132,7 @@ def judge_multiplexers(found: MultiplexersFound) -> Judgement:
     if not least.poll_cpu or not least.epoll_cpu:
         return Judgement("inconclusive", "", "no processor time of a call was measured")
     more = most.watched / least.watched
-    # Of processor time: what else a machine does lengthens the other.
+    # Of processor time: other activity of the machine lengthens the wall time.
     poll, epoll = most.poll_cpu / least.poll_cpu, most.epoll_cpu / least.epoll_cpu
     stops = found.select_refused == FD_SETSIZE
     refused = "no descriptor" if found.select_refused is None else f"{found.select_refused:,}"

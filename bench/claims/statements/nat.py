@@ -12,17 +12,18 @@ from bench.claims.model import Claim, Found, Judgement
 from bench.claims.translated import PORT, NatParameters, Part, opened, with_full_table
 
 UNANSWERED = "ETIMEDOUT"
-"""What a client is told whose SYN the NAT dropped for want of a port (connect(2))."""
+"""Error of a client whose SYN the NAT dropped because it had no port left (connect(2))."""
 
 CUT_SHORT = ("memory", "ramp_timeout_seconds")
-"""What ends a run before all its connections have been tried (``bench.diagnosis.diagnose``)."""
+"""Reasons that end a run before all its connections have been tried
+(``bench.diagnosis.diagnose``)."""
 
 NEARLY = 0.95
-"""Share of the ports that has to be found for the rest to be put down to the search."""
+"""Share of the ports that must be found; only then the missing rest is attributed to the search."""
 
 
 class NatFound(Found):
-    """Where each part stopped."""
+    """The point where each part stopped."""
 
     ports: int = Field(description="ports of the NAT for one address and one destination")
     retries: int = Field(description="further tries of each connection that was refused")
@@ -78,7 +79,7 @@ def measure(lab: Lab, parameters: NatParameters) -> NatFound:
 
 
 def judge(found: NatFound) -> Judgement:
-    """Confirmed where each destination and each NAT address brings its own ports, and no more."""
+    """Judge it confirmed if each destination and each NAT address brings its own ports, no more."""
     measured = (
         f"{found.one.held:,} of {found.one.tried:,} connections through one NAT address with "
         f"{found.ports:,} ports to one destination; {found.two_destinations.held:,} to two"
@@ -116,7 +117,7 @@ def judge(found: NatFound) -> Judgement:
 
 
 def _others(part: Part, retries: int) -> Iterator[str]:
-    """What else than the search for a port can have kept a part below its ports."""
+    """Yield other reasons than the search for a port that can have kept a part below its ports."""
     if part.held == part.ports:
         return
     if part.bound_by in CUT_SHORT:
@@ -124,7 +125,7 @@ def _others(part: Part, retries: int) -> Iterator[str]:
     other = [f"{name} {count:,}" for name, count in part.errors.items() if name != UNANSWERED]
     if other:
         yield f"clients saw {', '.join(other)} as well"
-    # Who is given up has been refused at every try; who got in later was refused at some.
+    # A connection that is given up was refused at every try; one that got in later, at some.
     refused, unheld = part.errors.get(UNANSWERED, 0), part.tried - part.held
     if refused < unheld * (retries + 1):
         yield (

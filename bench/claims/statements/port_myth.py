@@ -14,13 +14,13 @@ from bench.scenario import Scenario
 
 
 class PortMythParameters(Parameters):
-    """How many connections one server address and port is to hold."""
+    """How many connections one server address and port should hold."""
 
     connections: int = Field(ge=1, le=100_000_000)
 
 
 class PortMythFound(Found):
-    """What one server address and port held."""
+    """The connections that one server address and port held."""
 
     held: int = Field(description="ESTAB connections on one server address and port, by ss")
     client_addresses: int = Field(description="addresses that they came from")
@@ -40,7 +40,7 @@ def measure_port_myth(lab: Lab, parameters: PortMythParameters) -> PortMythFound
 
 
 def _sources(lab: Lab, done: Run) -> int:
-    """Client addresses that a run's plan has connections from."""
+    """Return the number of client addresses in a run's plan."""
     used = Scenario.model_validate(done.config)
     topology = Topology(used, lab.inventory)
     there, _ = planning.there(topology, done.hosts)
@@ -49,7 +49,7 @@ def _sources(lab: Lab, done: Run) -> int:
 
 
 def judge_port_myth(found: PortMythFound) -> Judgement:
-    """Refuted by one connection more than there are ports."""
+    """Judge it refuted by one connection more than there are ports."""
     measured = (
         f"{found.held:,} ESTAB on one server address and port; client addresses: "
         f"{found.client_addresses}"

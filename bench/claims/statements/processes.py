@@ -1,4 +1,4 @@
-"""What several server processes hold together, and how they share the accepting."""
+"""The connections that several server processes hold together, and how they share accepting."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LISTENERS: tuple[Listener, ...] = ("shared", "reuseport")
 
 
 class ProcessesParameters(Parameters):
-    """The cap of a process, and how many processes."""
+    """The cap of a process, and the numbers of processes."""
 
     nofile: int = Field(ge=256, le=1_000_000)
     """RLIMIT_NOFILE of each (getrlimit(2))."""
     processes: list[Annotated[int, Field(ge=1, le=64)]] = Field(min_length=2, max_length=16)
-    """Of the server, so many a run, one first."""
+    """Server processes of each run; the first run has one."""
     acceptors: int = Field(ge=2, le=64)
-    """Processes that accept where the two kinds of listener are compared."""
+    """Processes that accept when the two kinds of listener are compared."""
     connections: int = Field(ge=1_000, le=100_000_000)
-    """That they accept."""
+    """Connections that they accept."""
     rounds: int = Field(ge=1, le=10)
     """Runs with each kind of listener, in turns."""
 
@@ -38,7 +38,7 @@ class ProcessesParameters(Parameters):
 
 
 class Capped(Found):
-    """One number of processes and what they held."""
+    """One number of processes and the connections that they held."""
 
     processes: int = Field(description="of the server")
     held: int = Field(description="ESTAB connections, by ss on the server")
@@ -47,7 +47,7 @@ class Capped(Found):
 
 
 class Shares(Found):
-    """How processes shared the accepting, of one kind of listener."""
+    """How processes shared the accepting, with one kind of listener."""
 
     rates: list[float] = Field(description="connections a second over the ramp, by round")
     least: int = Field(description="connections of the process with the fewest, over all rounds")
@@ -56,7 +56,7 @@ class Shares(Found):
 
 
 class ProcessesFound(Found):
-    """Counts under a cap, and the two kinds of listener."""
+    """The counts under a cap, and the comparison of the two kinds of listener."""
 
     nofile: int = Field(description="open files that each process may have")
     capped: list[Capped] = Field(description="runs to the limit")
@@ -66,7 +66,7 @@ class ProcessesFound(Found):
 
 
 def measure(lab: Lab, parameters: ProcessesParameters) -> ProcessesFound:
-    """Go to the limit with one process, two, four; then accept in turns by both kinds."""
+    """Go to the limit with one process, two, four; then accept by both kinds in turns."""
     nofile = parameters.nofile
     hard = lab.hosts[lab.server.name].limits.get("nofile_hard")
     if isinstance(hard, int) and hard < nofile:
@@ -132,9 +132,9 @@ def _shares(lab: Lab, runs: list[Run]) -> Shares:
 
 
 def judge(found: ProcessesFound) -> Judgement:
-    """Confirmed where so many times the processes held so many times the connections.
+    """Judge it confirmed if n times the processes held n times the connections.
 
-    Rates and balance are told and not judged: they are this machine's.
+    Rates and balance are reported but not judged: they depend on this machine.
     """
     held = ", ".join(f"{one.held:,} by {one.processes}" for one in found.capped)
     measured = (

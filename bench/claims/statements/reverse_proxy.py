@@ -16,23 +16,24 @@ from bench.inventory import Host
 from bench.results.format import KernelBytes, Run
 
 SOCKETS = 4
-"""Of a proxied connection: the client's, the proxy's two, the server's."""
+"""Sockets of a proxied connection: the client's, the proxy's two, the server's."""
 
 CONTROL, PLAIN, HEADED, TRANSPARENT = 4999, 5000, 5001, 5002
-"""Ports of the role reverse_proxy: the handshake's, and one for each way to name the client."""
+"""Ports of the role reverse_proxy: one for the handshake, and one for each way to pass on the
+client."""
 
 
 class ProxyParameters(PortRange):
-    """Where one proxy is to stop, and what both are to carry."""
+    """The limit of one proxy, and the connections through all of them."""
 
     beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what one proxy's source ports allow."""
     connections: int = Field(ge=1, le=100_000_000)
-    """Through all proxies together."""
+    """Connections through all proxies together."""
 
 
 class ProxyFound(Found):
-    """What one proxy and all of them carried, what it cost, and who the server saw."""
+    """The connections through one proxy and through all, their cost, and what the server saw."""
 
     ports: int = Field(
         description="source ports of one address of the proxy, those that it listens on left out"
@@ -66,7 +67,7 @@ class ProxyFound(Found):
 
 
 def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
-    """One proxy to its end, then all of them, and a few connections to see who is seen.
+    """Fill one proxy, then all of them; then open a few connections to see the client's address.
 
     :raises NotMeasurable: if an end has no IPv4 address.
     """
@@ -98,7 +99,7 @@ def measure(lab: Lab, parameters: ProxyParameters) -> ProxyFound:
 
 
 def _ipv4(host: Host) -> str:
-    """The first IPv4 address of a host in the inventory."""
+    """Return the first IPv4 address of a host in the inventory."""
     found = next((one for one in host.data_addresses if ":" not in one), None)
     if found is None:
         raise NotMeasurable(f"{host.name} has no IPv4 address in the inventory")
@@ -106,7 +107,7 @@ def _ipv4(host: Host) -> str:
 
 
 def _kernel_bytes(found: KernelBytes) -> float | None:
-    """Slab of a proxied connection, where nothing else opened or closed sockets meanwhile."""
+    """Return the slab of a proxied connection; None if other sockets opened or closed meanwhile."""
     if found.both_ends is None:
         return found.server
     whole = found.sockets is not None and abs(found.sockets - SOCKETS) < 0.1
@@ -129,7 +130,7 @@ def _open(lab: Lab, proxies: int, connections: int, **during: Any) -> Run:
 def _all(
     lab: Lab, proxies: list[Host], connections: int
 ) -> tuple[Run, dict[str, int], float | None]:
-    """A run through all proxies: it, the connections of each, HAProxy's bytes for one."""
+    """Run through all proxies; return the run, each proxy's connections, HAProxy's bytes each."""
     owner = {address: host.name for host in proxies for address in host.data_addresses}
     per_proxy = {host.name: 0 for host in proxies}
     growth: list[int] = []
@@ -149,7 +150,7 @@ def _all(
 
 
 def _seen(lab: Lab, server: str, source: str, front: str) -> dict[str, bool | None]:
-    """Who the server sees through each kind of front; none where no connection came about."""
+    """Return whether the server sees the client through each kind of front; None: no connection."""
     ports = (PLAIN, HEADED, TRANSPARENT)
     fronts = [[front, port] for port in ports]
     nonce = secrets.token_hex(16)
@@ -186,7 +187,7 @@ def _seen(lab: Lab, server: str, source: str, front: str) -> dict[str, bool | No
 
 
 def judge(found: ProxyFound) -> Judgement:
-    """Port space per proxy, and whether transparency is needed to know the client."""
+    """Judge the port space per proxy, and whether transparency is needed to know the client."""
     allowed = found.ports * found.sources
     each = ", ".join(f"{number:,} through {name}" for name, number in found.per_proxy.items())
     measured = (
@@ -221,7 +222,7 @@ def judge(found: ProxyFound) -> Judgement:
 
 
 def _unshown(found: ProxyFound) -> str:
-    """What keeps this from telling what proxies add, or whom the server sees; else nothing."""
+    """Return why this cannot show what proxies add, or which client the server sees, if so."""
     if len(found.per_proxy) < 2:
         return "one proxy alone does not show what another adds"
     idle = [name for name, number in found.per_proxy.items() if not number]
@@ -249,8 +250,8 @@ CLAIM = Claim(
     "client's address on by the PROXY protocol.",
     read="docs/your-own-machines.md",
     small=ProxyParameters(first_port=20_000, last_port=20_499, beyond=40, connections=4_000),
-    # Past half of a range the kernel looks long for a free port, and here all are used up; with
-    # four addresses they are fewer than one of two proxies for 200,000 has room for (maxconn).
+    # Above half of a range the kernel searches long for a free port, and here all are used up. With
+    # four addresses the ports are fewer than one of two proxies has room for at 200,000 (maxconn).
     full=ProxyParameters(first_port=32_768, last_port=52_767, beyond=1_000, connections=200_000),
     measure=measure,
     judge=judge,

@@ -1,4 +1,4 @@
-"""What sockets' buffers take: nothing while idle, then what is unread, up to what they may grow."""
+"""The memory of sockets' buffers: nothing while idle, then the unread bytes, up to a limit."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ BUFFERS = {
     "net.ipv4.tcp_rmem": "4096 131072 6291456",
     "net.ipv4.tcp_wmem": "4096 16384 4194304",
 }
-"""The kernel's defaults (ip-sysctl.rst), as a host has them that nobody tuned."""
+"""The kernel's defaults (ip-sysctl.rst), as on a host that has not been tuned."""
 
 SECONDS = 60.0
-"""For one step."""
+"""Seconds for one step."""
 
 PAGE = 4_096
-"""Bytes that tcp_mem and sockets' charges are counted in (getpagesize(2) of x86-64)."""
+"""Bytes of a page, the unit of tcp_mem and of sockets' charges (getpagesize(2) of x86-64)."""
 
 FIRST_FLIGHT = 14_600
-"""Bytes that a sender has under way before anything is acknowledged: ten segments of at most 1,460
-(RFC 6928 section 2; include/net/tcp.h ``TCP_INIT_CWND``)."""
+"""Bytes that a sender sends before the first acknowledgement: ten segments of at most 1,460 (RFC
+6928 section 2; include/net/tcp.h ``TCP_INIT_CWND``)."""
 
 
 class SocketBuffersParameters(Parameters):
-    """How many connections hold how much."""
+    """How many connections hold how many bytes."""
 
     connections: int = Field(ge=10, le=28_000)
-    """One client address has 28,232 ports for them by default (ip_local_port_range)."""
+    """Connections; one client address has 28,232 ports for them by default
+    (ip_local_port_range)."""
     each: int = Field(ge=1_024, le=65_535)
     """Bytes sent on each; below the first window of 64 KiB."""
     flood: int = Field(ge=16 << 20, le=2 << 30)
-    """Bytes that the sender that never stops may send at most: more than both buffers may grow to
+    """The most bytes that the sender that never stops may send: more than both buffers may grow to
     (:data:`BUFFERS`), or it never blocks."""
     cap_pages: int = Field(ge=1, le=1_000_000)
-    """Pages that tcp_mem is lowered to, beside those in use."""
+    """Pages that tcp_mem is lowered to, above those in use."""
 
 
 class SocketBuffersFound(Found):
@@ -103,12 +104,12 @@ class _Pair(NamedTuple):
     client: Trial
 
     def both(self, server: dict[str, Any], client: dict[str, Any]) -> tuple[Told, Told]:
-        """A step on both sides at once."""
+        """Take a step on both sides at once."""
         told = self.trials.together({self.server: server, self.client: client}, SECONDS)
         return told[self.server], told[self.client]
 
     def connect(self, number: int) -> Told:
-        """Open connections; returns what they hold at the server."""
+        """Open connections; return what they hold at the server."""
         return self.both({"accept": number}, {"connect": number})[0]
 
 
@@ -123,11 +124,11 @@ def _pair(lab: Lab) -> Iterator[_Pair]:
 
 
 def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> SocketBuffersFound:
-    """Open, send what nobody reads, then send without end, with the kernel's own buffer sizes."""
+    """Open; send bytes that are not read; then send without end, with the kernel's own sizes."""
     number = parameters.connections
 
     def gained(first: Told, then: Told, what: str) -> float | None:
-        """Bytes per connection, where they are the server's alone."""
+        """Return bytes per connection, if they are the server's alone."""
         grown = then.number(what) - first.number(what)
         return None if lab.shared_kernel else round(grown * 1024 / number, 1)
 
@@ -168,8 +169,10 @@ def measure_socket_buffers(lab: Lab, parameters: SocketBuffersParameters) -> Soc
 
 
 def _capped(lab: Lab, parameters: SocketBuffersParameters, pages: int) -> dict[str, Any]:
-    """The same with so little tcp_mem that not all of it fits (net/core/sock.c
-    ``__sk_mem_raise_allocated``)."""
+    """Measure with so little tcp_mem that not everything fits.
+
+    See net/core/sock.c ``__sk_mem_raise_allocated``.
+    """
     most = pages + parameters.cap_pages
     lowered = {"net.ipv4.tcp_mem": f"{most} {most} {most}"}
     try:
@@ -193,19 +196,20 @@ def _capped(lab: Lab, parameters: SocketBuffersParameters, pages: int) -> dict[s
 
 
 def _most_pages(found: SocketBuffersFound, cap_pages: int) -> int:
-    """Pages that may be charged under a lowered tcp_mem.
+    """Return the pages that may be charged under a lowered tcp_mem.
 
     Above tcp_mem[2] no socket is granted more, not even its minimum (net/core/sock.c
-    ``__sk_mem_raise_allocated``). But a segment that comes while nothing is unread is charged all
-    the same (net/ipv4/tcp_input.c ``tcp_data_queue``, ``sk_forced_mem_schedule``), in whole pages:
-    one of each connection, as nobody reads, and of no more than what its sender then has under way.
+    ``__sk_mem_raise_allocated``). But a segment that arrives while nothing is unread is charged in
+    any case (net/ipv4/tcp_input.c ``tcp_data_queue``, ``sk_forced_mem_schedule``), in whole pages.
+    As nothing is read, that is one segment of each connection, and no more bytes than its sender
+    has under way then.
     """
     first = min(found.sent, FIRST_FLIGHT) * found.buffered / found.unread
     return cap_pages + found.connections * ceil(first / PAGE)
 
 
 def judge_socket_buffers(found: SocketBuffersFound) -> Judgement:
-    """Two statements: each socket needs the minimum; what is under way swells it."""
+    """Judge two statements: each socket needs the minimum, and bytes under way increase it."""
     parts = [
         f"{found.idle_charged:,.0f} B of buffers in an idle socket",
         f"{size(found.buffered)} for {size(found.unread)} unread",

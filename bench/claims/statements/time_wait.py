@@ -19,24 +19,24 @@ from bench.units import whole
 FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"
 
 FIRST_PORT = 5_100
-"""Of the server's: TIME_WAITs that stay for a minute are in nobody's way there."""
+"""First server port: TIME_WAITs that stay there for a minute disturb nobody."""
 
 MODES = ("client", "mute", "client", "server", *["client"] * 5)
-"""Of the server's ports: what is watched (two), then a port for each part of the experiment, as the
-TIME_WAITs of one part must not hold the four-tuples of the next."""
+"""Modes of the server's ports: two ports that are watched, then one for each part of the
+experiment, as the TIME_WAITs of one part must not block the four-tuples of the next."""
 
 SHORT = 5
-"""What tcp_fin_timeout is set to, seconds."""
+"""Value to set tcp_fin_timeout to, seconds."""
 
 WATCH_SECONDS = 150.0
 
 SAID_SECONDS = 120.0
 LATE_SECONDS = 5.0
-"""By how much a length may exceed what is meant: a timer of a minute is up to 4.1 s late with HZ
-1000, 2.0 s with HZ 250 (kernel/time/timer.c: the wheel's granularity at that distance)."""
+"""Seconds by which a duration may exceed the nominal value: a timer of a minute is up to 4.1 s late
+with HZ 1000, 2.0 s with HZ 250 (kernel/time/timer.c: the wheel's granularity at that distance)."""
 
 EARLY_SECONDS = 0.5
-"""By how much it may fall short: it is looked at every 0.2 s."""
+"""Seconds by which it may fall short: the sockets are looked at every 0.2 s."""
 
 
 class TimeWaitParameters(Parameters):
@@ -46,7 +46,7 @@ class TimeWaitParameters(Parameters):
 
 
 class TimeWaitFound(Found):
-    """How long, where, and what comes of it."""
+    """How long TIME_WAIT lasts, on which side, and its consequences."""
 
     fin_timeout: int = Field(description="tcp_fin_timeout as found, s")
     time_wait: float | None = Field(description="length of TIME_WAIT with it, s; none: not ended")
@@ -88,7 +88,7 @@ class TimeWaitFound(Found):
 
 
 def measure_time_wait(lab: Lab, parameters: TimeWaitParameters) -> TimeWaitFound:
-    """Watch closed sockets for a minute, and have others churn meanwhile."""
+    """Watch closed sockets for a minute, while others churn."""
     ends = between(lab, ports=len(MODES), first=FIRST_PORT)
     with lab.trials() as trials:
         modes = list(zip(ends.ports, MODES, strict=True))
@@ -103,7 +103,7 @@ def measure_time_wait(lab: Lab, parameters: TimeWaitParameters) -> TimeWaitFound
         _close(lasting, ends)
         with lab.settings([lab.client], sysctl={FIN_TIMEOUT: SHORT}) as before:
             _close(lasting, ends)
-            # Told now, heard at the end: the minute passes while others churn.
+            # Sent now, answered at the end: the minute passes while others churn.
             lasting.agent.tell({"op": "go", "watch": WATCH_SECONDS})
             rest = Churning(lab, trials, ends, client, parameters.ports).measured()
             lab.note("waits for the watched to end")
@@ -135,13 +135,13 @@ def _whole(found: str) -> int:
 
 
 def _close(lasting: Trial, ends: Ends) -> None:
-    """Leave one connection in TIME_WAIT and one, whose server does not close, in FIN_WAIT_2."""
+    """Leave one connection in TIME_WAIT, and one whose server does not close in FIN_WAIT_2."""
     for target, state in zip(ends.endpoints, ("TIME-WAIT", "FIN-WAIT-2"), strict=False):
         lasting.go(target=target, state=state)
 
 
 def judge_time_wait(found: TimeWaitFound) -> Judgement:
-    """Each of the three parts is so or not; together they confirm, refute, or it depends."""
+    """Judge three parts; together they confirm or refute the claim, or it depends."""
     if found.time_wait is None or found.short_time_wait is None:
         return Judgement("inconclusive", "", "a TIME_WAIT had not ended when the watch was over")
     first = found.client_first
@@ -187,7 +187,7 @@ def _held_by_who_closes_first(found: TimeWaitFound) -> bool:
 
 
 def _reasons(found: TimeWaitFound, two_minutes: bool, tuned: bool, used_up: bool) -> Iterator[str]:
-    """What is to be said of the parts that are not as people say, and of whom it concerns."""
+    """Yield the reasons why parts differ from the statement, and where that matters."""
     if not two_minutes:
         yield "the kernel's TCP_TIMEWAIT_LEN is 60 s (its timers are up to some seconds late)"
     if not tuned:

@@ -1,4 +1,4 @@
-"""TCP in user space: what is left of the limits, and what the kernel has to be kept from."""
+"""TCP in user space: the limits that remain, and what the kernel must be kept from."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 
 FIRST_PORT = 20_000
-"""Of the source ports."""
+"""First source port."""
 
 TABLE = "inet connlab_userland"
 
 SOCKET_CACHES = ("TCP", "sock_inode_cache", "dentry", "filp")
-"""Slab caches of which a connected TCP socket has an object each (net/socket.c ``sock_alloc_file``,
-net/ipv4/tcp_ipv4.c ``tcp_prot``)."""
+"""Slab caches in which a connected TCP socket has one object each (net/socket.c
+``sock_alloc_file``, net/ipv4/tcp_ipv4.c ``tcp_prot``)."""
 
 STEP_SECONDS = 90.0
 SETTLE_SECONDS = 5.0
 
 SHORTEST = 1e-6
-"""Seconds: no connection opens sooner."""
+"""The least time in seconds: no connection opens faster."""
 
 
 class UserlandTcpParameters(Parameters):
@@ -44,7 +44,7 @@ class UserlandTcpParameters(Parameters):
 
 
 class UserlandTcpFound(Found):
-    """Connections shaken by hand: with the kernel in the way, and with it kept out."""
+    """Connections by hand-made handshakes: with the kernel in the way, and with it kept out."""
 
     tried: int = Field(description="SYNs sent by hand with nothing done about the kernel")
     tried_answered: int = Field(description="of those, that the server answered with SYN-ACK")
@@ -69,7 +69,7 @@ class UserlandTcpFound(Found):
 
 
 def measure_userland_tcp(lab: Lab, parameters: UserlandTcpParameters) -> UserlandTcpFound:
-    """Shake hands by a raw socket, first as the kernel likes, then with its RSTs dropped."""
+    """Do handshakes by a raw socket, first with the kernel's RSTs, then with these dropped."""
     ends = between(lab, family=4)
     with lab.trials() as trials:
         server = trials.begin(lab.server, "echoer", endpoint=ends.endpoints[0], **ends.server)
@@ -127,7 +127,7 @@ def measure_userland_tcp(lab: Lab, parameters: UserlandTcpParameters) -> Userlan
 
 
 def _chain(ends: Ends, count: int, mark: int) -> str:
-    """The kernel's RSTs from our ports to the server are dropped, our own are not (nft(8))."""
+    """Return a chain that drops the kernel's RSTs from our ports, but not our own (nft(8))."""
     last = FIRST_PORT + count - 1
     return (
         "chain out {\n"
@@ -139,7 +139,7 @@ def _chain(ends: Ends, count: int, mark: int) -> str:
 
 
 def _left(look: Look, ends: Ends) -> int:
-    """Connections that the server still has when RSTs have had time to arrive."""
+    """Return the connections that the server still has after RSTs have had time to arrive."""
     until = time.monotonic() + SETTLE_SECONDS
     while True:
         [left] = look.count(ends.endpoints, "src", "established")
@@ -149,7 +149,7 @@ def _left(look: Look, ends: Ends) -> int:
 
 
 def judge_userland_tcp(found: UserlandTcpFound) -> Judgement:
-    """Confirmed if the kernel spoils all connections, and none once it is kept out."""
+    """Judge it confirmed if the kernel spoils all connections, and none once it is kept out."""
     measured = (
         f"{found.tried:,} by hand: {found.tried_resets:,} RSTs by the client's own kernel, "
         f"{found.tried_held:,} held; with them dropped {found.held:,} of {found.wanted:,} held "
