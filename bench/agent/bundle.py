@@ -71,20 +71,26 @@ def build(*, trials: bool = False) -> Bundle:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), text, zipfile.ZIP_DEFLATED)
-            if name != "__main__.py":  # a Python that is too old must be able to read it
-                code = _compiled(name, text)
+            # A Python that is too old must be able to read the entry.
+            code = None if name == "__main__.py" else _compiled(name, text)
+            if code:
                 archive.writestr(zipfile.ZipInfo(f"{name}c", _EPOCH), code, zipfile.ZIP_DEFLATED)
     data = packed.getvalue()
     return Bundle(data, hashlib.sha256(data).hexdigest())
 
 
 @functools.cache
-def _compiled(name: str, source: bytes) -> bytes:
+def _compiled(name: str, source: bytes) -> bytes | None:
     """Return a module's byte code in the format of a ``.pyc`` file (PEP 552).
 
     It uses version 2 of marshal's format, which has no references. With references, the same code
-    may be written in several ways.
+    may be written in several ways. None if the format lacks something in the code, such as the
+    constant slices of Python 3.14 (Python/marshal.c ``w_complex_object``).
     """
     code = compile(source, name, "exec", dont_inherit=True, optimize=0)
+    try:
+        body = marshal.dumps(code, 2)
+    except ValueError:
+        return None
     head = importlib.util.MAGIC_NUMBER + UNCHECKED.to_bytes(4, "little")
-    return head + importlib.util.source_hash(source) + marshal.dumps(code, 2)
+    return head + importlib.util.source_hash(source) + body

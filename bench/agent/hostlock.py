@@ -5,9 +5,9 @@ written to. All agents of one controller share it (LOCK_SH). The kernel releases
 them ends, for whatever reason. A program that is going to change the host, or to run something else
 on it, first looks for locks of other owners. The playbooks that revert and destroy do so too.
 
-Before an agent is pushed, the controller runs this file by itself, ``python3 -c SOURCE OWNER``, and
-gets the other holders as JSON. So does ``playbooks/idle.yml``, which owns no lock: there ``OWNER``
-is empty. Directories may follow ``OWNER``; then only those are searched.
+Before an agent is pushed, the controller runs this file by itself on the host, with its ``OWNER``
+as the argument, and gets the other holders as JSON. So does ``playbooks/idle.yml``, which owns no
+lock: there ``OWNER`` is empty. Directories may follow ``OWNER``; then only those are searched.
 """
 
 from __future__ import annotations

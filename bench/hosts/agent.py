@@ -81,8 +81,8 @@ class Agent:
         self._first_tick: tuple[float, float] | None = None
         """When its first tick arrived, by our clock and by its own."""
         self.misspoken: LabError | None = None
-        """The error of an invalid message. The agent is no longer listened to after that, and its
-        output is closed, so it may end before the error is handled."""
+        """The error of an invalid message. The agent is no longer listened to after that, so it
+        may end before the error is handled."""
         self.last_error = ""
         self.not_put_back: list[str] = []
         """Its lines about what it could not restore, the first :data:`MOST_NOT_PUT_BACK`."""
@@ -175,9 +175,10 @@ class Agent:
 
     def obituary(self) -> LabError:
         """Return the error for an agent that ended without an order to stop."""
+        if self.misspoken is None:
+            self.await_last_words()
         if self.misspoken is not None:
             return self.misspoken
-        self.await_last_words()
         said = f": {self.last_error}" if self.last_error else ""
         return LabError(f"host {self.name}: the {self.role} agent ended unexpectedly{said}")
 

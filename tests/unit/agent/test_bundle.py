@@ -40,6 +40,22 @@ def test_another_process_packs_the_same_bytes():
         assert done.stdout.strip() == bundle.build(trials=True).sha256
 
 
+def test_without_a_format_for_the_byte_code_there_are_the_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dumps(*_: object) -> bytes:
+        raise ValueError("unmarshallable object")
+
+    bundle._compiled.cache_clear()
+    monkeypatch.setattr(bundle.marshal, "dumps", dumps)
+    try:
+        names = zipfile.ZipFile(io.BytesIO(bundle.build().data)).namelist()
+    finally:
+        bundle._compiled.cache_clear()
+    assert "bench/agent/main.py" in names
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
 @pytest.mark.parametrize("python", ["same", "other"])
 def test_byte_code_is_for_the_same_python_alone_and_the_source_for_any(
     tmp_path: Path, python: str

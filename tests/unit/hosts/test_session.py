@@ -87,21 +87,30 @@ def test_what_an_agent_says_becomes_one_line(
     assert not made[0].open
 
 
-def test_of_an_agent_that_ended_after_it_made_no_sense_the_latter_is_said() -> None:
+@pytest.mark.parametrize("read", ["before", "meanwhile"])
+def test_of_an_agent_that_ended_after_it_made_no_sense_the_latter_is_said(read: str) -> None:
     made, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
 
     def broken(data: bytes) -> None:
+        if read == "meanwhile":
+            made[0].process.say(b"junk", None)
         raise BrokenPipeError
+
+    def last_words() -> None:
+        until = time.monotonic() + 5
+        while agent.misspoken is None and time.monotonic() < until:
+            time.sleep(0.001)
 
     with (
         pytest.raises(LabError, match=r"^host a: protocol: not a message: 'junk'$"),
         Session(connect, b"zip") as agents,
     ):
         (agent,) = agents.start([(host("a"), "server")])
-        made[0].process.say(b"junk", None)
         made[0].process.write = broken  # type: ignore[method-assign]
-        while agent.misspoken is None:
-            time.sleep(0.001)
+        agent.await_last_words = last_words  # type: ignore[method-assign]
+        if read == "before":
+            made[0].process.say(b"junk", None)
+            last_words()
         agents.tell([agent], "facts")
 
 
