@@ -8,7 +8,7 @@ from typing import Any, Dict
 from bench import wire
 from bench.agent import board as cell
 from bench.agent.client import Client, spread
-from bench.agent.duty import Misuse
+from bench.agent.task import Misuse
 
 MOST_RATE, MOST_SECONDS = 1e6, 86_400
 

@@ -10,7 +10,7 @@ from bench.agent import about, control, probe, spec, tally, workers
 from bench.agent import board as cell
 from bench.agent.churnorder import ChurnOrder
 from bench.agent.client import Client
-from bench.agent.duty import PATIENCE_MS, Aside, Duty, Misuse, Say, whole
+from bench.agent.task import PATIENCE_MS, Aside, Duty, Misuse, Say, whole
 from bench.agent.echoround import EchoRound
 from bench.agent.server import Server
 from bench.agent.spares import Spares

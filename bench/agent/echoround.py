@@ -8,7 +8,7 @@ from typing import Any, Dict
 from bench import wire
 from bench.agent import board as cell
 from bench.agent.client import Client
-from bench.agent.duty import PATIENCE_MS, Misuse, whole
+from bench.agent.task import PATIENCE_MS, Misuse, whole
 
 WINDOW = 128
 """Default number of connections under way in a worker. On two cores with both ends on them, it took

@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Optional
 from bench import wire
 from bench.agent import home, hostlock, probe, workers
 from bench.agent.commands import Commands
-from bench.agent.duty import TICK, Fault, Misuse
+from bench.agent.task import TICK, Fault, Misuse
 from bench.agent.outbox import Gone, Outbox
 
 STOP_PATIENCE = 1.5

@@ -19,7 +19,7 @@ from bench.agent import churn, sweep
 from bench.agent.attempts import Attempts
 from bench.agent.churnorder import ChurnOrder
 from bench.agent.client import spread
-from bench.agent.duty import Misuse
+from bench.agent.task import Misuse
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=7), st.integers(0, 100_000))

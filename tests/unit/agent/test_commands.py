@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bench.agent.commands import Commands
-from bench.agent.duty import Misuse
+from bench.agent.task import Misuse
 
 
 def idle():

@@ -11,7 +11,7 @@ import pytest
 from bench import wire
 from bench.agent import board, holder
 from bench.agent.commands import PATIENCE_MS, Commands
-from bench.agent.duty import Misuse
+from bench.agent.task import Misuse
 
 NONCE = "00" * 16
 

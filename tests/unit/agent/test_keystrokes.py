@@ -13,7 +13,7 @@ from bench import wire
 from bench.agent import board, echoround, holder, keystrokes
 from bench.agent.client import Client
 from bench.agent.commands import Commands
-from bench.agent.duty import Misuse
+from bench.agent.task import Misuse
 
 NONCE = "00" * 16
 ANSWERS = wire.round_answers(NONCE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.agent import board, duty
+from bench.agent import board, task
 from bench.agent.client import Client
 from bench.agent.memory import Memory
 from bench.agent.server import Server
@@ -22,7 +22,7 @@ class Gauge:
 def at(kind, named=""):
     """A duty whose role is of that kind, without workers."""
     said = []
-    made = duty.Duty(said.append, None, lambda: 1.0)
+    made = task.Duty(said.append, None, lambda: 1.0)
     made._gauge = Gauge()
     role = object.__new__(kind)
     role.spec = {"memory_floor_kib": FLOOR}
@@ -36,7 +36,7 @@ def at(kind, named=""):
 @pytest.mark.parametrize(("kind", "named"), [(Client, "ramp"), (Server, "")])
 def test_at_the_floor_itself_nothing_ends(kind, named):
     made, role, said = at(kind, named)
-    assert made._check_memory() == duty.WATCH[0]
+    assert made._check_memory() == task.WATCH[0]
     assert said == [] and not role.board.common[board.HALT]
 
 
@@ -63,17 +63,17 @@ def test_a_server_below_its_floor_shuts_its_door():
 def test_a_client_that_holds_need_not_keep_a_floor():
     made, role, said = at(Client, "echo")
     made._gauge.free = 0
-    assert made._check_memory() == duty.WATCH[1]
+    assert made._check_memory() == task.WATCH[1]
     assert said == [] and not role.board.common[board.HALT]
 
 
 @pytest.mark.parametrize(
     ("left", "seconds"),
     [
-        (0, duty.WATCH[0]),
-        (duty.STEEPEST_KIB // 5, 0.1),
-        (duty.STEEPEST_KIB, 0.5),
-        (100 * duty.STEEPEST_KIB, duty.WATCH[1]),
+        (0, task.WATCH[0]),
+        (task.STEEPEST_KIB // 5, 0.1),
+        (task.STEEPEST_KIB, 0.5),
+        (100 * task.STEEPEST_KIB, task.WATCH[1]),
     ],
 )
 def test_the_next_look_comes_before_half_of_what_is_left_can_be_gone(left, seconds):
