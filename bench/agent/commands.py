@@ -10,18 +10,25 @@ from bench.agent import about, control, probe, spec, tally, workers
 from bench.agent import board as cell
 from bench.agent.churnorder import ChurnOrder
 from bench.agent.client import Client
-from bench.agent.task import PATIENCE_MS, Aside, Duty, Misuse, Say, whole
 from bench.agent.echoround import EchoRound
 from bench.agent.server import Server
 from bench.agent.spares import Spares
+from bench.agent.task import PATIENCE_MS, Aside, Misuse, Say, Task, whole
 from bench.agent.workers import TooMany
 
 
-class Commands(Duty):
+class Commands:
     """The agent's task, with a method for each command."""
 
-    def __init__(self, say: Say, aside: Aside, clock: Callable[[], float]) -> None:
-        super().__init__(say, aside, clock)
+    def __init__(self, task: Task, say: Say, aside: Aside) -> None:
+        """Start with a task that has no role yet.
+
+        :param say: sends an event
+        :param aside: runs work in a thread, and a second function with its result in the main loop
+        """
+        self.task = task
+        self._say, self._aside = say, aside
+        self._preparing = False
         self._nofile = workers.nofile_found()
         self._reading = 0  # threads that gather evidence
         self._spares = Spares()
@@ -50,17 +57,17 @@ class Commands(Duty):
         if op not in handlers:
             raise Misuse(f"unknown command {op!r}")
         if op in ("serve", "prepare"):
-            if self._role or self._preparing:
+            if self.task.role or self._preparing:
                 raise Misuse(f"{op}: this agent has its task already")
             if self._reading:  # a fork would inherit the pipes of that thread's tools
                 raise Misuse(f"{op} while facts, collect or count is under way")
         elif op in ("facts", "collect", "count"):
             if self._preparing:
                 raise Misuse(f"{op} while prepare is under way")
-        elif not self._role:
+        elif not self.task.role:
             raise Misuse(f"{op} before serve or prepare")
-        elif self._round and op not in ("halt", "status"):
-            raise Misuse(f"{op} while {self._named} is under way")
+        elif self.task.round and op not in ("halt", "status"):
+            raise Misuse(f"{op} while {self.task.named} is under way")
         handlers[op](command)
 
     def _read(self, work: Callable[[], Any]) -> None:
@@ -89,14 +96,14 @@ class Commands(Duty):
 
     def _keep_back(self) -> None:
         """Keep spare files open while no evidence is gathered, and free them while it is."""
-        if not self._role:
+        if not self.task.role:
             return
         if self._reading:
-            self._role.board.common[cell.PAUSE] = 1
+            self.task.role.board.common[cell.PAUSE] = 1
             self._spares.give()
         else:
             self._spares.take()
-            self._role.board.common[cell.PAUSE] = 0
+            self.task.role.board.common[cell.PAUSE] = 0
 
     def _facts(self, command: Dict[str, Any]) -> None:
         keys = [str(key) for key in command.get("sysctls") or []]
@@ -104,14 +111,14 @@ class Commands(Duty):
 
     def _serve(self, command: Dict[str, Any]) -> None:
         try:
-            self._begin(Server(spec.server(command.get("spec"))))
+            self.task.begin(Server(spec.server(command.get("spec"))))
             self._keep_back()
         except (spec.BadSpec, TooMany) as error:
             raise Misuse(str(error)) from error
-        self._say({"event": "serving", "workers": self._must().count})
+        self._say({"event": "serving", "workers": self.task.must().count})
 
     def _open_doors(self, _: Dict[str, Any]) -> None:
-        self._server("open").open()
+        self.task.server("open").open()
         self._say({"event": "opened"})
 
     def _prepare(self, command: Dict[str, Any]) -> None:
@@ -133,17 +140,17 @@ class Commands(Duty):
             if refusal:
                 raise Misuse(refusal, "refused")
             try:
-                self._begin(Client(wanted))
+                self.task.begin(Client(wanted))
                 self._keep_back()
             except TooMany as error:
                 raise Misuse(str(error)) from error
-            self._say({"event": "prepared", "workers": self._must().count})
+            self._say({"event": "prepared", "workers": self.task.must().count})
 
         thread = self._aside(vouch, then)
         self._preparing = True
 
     def _ramp(self, command: Dict[str, Any]) -> None:
-        client = self._client("ramp")
+        client = self.task.client("ramp")
         board = client.board
         upto = whole(command, "upto", client.asked)
         most_lost = whole(command, "most_lost", 0)
@@ -151,8 +158,7 @@ class Commands(Duty):
         worth_trying = client.aim(upto)
         board.common[cell.HALT] = 0
         board.common[cell.MOST_LOST] = lost + most_lost if most_lost else 0
-        self._began, self._reason, self._low = time.monotonic(), None, False
-        self._watch_at = 0.0
+        began = time.monotonic()
 
         def answer() -> Dict[str, Any]:
             tried_now, held_now = client.tried, board.total(cell.HELD)
@@ -160,32 +166,27 @@ class Commands(Duty):
             complete = all_tried and held_now - held >= tried_now - tried
             return {
                 "event": "ramped",
-                "reason": self._reason or ("complete" if complete else "lost"),
+                "reason": self.task.reason or ("complete" if complete else "lost"),
                 "tried": tried_now,
                 "held": held_now,
                 "lost": board.total(cell.LOST),
                 "errors": board.errors(),
                 "latency": board.latency(),
-                "seconds": round(time.monotonic() - self._began, 6),
+                "seconds": round(time.monotonic() - began, 6),
             }
 
-        self._check_first(client)
-        self._go("ramp", b"R", client.spec["active"], answer, worth_trying)
-
-    def _check_first(self, client: Client) -> None:
-        """Check the memory before the ramp: below the floor, nothing is opened at all."""
-        self._named = "ramp"
-        self._check_memory()
+        self.task.ramp_begins()
+        self.task.go("ramp", b"R", client.spec["active"], answer, worth_trying)
 
     def _halt(self, _: Dict[str, Any]) -> None:
-        client = self._client("halt")
+        client = self.task.client("halt")
         client.board.common[cell.HALT] = 1
-        if self._named == "ramp" and self._reason is None:
-            self._reason = "halted"
+        if self.task.named == "ramp" and self.task.reason is None:
+            self.task.reason = "halted"
         self._say({"event": "halted"})
 
     def _collect(self, command: Dict[str, Any]) -> None:
-        role = self._role
+        role = self.task.role
         count = command.get("count")
         ends = [(str(address), int(port)) for address, port in count] if count else None
         side = "dst" if isinstance(role, Client) else "src"
@@ -205,7 +206,7 @@ class Commands(Duty):
         self._read(lambda: tally.count(wanted))
 
     def _answer(self, command: Dict[str, Any]) -> None:
-        server = self._server("answer")
+        server = self.task.server("answer")
         on = bool(command.get("on"))
         how = command.get("how", "tagged")
         if how not in ("tagged", "byte"):
@@ -219,10 +220,10 @@ class Commands(Duty):
             answered, wrong = board.total(cell.ANSWERED), board.total(cell.WRONG)
             return {"event": "answering", "on": on, "echoes": answered, "wrong": wrong}
 
-        self._go("answer", b"C", server.count, answer)
+        self.task.go("answer", b"C", server.count, answer)
 
     def _echo(self, command: Dict[str, Any]) -> None:
-        client = self._client("echo")
+        client = self.task.client("echo")
         mode, drop, board = command.get("mode"), command.get("drop", False), client.board
         if mode not in ("sample", "all", "fresh"):
             raise Misuse(f"mode: {mode!r} is none of sample, all, fresh")
@@ -248,32 +249,32 @@ class Commands(Duty):
                 "dropped": dropped,
             }
 
-        self._go("echo", b"E", _cores(), answer)
+        self.task.go("echo", b"E", _cores(), answer)
 
     def _round_of_bytes(self, command: Dict[str, Any]) -> None:
-        ordered = EchoRound(self._client("round"), command)
-        self._go("round", b"K", 1 if ordered.sequential else _cores(), ordered.answer)
+        ordered = EchoRound(self.task.client("round"), command)
+        self.task.go("round", b"K", 1 if ordered.sequential else _cores(), ordered.answer)
 
     def _churn(self, command: Dict[str, Any]) -> None:
-        client = self._client("churn")
+        client = self.task.client("churn")
         ordered = ChurnOrder(client, command)
-        self._go("churn", b"C", client.count, ordered.answer)
+        self.task.go("churn", b"C", client.count, ordered.answer)
 
     def _memory(self, _: Dict[str, Any]) -> None:
-        pids = [os.getpid(), *self._must().crew.pids]
+        pids = [os.getpid(), *self.task.must().crew.pids]
         self._read(lambda: {"event": "memory", "own_kib": probe.own_kib(pids)})
 
     def _verify(self, _: Dict[str, Any]) -> None:
-        board = self._must().board
+        board = self.task.must().board
 
         def answer() -> Dict[str, Any]:
             alive, dead = board.total(cell.ALIVE), board.total(cell.DEAD)
             return {"event": "verified", "alive": alive, "dead": dead}
 
-        self._go("verify", b"V", _cores(), answer)
+        self.task.go("verify", b"V", _cores(), answer)
 
     def _drain(self, command: Dict[str, Any]) -> None:
-        role = self._must()
+        role = self.task.must()
         how, rate = command.get("how", "rst"), command.get("rate", 0)
         if how not in ("rst", "fin"):
             raise Misuse(f"how: {how!r} is none of rst, fin")
@@ -292,10 +293,10 @@ class Commands(Duty):
                 "seconds": round(time.monotonic() - began, 6),
             }
 
-        self._go("drain", b"D", _cores(), answer)
+        self.task.go("drain", b"D", _cores(), answer)
 
     def _status(self, _: Dict[str, Any]) -> None:
-        role = self._must()
+        role = self.task.must()
 
         def answer() -> Dict[str, Any]:
             board = role.board
@@ -306,8 +307,8 @@ class Commands(Duty):
                 "cpu_seconds": round(role.crew.cpu_seconds(), 6),
             }
 
-        if isinstance(role, Server) and role.spec["watch"] == "none" and not self._round:
-            self._go("status", b"C", _cores(), answer)
+        if isinstance(role, Server) and role.spec["watch"] == "none" and not self.task.round:
+            self.task.go("status", b"C", _cores(), answer)
         else:
             self._say(answer())
 

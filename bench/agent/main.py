@@ -24,8 +24,8 @@ from typing import Any, Callable, Dict, Optional
 from bench import wire
 from bench.agent import home, hostlock, probe, workers
 from bench.agent.commands import Commands
-from bench.agent.task import TICK, Fault, Misuse
 from bench.agent.outbox import Gone, Outbox
+from bench.agent.task import TICK, Fault, Misuse, Task
 
 STOP_PATIENCE = 1.5
 """Seconds that workers get to reset their connections before they are killed."""
@@ -55,7 +55,8 @@ class Agent:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._stopping = False
         self._input = b""
-        self.duty = Commands(self.say, self.aside, self._clock)
+        self.task = Task(self.say, self._clock)
+        self.commands = Commands(self.task, self.say, self.aside)
 
     def _on_signal(self, *_: Any) -> None:
         self._stopping = True
@@ -125,7 +126,7 @@ class Agent:
         stopped: Optional[Dict[str, Any]] = None
         while not self._stopping:
             poll = select.poll()
-            for fd in (0, self._wake_r, *self.duty.fds()):
+            for fd in (0, self._wake_r, *self.task.fds()):
                 poll.register(fd, select.POLLIN)
             if self._out:
                 poll.register(self._out.fd, select.POLLOUT)
@@ -134,7 +135,7 @@ class Agent:
                 os.read(self._wake_r, 4096)
             if self._out.fd in moved:
                 self._flush()
-            self._attempt(self.duty.turn)
+            self._attempt(self.task.turn)
             while not self._jobs.empty():
                 self._attempt(self._jobs.get())
             if 0 in moved:
@@ -152,13 +153,13 @@ class Agent:
 
     def _due(self) -> float:
         """Return when there is something to do at the latest, monotonic seconds."""
-        due = self.duty.due()
+        due = self.task.due()
         return min(self._heard + self._silence, self._alive_at if due is None else due)
 
     def _live(self) -> None:
         """Send a sign of life if there are no ticks yet."""
         now = time.monotonic()
-        if self.duty.due() is None and now >= self._alive_at:
+        if self.task.due() is None and now >= self._alive_at:
             self._alive_at = now + TICK
             self.say({"event": "alive"})
 
@@ -192,13 +193,13 @@ class Agent:
                 return True
             if command.get("op") == "beat":
                 continue
-            self._attempt(lambda c=command: self.duty.command(c))  # type: ignore[misc]
+            self._attempt(lambda c=command: self.commands.command(c))  # type: ignore[misc]
         return False
 
     def _end(self) -> None:
         """Close everything within :data:`STOP_PATIENCE`, and kill the workers that are left."""
         probe.end_children()
-        self.duty.end(time.monotonic() + STOP_PATIENCE)
+        self.task.end(time.monotonic() + STOP_PATIENCE)
         home.leave()
 
 

@@ -52,43 +52,48 @@ Say = Callable[[Any], None]
 Aside = Callable[[Callable[[], Any], Callable[[Any], None]], Any]
 
 
-class Duty:
-    """The agent's one task: a server or a client."""
+class Task:
+    """The agent's one task: a server or a client, and the round that its workers carry out."""
 
-    def __init__(self, say: Say, aside: Aside, clock: Callable[[], float]) -> None:
-        self._say, self._aside, self._clock = say, aside, clock
+    def __init__(self, say: Say, clock: Callable[[], float]) -> None:
+        """Start without a role.
+
+        :param say: sends an event
+        :param clock: returns the seconds since the agent began
+        """
+        self.role: Optional[Union[Server, Client]] = None
+        self.round: Optional[Round] = None
+        self.named = ""
+        """The command whose round is under way."""
+        self.reason: Optional[str] = None
+        """Why the ramp ended early, None if it did not."""
+        self._say, self._clock = say, clock
         self._gauge = Gauge()
-        self._role: Optional[Union[Server, Client]] = None
-        self._round: Optional[Round] = None
-        self._named = ""
         self._tick_at = self._watch_at = 0.0
-        self._began = 0.0
-        self._reason: Optional[str] = None
         self._low = False
-        self._preparing = False
 
     # The main loop calls these.
 
     def fds(self) -> List[int]:
         """Return the descriptors to wait for."""
-        return [self._role.crew.bell] if self._role else []
+        return [self.role.crew.bell] if self.role else []
 
     def due(self) -> Optional[float]:
         """Return when the next turn is due at the latest, monotonic seconds."""
-        if not self._role:
+        if not self.role:
             return None
         return min(self._tick_at, self._watch_at)
 
     def turn(self) -> None:
         """Read the workers' messages, look at the memory, send a tick if it is due."""
-        role = self._role
+        role = self.role
         if not role:
             return
         for worker, what in role.crew.heard():
             if what == PASS and isinstance(role, Server):
                 role.passed(worker)
-            elif self._round:
-                self._round.rung(worker, what)
+            elif self.round:
+                self.round.rung(worker, what)
         self._bury()
         now = time.monotonic()
         if now >= self._watch_at:
@@ -100,20 +105,20 @@ class Duty:
                 role.hand_out()
 
     def _bury(self) -> None:
-        role = self._role
+        role = self.role
         assert role
         for death in role.crew.deaths():
             self._say({"event": "error", "kind": "fault", "message": str(death)})
             role.lost(death.worker)
-            if self._round:
-                self._round.lost(death.worker)
+            if self.round:
+                self.round.lost(death.worker)
 
     def _check_memory(self) -> float:
         """Stop if memory is below the floor; return the seconds until the next look."""
-        role = self._role
+        role = self.role
         assert role
         floor = role.spec["memory_floor_kib"]
-        if self._low or not floor or (isinstance(role, Client) and self._named != "ramp"):
+        if self._low or not floor or (isinstance(role, Client) and self.named != "ramp"):
             return WATCH[1]
         free = self._gauge.read().free
         if free >= floor:
@@ -122,14 +127,14 @@ class Duty:
         role.board.common[cell.HALT] = 1
         if isinstance(role, Server):
             role.shut()
-        elif self._reason is None:
-            self._reason = "memory"
+        elif self.reason is None:
+            self.reason = "memory"
         self._say({"event": "floor", "mem_free_kib": free, "floor_kib": floor})
         self._tick_at = 0.0
         return WATCH[1]
 
     def _tick(self) -> Dict[str, Any]:
-        role = self._role
+        role = self.role
         assert role
         board, memory = role.board, self._gauge.read()
         return {
@@ -148,26 +153,37 @@ class Duty:
             "slab_kib": memory.slab,
         }
 
-    def _begin(self, role: Union[Server, Client]) -> None:
-        self._role = role
+    def begin(self, role: Union[Server, Client]) -> None:
+        """Take a role; the first turn is due at once."""
+        self.role = role
         self._tick_at = 0.0
         self._watch_at = 0.0
 
-    def _must(self) -> Union[Server, Client]:
-        assert self._role
-        return self._role
+    def must(self) -> Union[Server, Client]:
+        """Return the role, which there has to be."""
+        assert self.role
+        return self.role
 
-    def _client(self, op: str) -> Client:
-        if not isinstance(self._role, Client):
+    def client(self, op: str) -> Client:
+        """Return the client. :raises Misuse: naming ``op`` if this agent is a server."""
+        if not isinstance(self.role, Client):
             raise Misuse(f"{op}: this agent is a server")
-        return self._role
+        return self.role
 
-    def _server(self, op: str) -> Server:
-        if not isinstance(self._role, Server):
+    def server(self, op: str) -> Server:
+        """Return the server. :raises Misuse: naming ``op`` if this agent is a client."""
+        if not isinstance(self.role, Server):
             raise Misuse(f"{op}: this agent is a client")
-        return self._role
+        return self.role
 
-    def _go(
+    def ramp_begins(self) -> None:
+        """Look at the memory before the first connection: below the floor, none is opened."""
+        self.reason, self._low = None, False
+        self._watch_at = 0.0
+        self.named = "ramp"
+        self._check_memory()
+
+    def go(
         self,
         name: str,
         order: bytes,
@@ -176,20 +192,20 @@ class Duty:
         only: Optional[Iterable[int]] = None,
     ) -> None:
         """Send an order to the crew, or to some of it; send ``answer()`` when all are done."""
-        role = self._must()
+        role = self.must()
 
         def then() -> None:
-            self._round, self._named = None, ""
+            self.round, self.named = None, ""
             self._say(self._tick())  # so that no counters are older than the answer
             self._say(answer())
 
-        self._named = name
-        self._round = Round(role.crew, role.board.common, order, width, then, only)
-        self._round.begin()
+        self.named = name
+        self.round = Round(role.crew, role.board.common, order, width, then, only)
+        self.round.begin()
 
     def end(self, deadline: float) -> None:
         """Close everything by the deadline (monotonic seconds), then kill workers that are left."""
-        role = self._role
+        role = self.role
         if not role:
             return
         role.board.common[cell.HALT] = role.board.common[cell.OVER] = 1

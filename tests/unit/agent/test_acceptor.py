@@ -13,6 +13,7 @@ from bench import wire
 from bench.agent import acceptor, board
 from bench.agent.commands import Commands
 from bench.agent.spares import SPARES, Spares
+from bench.agent.task import Task
 from bench.agent.workers import PASS
 
 
@@ -215,9 +216,11 @@ class FakeRole:
 
 def test_files_are_kept_back_except_while_evidence_is_gathered():
     said, jobs = [], []
-    made = Commands(said.append, lambda work, then: jobs.append((work, then)), time.monotonic)
+    made = Commands(
+        Task(said.append, time.monotonic), said.append, lambda work, then: jobs.append((work, then))
+    )
     role = FakeRole()
-    made._role = role
+    made.task.role = role
     made._keep_back()
     full = open_files()
 
@@ -238,9 +241,11 @@ def test_files_are_kept_back_except_while_evidence_is_gathered():
 def test_a_source_that_fails_does_not_keep_the_door_shut():
     jobs = []
     made = Commands(
-        lambda event: None, lambda work, then: jobs.append((work, then)), time.monotonic
+        Task(lambda event: None, time.monotonic),
+        lambda event: None,
+        lambda work, then: jobs.append((work, then)),
     )
-    made._role = FakeRole()
+    made.task.role = FakeRole()
 
     def fail():
         raise ValueError("no such thing")
@@ -249,7 +254,7 @@ def test_a_source_that_fails_does_not_keep_the_door_shut():
     work, then = jobs.pop()
     with pytest.raises(ValueError, match="no such thing"):
         then(work())
-    assert made._role.board.common[board.PAUSE] == 0
+    assert made.task.role.board.common[board.PAUSE] == 0
     made._spares.give()
 
 

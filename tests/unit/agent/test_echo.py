@@ -11,7 +11,7 @@ import pytest
 from bench import wire
 from bench.agent import board, holder
 from bench.agent.commands import PATIENCE_MS, Commands
-from bench.agent.task import Misuse
+from bench.agent.task import Misuse, Task
 
 NONCE = "00" * 16
 
@@ -174,10 +174,12 @@ class FakeClient:
 
 @pytest.fixture
 def commands(monkeypatch):
-    made = Commands(lambda event: None, lambda work, then: None, time.monotonic)
+    made = Commands(
+        Task(lambda event: None, time.monotonic), lambda event: None, lambda work, then: None
+    )
     client = FakeClient()
-    monkeypatch.setattr(made, "_client", lambda op: client)
-    monkeypatch.setattr(made, "_go", lambda *order: None)
+    monkeypatch.setattr(made.task, "client", lambda op: client)
+    monkeypatch.setattr(made.task, "go", lambda *order: None)
     return made, client
 
 

@@ -13,7 +13,7 @@ from bench import wire
 from bench.agent import board, echoround, holder, keystrokes
 from bench.agent.client import Client
 from bench.agent.commands import Commands
-from bench.agent.task import Misuse
+from bench.agent.task import Misuse, Task
 
 NONCE = "00" * 16
 ANSWERS = wire.round_answers(NONCE)
@@ -360,8 +360,10 @@ class FakeServing:
     [("epoll", "loud", "how: 'loud'"), ("none", "byte", "how: byte needs a server that watches")],
 )
 def test_an_answer_that_makes_no_sense_is_refused(monkeypatch, watch, how, word):
-    commands = Commands(lambda event: None, lambda work, then: None, time.monotonic)
-    monkeypatch.setattr(commands, "_server", lambda op: FakeServing(watch))
+    commands = Commands(
+        Task(lambda event: None, time.monotonic), lambda event: None, lambda work, then: None
+    )
+    monkeypatch.setattr(commands.task, "server", lambda op: FakeServing(watch))
     with pytest.raises(Misuse, match=word):
         commands._answer({"on": True, "how": how})
 
@@ -375,9 +377,11 @@ def test_an_answer_that_makes_no_sense_is_refused(monkeypatch, watch, how, word)
     ],
 )
 def test_how_to_answer_reaches_the_workers(monkeypatch, command, value):
-    commands = Commands(lambda event: None, lambda work, then: None, time.monotonic)
+    commands = Commands(
+        Task(lambda event: None, time.monotonic), lambda event: None, lambda work, then: None
+    )
     server = FakeServing("epoll")
-    monkeypatch.setattr(commands, "_server", lambda op: server)
-    monkeypatch.setattr(commands, "_go", lambda *order: None)
+    monkeypatch.setattr(commands.task, "server", lambda op: server)
+    monkeypatch.setattr(commands.task, "go", lambda *order: None)
     commands._answer(command)
     assert server.board.common[board.ANSWER] == value

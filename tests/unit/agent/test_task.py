@@ -20,15 +20,15 @@ class Gauge:
 
 
 def at(kind, named=""):
-    """A duty whose role is of that kind, without workers."""
+    """A task whose role is of that kind, without workers."""
     said = []
-    made = task.Duty(said.append, None, lambda: 1.0)
+    made = task.Task(said.append, lambda: 1.0)
     made._gauge = Gauge()
     role = object.__new__(kind)
     role.spec = {"memory_floor_kib": FLOOR}
     role.board = board.Board(1)
     role.shut = lambda: said.append("shut")
-    made._role, made._named = role, named
+    made.role, made.named = role, named
     made._tick_at = 500.0
     return made, role, said
 
@@ -45,7 +45,7 @@ def test_a_client_below_its_floor_ends_its_ramp_once_and_says_why():
     made._gauge.free = FLOOR - 1
     made._check_memory()
     assert role.board.common[board.HALT]
-    assert made._reason == "memory"
+    assert made.reason == "memory"
     assert said == [{"event": "floor", "mem_free_kib": FLOOR - 1, "floor_kib": FLOOR}]
     assert made._tick_at == 0.0  # the controller has to know at once
     made._check_memory()
@@ -84,6 +84,6 @@ def test_the_next_look_comes_before_half_of_what_is_left_can_be_gone(left, secon
 
 def test_a_client_that_was_halted_before_says_so():
     made, _, _ = at(Client, "ramp")
-    made._gauge.free, made._reason = 0, "halted"
+    made._gauge.free, made.reason = 0, "halted"
     made._check_memory()
-    assert made._reason == "halted"
+    assert made.reason == "halted"
