@@ -70,7 +70,7 @@ def _left_to_kernel(block: Block, _: int, count: int) -> Names:
     return repeat((block.source, 0), count)
 
 
-class Connector(Holder):
+class Connector:
     """One client worker: its share of the plan, and the connections that it holds."""
 
     def __init__(
@@ -82,9 +82,9 @@ class Connector(Holder):
         spec: wire.ClientSpec,
         blocks: List[Block],
     ) -> None:
-        super().__init__(
-            board.row(worker), board.common, spec["nonce"], blocks[0].base if blocks else 0
-        )
+        self._row, self._common = board.row(worker), board.common
+        base = blocks[0].base if blocks else 0
+        self._held = Holder(self._row, self._common, spec["nonce"], base)
         self._orders, self._ring = orders, ring
         self._spec, self._blocks = spec, blocks
         self._starts = [0]
@@ -109,18 +109,18 @@ class Connector(Holder):
             if order == b"R":
                 self._ramp()
             elif order == b"E":
-                self.echo()
+                self._held.echo()
             elif order == b"K":
-                self.round(lambda: self._ring(PASS))
+                self._held.round(lambda: self._ring(PASS))
             elif order == b"V":
-                self.verify()
+                self._held.verify()
             elif order == b"C":
                 self._churn_held()
             elif order == b"D":
-                self.drain()
+                self._held.drain()
             else:
                 self._abandon()
-                self.reset_all()
+                self._held.reset_all()
                 self._ring(DONE)
                 return
             self._publish(final=True)
@@ -130,7 +130,8 @@ class Connector(Holder):
 
     def _ramp(self) -> None:
         passed = False
-        self._goal, self._mark = self._row[cell.GOAL], len(self._fds)
+        self._goal = self._row[cell.GOAL]
+        self._held.ramp_begins()
         self._pace = sweep.Pace(BATCH)  # empty: unused tokens of others are not saved up
         while not self._common[cell.HALT]:
             started = self._start()
@@ -209,7 +210,7 @@ class Connector(Holder):
             done.extend(steps)
         except OSError as error:  # of socket() or bind(), for the next connection
             code = error.errno or 0
-        number, latency, hold = self._next, self._latency, self._fds.append
+        number, latency, hold = self._next, self._latency, self._held.fds.append
         for _, _, _, result, ended, fd in done:
             if result:
                 self._unfinished(result, fd, began, number)
@@ -229,7 +230,7 @@ class Connector(Holder):
     def _unfinished(self, code: int, fd: int, began: int, number: int) -> None:
         """Handle a first try that the second connect(2) did not show to be complete."""
         if code in COMPLETE:
-            self._fds.append(fd)
+            self._held.fds.append(fd)
         elif code in UNDER_WAY:
             family = family_of(self._block(number)[0].source)
             self._attempts.add(_make(family, KIND, 0, fd), began, number, 0)
@@ -255,7 +256,7 @@ class Connector(Holder):
                 self._complete(made, began)
 
     def _complete(self, made: _socket.socket, began: int) -> None:
-        self._fds.append(made.detach())
+        self._held.fds.append(made.detach())
         self._timed(began)
 
     def _timed(self, began: int) -> None:
@@ -276,12 +277,13 @@ class Connector(Holder):
     # Churn.
 
     def _churn_held(self) -> None:
-        churn = Churn(self._fds, self._away, self._silent, self._row, self._common, self._attempts)
+        held = self._held
+        churn = Churn(held.fds, held.away, held.silent, self._row, self._common, self._attempts)
         self._turn = churn.run(self._turn, self._timed, self._publish)
-        self._drop_lost()
+        held.drop_lost()
 
     def _publish(self, final: bool = False) -> None:
-        self.count()
+        self._held.count()
         self._attempts.publish()
         row = self._row
         row[cell.TRIED] = self._next

@@ -42,47 +42,54 @@ class Holder:
         """
         self._row, self._common = row, common
         self._nonce, self._base = nonce, base
-        self._fds = array("i")
+        self.fds = array("i")
+        """Descriptors, in the order of the plan: 4 bytes each."""
+        self.silent: Set[int] = set()
+        """Descriptors that did not answer in a round."""
+        self.away: Dict[int, FourTuple] = {}
+        """Connections that are being opened again, by their place in ``fds``."""
         self._mark = 0  # how many of them are older than the last ramp
-        self._silent: Set[int] = set()  # that did not answer in a round
-        self._away: Dict[int, FourTuple] = {}  # by place, while it is opened again
 
     def count(self) -> None:
         """Write the number of held connections to the board."""
-        self._row[cell.HELD] = held = len(self._fds) - len(self._away)
+        self._row[cell.HELD] = held = len(self.fds) - len(self.away)
         self._row[cell.OPENED] = held + self._row[cell.CLOSED]
 
     def _closed(self, count: int) -> None:
         self._row[cell.CLOSED] += count
         self.count()
 
+    def ramp_begins(self) -> None:
+        """Count the connections that are held now as older than the ramp."""
+        self._mark = len(self.fds)
+
     def verify(self) -> None:
         """Look at every connection; close the dead ones."""
-        dead = set(sweep.dead(self._fds))
-        self._row[cell.ALIVE], self._row[cell.DEAD] = len(self._fds) - len(dead), len(dead)
+        dead = set(sweep.dead(self.fds))
+        self._row[cell.ALIVE], self._row[cell.DEAD] = len(self.fds) - len(dead), len(dead)
         self._drop(dead)
 
     def _drop(self, dead: Set[int]) -> None:
         if not dead:
             return
         sweep.reset(sorted(dead))
-        self._silent -= dead
-        self._mark -= sum(fd in dead for fd in self._fds[: self._mark])
-        self._fds = array("i", [fd for fd in self._fds if fd not in dead])
+        self.silent -= dead
+        self._mark -= sum(fd in dead for fd in self.fds[: self._mark])
+        self.fds = array("i", [fd for fd in self.fds if fd not in dead])
         self._closed(len(dead))
 
-    def _drop_lost(self) -> None:
+    def drop_lost(self) -> None:
         """Remove the places whose connection could not be opened again."""
-        if not self._away:
+        if not self.away:
             return
-        self._mark -= sum(place < self._mark for place in self._away)
-        self._fds = array("i", [fd for at, fd in enumerate(self._fds) if at not in self._away])
-        self._away.clear()
+        self._mark -= sum(place < self._mark for place in self.away)
+        self.fds = array("i", [fd for at, fd in enumerate(self.fds) if at not in self.away])
+        self.away.clear()
 
     def echo(self) -> None:
         """Send echoes on ``QUOTA`` connections, spread evenly over all or over the fresh ones."""
         first = self._mark if self._common[cell.FRESH] else 0
-        held = len(self._fds) - first
+        held = len(self.fds) - first
         quota, patience = min(self._row[cell.QUOTA], held), self._common[cell.PATIENCE] / 1000
         picked = self._numbered([first + k * held // quota for k in range(quota)])
         asking = Asking(self._nonce)
@@ -106,20 +113,20 @@ class Holder:
 
         :param pass_on: called once when only stragglers are left to wait for
         """
-        common, row, held = self._common, self._row, len(self._fds)
+        common, row, held = self._common, self._row, len(self.fds)
         quota, patience = min(row[cell.QUOTA], held), common[cell.PATIENCE] / 1000
         places: Sequence[int] = range(held)
         if quota < held:
             places = [k * held // quota for k in range(quota)]
-        if self._silent:
-            places = [place for place in places if self._fds[place] not in self._silent]
+        if self.silent:
+            places = [place for place in places if self.fds[place] not in self.silent]
         first = wire.round_byte(self._base, common[cell.NUMBER])
-        keystrokes = Keystrokes(self._nonce, common, self._fds, first)
+        keystrokes = Keystrokes(self._nonce, common, self.fds, first)
         if common[cell.SEQUENTIAL]:
             keystrokes.one_by_one(places, patience)
         else:
             keystrokes.pipelined(places, common[cell.WINDOW], patience, pass_on)
-        self._silent |= keystrokes.silent
+        self.silent |= keystrokes.silent
         row[cell.ASKED] += keystrokes.asked
         row[cell.ANSWERED] += keystrokes.answered
         row[cell.WRONG] += keystrokes.wrong
@@ -127,13 +134,13 @@ class Holder:
         row[cell.ROUND_LATENCY :] = memoryview(array("q", keystrokes.latency))
 
     def _numbered(self, places: Iterable[int]) -> List[Numbered]:
-        return [(self._base + place, self._fds[place]) for place in places]
+        return [(self._base + place, self.fds[place]) for place in places]
 
     def drain(self) -> None:
         """Close all connections in the way and at the rate that the common row gives."""
         shut = sweep.close if self._common[cell.HOW] == cell.FIN else sweep.reset
-        fds, self._fds, self._mark = self._fds, array("i"), 0
-        self._silent.clear()
+        fds, self.fds, self._mark = self.fds, array("i"), 0
+        self.silent.clear()
         done = 0
         for count in sweep.close_all(fds, shut, self._rate):
             done += count
@@ -147,7 +154,7 @@ class Holder:
 
     def reset_all(self) -> None:
         """Close all connections by RST, without a pace."""
-        sweep.reset(self._fds)
+        sweep.reset(self.fds)
 
 
 class Asking:

@@ -137,7 +137,7 @@ def test_latencies_are_microseconds(worker, monkeypatch):
         worker._goal = 3
         assert worker._fresh(3) == 3
         worker._timed(next(ticks) - 750_000)  # and of one that was under way: 250 more by now
-    worker.reset_all()
+    worker._held.reset_all()
     assert worker._latency[wire.bucket_of(250)] == 3
     assert worker._latency[wire.bucket_of(1000)] == 1
     assert sum(worker._latency) == 4

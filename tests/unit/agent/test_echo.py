@@ -37,7 +37,7 @@ def held(ours, patience_ms):
     made = board.Board(1)
     made.common[board.PATIENCE] = patience_ms
     one = holder.Holder(made.row(0), made.common, NONCE, 7)
-    one._fds.append(ours.fileno())
+    one.fds.append(ours.fileno())
     made.row(0)[board.QUOTA] = 1
     return made, one
 
@@ -146,17 +146,17 @@ def test_the_silent_are_let_go_of_and_the_fresh_are_told_from_the_old(pairs):
     made = board.Board(1)
     made.common[board.PATIENCE] = 50
     one = holder.Holder(made.row(0), made.common, NONCE, 0)
-    one._fds.extend(os.dup(fd) for (_, fd), _ in made_pairs)  # they are closed when let go of
+    one.fds.extend(os.dup(fd) for (_, fd), _ in made_pairs)  # they are closed when let go of
     one._mark = 3
     for at in (0, 1, 2, 4):
         reply(made_pairs[at][1], at)
     made.row(0)[board.QUOTA] = 6
     made.common[board.FRESH], made.common[board.DROP] = 1, 1
-    kept = [one._fds[at] for at in (0, 1, 2, 4)]
+    kept = [one.fds[at] for at in (0, 1, 2, 4)]
     one.echo()
     counted = [made.total(at) for at in (board.ASKED, board.ANSWERED, board.DROPPED, board.HELD)]
     assert counted == [3, 1, 2, 4]
-    assert one._fds.tolist() == kept
+    assert one.fds.tolist() == kept
     made.common[board.DROP] = 0
     one.echo()
     assert made.total(board.ASKED) == 4  # one fresh one is left
@@ -229,7 +229,7 @@ def test_a_sample_is_spread_evenly_over_all_that_is_held(pairs):
     made = board.Board(1)
     made.common[board.PATIENCE] = 50
     one = holder.Holder(made.row(0), made.common, NONCE, 0)
-    one._fds.extend(fd for (_, fd), _ in made_pairs)
+    one.fds.extend(fd for (_, fd), _ in made_pairs)
     made.row(0)[board.QUOTA] = 3
     for (number, _), theirs in made_pairs:
         reply(theirs, number)

@@ -270,7 +270,7 @@ def test_who_was_silent_is_left_out_of_later_rounds(monkeypatch, pairs):
     counts = board.Board(1)
     common, row = counts.common, counts.row(0)
     one = holder.Holder(row, common, NONCE, 100)
-    one._fds.extend(ours)
+    one.fds.extend(ours)
     silent = {2}
     server = FakeServer(
         monkeypatch, theirs, lambda at, data: b"" if at in silent else data.translate(ANSWERS)
