@@ -1,1 +1,1 @@
-"""How many TCP connections can this server hold, what stops it, and what does each one cost?"""
+"""How many TCP connections can a server hold, what stops it, and what does each connection cost?"""

@@ -1,4 +1,4 @@
-"""The two ways in which a command can fail, each with its exit status, and how it is told."""
+"""The two ways in which a command can fail, their exit statuses and their one-line messages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bench.units import printable
 
 
 class ConnlabError(Exception):
-    """Base: one line for the user and an exit status.
+    """Base of all errors: one line for the user and an exit status.
 
-    Much of what is in such lines comes from hosts and files: here it is made fit to be shown.
+    Parts of such a line come from hosts and files, so it is made printable here.
     """
 
     exit_status = 3
@@ -34,21 +34,21 @@ class LabError(ConnlabError):
 
 
 def brief(value: object) -> str:
-    """A value as it was given, its end left out where it is long."""
+    """Return a value as it was given, cut off if it is long."""
     try:
         shown = repr(value)
-    except (RecursionError, ValueError):  # nested by the thousand; an int of 4,300 digits
+    except (RecursionError, ValueError):  # nested a thousand deep; an int of 4,300 digits
         return f"a {type(value).__name__}"
     return shown if len(shown) <= 100 else f"{shown[:97]}..."
 
 
 def refusal(error: ValidationError) -> str:
-    """The first thing that a model refuses: field, value, what was expected."""
+    """Return the first error of a model: field, value, what was expected."""
     first = error.errors(include_url=False)[0]
     own = str(first["ctx"]["error"]) if first["type"] == "value_error" else None
     if not first["loc"]:
         return own or first["msg"]
-    # A union's error goes on with the name of the alternative that was tried.
+    # The location of a union's error ends with the name of the alternative that was tried.
     place = first["loc"]
     field = ".".join(str(part) for part in place if part == place[0] or isinstance(part, int))
     if first["type"] == "missing":

@@ -1,16 +1,16 @@
-"""Which addresses may carry a lab's connections: a fence that ``lab_prefixes`` does not move.
+"""The fence: which addresses may carry a lab's connections, whatever ``lab_prefixes`` says.
 
-A lab opens connections by the million. On addresses that are nobody else's a mistake in the
-inventory harms nobody; everywhere else it floods a stranger. So what is not on the list below is
-refused, even where ``lab_prefixes`` has it; ``lab_allow_public: true`` is the one word that lets
-other unicast addresses in. Some it does not let in: those that are no host's at all, those of the
-clouds' metadata services, and IPv6 addresses that mean an IPv4 address.
+A lab opens connections by the million. On private addresses a mistake in the inventory does no
+harm; anywhere else it floods a stranger. So an address outside the networks listed below is
+refused, even if ``lab_prefixes`` has it. Only ``lab_allow_public: true`` lets other unicast
+addresses in. It does not let in addresses that belong to no host, addresses of the clouds' metadata
+services, and IPv6 addresses that stand for an IPv4 address.
 
-100.64.0.0/10 (RFC 6598) is not on the list: it is shared between a provider and its customers, and
-used by overlay networks and clouds, so that an address of it may well be somebody else's machine.
-Nor is link-local IPv4: clouds have their metadata, time and name servers there.
+100.64.0.0/10 (RFC 6598) is not on the list: providers share it with their customers, and overlay
+networks and clouds use it, so one of its addresses may well be another party's machine. Link-local
+IPv4 is not on the list either: clouds have their metadata, time and name servers there.
 
-The standard library alone: the roles' filters use it too.
+This module uses the standard library alone, because the roles' filters use it too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FREE = tuple(
         ),
     )
 )
-"""Networks that a lab may use as it likes."""
+"""Networks that a lab may use freely."""
 
 NEVER = tuple(
     (ipaddress.ip_network(network), kind)
@@ -63,7 +63,7 @@ NEVER = tuple(
         ("2001::/32", "an IPv4 address in IPv6 (RFC 4380, Teredo)"),
     )
 )
-"""Networks that no word lets in, and what they are."""
+"""Networks that no setting lets in, and what they are."""
 
 OTHERS = tuple(
     (ipaddress.ip_network(network), kind)
@@ -82,7 +82,7 @@ OTHERS = tuple(
         ("3fff::/20", "an address for documentation (RFC 9637)"),
     )
 )
-"""What other addresses are that are not public ones."""
+"""Other networks that are not public, and what they are."""
 
 
 Range = Tuple[int, int, int, str]
@@ -103,10 +103,10 @@ _OTHERS = _ranges(OTHERS)
 
 
 def refusal(address: Address, inside: Iterable[Network] = (), *, public: bool = False) -> str:
-    """Say why an address may not carry a lab's connections; nothing if it may.
+    """Return why an address may not carry a lab's connections; empty if it may.
 
-    :param inside: the lab's networks: their first and last addresses are no host's
-    :param public: whether :data:`WORD` is there
+    :param inside: the lab's networks: their first and last addresses belong to no host
+    :param public: whether the inventory has :data:`WORD`
     """
     if getattr(address, "scope_id", None):
         return "an address of one link (RFC 4007, scoped), which no lab may use"
@@ -123,7 +123,7 @@ def refusal(address: Address, inside: Iterable[Network] = (), *, public: bool = 
 
 
 def refusal_of_network(network: Network, *, public: bool = False) -> str:
-    """Say why a network may not carry a lab's connections as a whole; nothing if it may."""
+    """Return why a whole network may not carry a lab's connections; empty if it may."""
     low, high = int(network.network_address), int(network.broadcast_address)
     for version, first, last, kind in _NEVER:
         if version == network.version and first <= high and low <= last:
@@ -137,7 +137,7 @@ def refusal_of_network(network: Network, *, public: bool = False) -> str:
 
 
 def _kind(address: Address, ranges: Iterable[Range]) -> Optional[str]:
-    """What the first range that an address is in says; None if it is in none."""
+    """Return the kind of the first range that contains an address; None if none does."""
     version, number = address.version, int(address)
     for its_version, low, high, kind in ranges:
         if low <= number <= high and version == its_version:
@@ -146,7 +146,8 @@ def _kind(address: Address, ranges: Iterable[Range]) -> Optional[str]:
 
 
 def _edge(address: Address, network: Network) -> str:
-    """Say what an address is if it is a network's first or last one and no host's (RFC 3021)."""
+    """Return what an address is if it is a network's first or last address and so belongs to no
+    host (RFC 3021); empty otherwise."""
     if address.version != network.version or network.max_prefixlen - network.prefixlen < 2:
         return ""
     if address == network.network_address:

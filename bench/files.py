@@ -1,9 +1,9 @@
-"""Everything that is written to this machine's disks: whole or not at all, as UTF-8.
+"""All writing to this machine's disks: whole files or nothing, as UTF-8.
 
-A reader finds the old file or the new one. What is written has reached the disk when a function
-here returns (fsync(2)), so that a full or failing disk is an error here and nowhere later.
+A reader finds either the old file or the new one. The data has reached the disk when a function
+here returns (fsync(2)), so a full or failing disk is an error here and not later.
 
-Every function raises OSError as the system gives it; nothing half-written stays behind then.
+Every function passes on the system's OSError and then leaves no half-written file behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write(target: Path, text: str) -> None:
-    """Write a file whose path the user chose: through a link, and straight into a device."""
+    """Write a file whose path the user chose. Follow a link; write straight into a device."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(target).st_mode):
             with target.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -38,11 +38,11 @@ def write(target: Path, text: str) -> None:
 
 
 def write_inside(root: Path, parts: tuple[str, ...], texts: Mapping[str, str]) -> None:
-    """Write files, by name, into a directory below ``root``; it is made where it is missing.
+    """Write files, by name, into a directory below ``root``; create it if it is missing.
 
     :param parts: the names of the directories on the way from ``root``
     :raises ValueError: for a name that is not safe as one component of a path
-    :raises OSError: also where a link is in the way (ENOTDIR)
+    :raises OSError: also if a link is in the way (ENOTDIR)
     """
     for name in texts:
         _check(name)
@@ -51,14 +51,14 @@ def write_inside(root: Path, parts: tuple[str, ...], texts: Mapping[str, str]) -
 
 
 class Lines:
-    """A file that grows by whole lines, as long as there is room for them.
+    """A file that grows by whole lines, as long as the disk has room for them.
 
-    A context manager. It holds at any time what a reader can use: a line that did not fit the
-    disk is taken back.
+    A context manager. A reader can use the file at any time: lines that did not fit on the disk are
+    taken back.
     """
 
     def __init__(self, root: Path, parts: tuple[str, ...], name: str) -> None:
-        """Make the file. :raises ValueError: as :func:`write_inside` does."""
+        """Create the file. :raises ValueError: as :func:`write_inside` does."""
         _check(name)
         with _inside(root, parts) as folder:
             self._file = os.open(name, _NEW, 0o666, dir_fd=folder)
@@ -79,17 +79,17 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What is lost here has been written before: a disk that fails only now harms nobody.
+        # All lines have been written already: a disk that fails only now does no harm.
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         os.close(self._file)
 
 
 class Room:
-    """Room on the disk that is kept for later, in a file without a name: it goes with the process.
+    """Disk space that is reserved for later, in a file without a name that ends with the process.
 
     :param size: bytes
-    :raises OSError: where there is no such room, also by quota (EDQUOT) or RLIMIT_FSIZE (EFBIG)
+    :raises OSError: if there is not enough space, also by quota (EDQUOT) or RLIMIT_FSIZE (EFBIG)
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -105,10 +105,10 @@ class Room:
             raise
 
     def release(self) -> None:
-        """Give the room back; a second time does nothing.
+        """Give the space back. A second call does nothing.
 
-        Closing is not enough: a process that another thread is starting has the file open too,
-        until it executes its program (fork(2)).
+        Closing the file is not enough: a process that another thread is starting has the file open
+        too, until it executes its program (fork(2)).
         """
         if self._file is not None:
             with contextlib.suppress(OSError):
@@ -124,7 +124,7 @@ def _check(name: str) -> None:
 
 @contextlib.contextmanager
 def _inside(root: Path, parts: tuple[str, ...]) -> Iterator[int]:
-    """Open a directory below ``root``, no step of the way a link; yield its descriptor."""
+    """Open a directory below ``root`` without following a link; yield its descriptor."""
     for part in parts:
         _check(part)
     folder = os.open(root, os.O_DIRECTORY | os.O_CLOEXEC)
@@ -141,7 +141,7 @@ def _inside(root: Path, parts: tuple[str, ...]) -> Iterator[int]:
 
 
 def _write(folder: int, texts: Mapping[str, str]) -> None:
-    """Write files into an open directory, each by a file of another name that takes its place."""
+    """Write files into an open directory, each under a scratch name that is then renamed."""
     for name, text in texts.items():
         scratch = _scratch()
         file = os.open(scratch, _NEW, 0o666, dir_fd=folder)
@@ -159,7 +159,7 @@ def _write(folder: int, texts: Mapping[str, str]) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system has it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system supports it
             raise
 
 
@@ -168,12 +168,12 @@ def _scratch() -> str:
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; a surrogate, which has none, as the escape that it is written as."""
+    """Return text as UTF-8; a surrogate, which UTF-8 lacks, becomes a backslash escape."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def _write_all(file: int, data: bytes) -> None:
-    """Write all of it, however little the system takes at a time (write(2))."""
+    """Write all data, however little the system takes at a time (write(2))."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(file, rest) :]

@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: the first ends the run in order, the second at once.
+"""Ctrl-C and SIGTERM: the first ends the run in order, the second ends it at once.
 
-Closing what a run has opened takes seconds, and is bounded. It is not torn apart by the signals
-that come with the first: a terminal sends SIGINT to all processes of a command, and Ansible sends
-SIGTERM to its child after that. Whoever interrupts once more does not want to wait, and learns
-what could not be cleaned up.
+Closing what a run has opened takes seconds and is bounded. Signals that follow the first within a
+second do not disturb it: a terminal sends SIGINT to all processes of a command, and Ansible then
+sends SIGTERM to its child. A user who interrupts once more does not want to wait, and is shown what
+could not be cleaned up.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SAME_SECONDS = 1.0
-"""Signals within this time of the last one are taken for the same."""
+"""Signals within this time of the last one count as the same interrupt."""
 
 EXIT_STATUS = 130
 
 
 def write_now(fd: int, text: str) -> None:
-    """Write a line from a signal handler, if it can be written without waiting for a reader."""
+    """Write a line from a signal handler, unless that would mean waiting for a reader."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     with contextlib.suppress(OSError):
@@ -40,7 +40,7 @@ def _to_stderr(line: str) -> None:
 
 
 class Interrupts:
-    """The process's own count of them. There is one: :data:`INTERRUPTS`."""
+    """The interrupts of this process. There is one instance: :data:`INTERRUPTS`."""
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = _to_stderr
@@ -53,7 +53,7 @@ class Interrupts:
         self._open: dict[int, Callable[[], list[str]]] = {}
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Handle a signal."""
         now = time.monotonic()
         if now - self._last < SAME_SECONDS:
             return
@@ -77,11 +77,11 @@ class Interrupts:
     def _say_safely(self, line: str) -> None:
         try:
             self.say(line)
-        except (Exception, KeyboardInterrupt):  # interrupted while it said something else
+        except (Exception, KeyboardInterrupt):  # interrupted while it was writing another line
             _to_stderr(line)
 
     def answers(self, key: object, left: Callable[[], list[str]] | None) -> None:
-        """Have ``left`` say what of something is not cleaned up yet; None: all of it is."""
+        """Register ``left``, which lists what of ``key`` is not cleaned up yet; None: all is."""
         if left is None:
             self._open.pop(id(key), None)
         else:
@@ -89,7 +89,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Have the signals handled, in the main thread."""
+        """Handle the signals while the context lasts, in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -106,16 +106,16 @@ class Interrupts:
             _restore(before)
 
     def _begin(self) -> None:
-        """Know of no interrupt."""
+        """Forget all interrupts."""
         self._seen, self._last, self._pending = 0, -SAME_SECONDS, False
 
     @contextlib.contextmanager
     def cleaning(self) -> Iterator[None]:
-        """Let the first interrupt wait meanwhile: half a clean-up leaves what it is to remove.
+        """Hold back the first interrupt during a clean-up, so that the clean-up is completed.
 
-        It is raised at the end of it, so that nothing else is begun.
+        The interrupt is raised at the end of the clean-up, so that nothing else begins.
 
-        :raises KeyboardInterrupt: at the end of the outermost, if there was one.
+        :raises KeyboardInterrupt: at the end of the outermost clean-up, if there was an interrupt.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -125,7 +125,7 @@ class Interrupts:
         self._cleaning += 1
         before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Not those of handled(): a program of its own, such as a test.
+            # Outside handled(): another program uses this module, such as a test.
             if signal.getsignal(number) != self.handle and _is_heeded(number):
                 before[number] = signal.signal(number, self.handle)
         try:
@@ -139,7 +139,8 @@ class Interrupts:
 
 
 def _is_heeded(number: int) -> bool:
-    """Whether a signal means anything: what nohup(1) and shells have ignored stays so (POSIX)."""
+    """Return whether to handle a signal: one that nohup(1) or a shell ignores stays ignored
+    (POSIX)."""
     handler = signal.getsignal(number)
     return number == signal.SIGTERM or handler not in (signal.SIG_IGN, None)
 
@@ -150,4 +151,4 @@ def _restore(handlers: dict[int, Any]) -> None:
 
 
 INTERRUPTS = Interrupts()
-"""The process's own."""
+"""The interrupts of this process."""

@@ -1,4 +1,4 @@
-"""Names that become files: what one component of a path may be."""
+"""Names that become files: what a path component may look like."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def safe(name: object) -> bool:
-    """Return whether a name is text that stays one component of a path, shown or typed."""
+    """Return whether a name is text that is safe as one path component, on a screen or typed."""
     return isinstance(name, str) and len(name) <= LONGEST and bool(_SAFE.fullmatch(name))

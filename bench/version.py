@@ -1,4 +1,4 @@
-"""The version of this program: the commit that it was checked out from."""
+"""The version of this program: the commit of its checkout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 GIT_SECONDS = 10.0
-"""For git(1) to look at a checkout: a fraction of a second, more on a network file system."""
+"""Time limit for git(1) on a checkout: it takes a fraction of a second, more on a network file
+system."""
 
 
 def version() -> str:
@@ -25,7 +26,7 @@ def version() -> str:
 
 
 def _git(*words: str) -> str:
-    """Return what git(1) prints of this checkout, nothing where it fails."""
+    """Return what git(1) prints about this checkout; nothing if it fails."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", ROOT, *words],

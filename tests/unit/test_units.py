@@ -44,3 +44,21 @@ def test_latencies(microseconds: int, said: str) -> None:
 )
 def test_units_are_those_of_the_si_and_of_iec(text: str, size: int) -> None:
     assert units.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "connection", "0 connections"),
+        (1, "connection", "1 connection"),
+        (2, "connection", "2 connections"),
+        (65_536, "server endpoint", "65,536 server endpoints"),
+        (1, "client address", "1 client address"),
+        (2, "client address", "2 client addresses"),
+        (3, "echo", "3 echoes"),
+        (4, "switch", "4 switches"),
+        (5, "SYN", "5 SYNs"),
+    ],
+)
+def test_a_noun_agrees_with_its_count(number: int, noun: str, text: str) -> None:
+    assert units.plural(number, noun) == text
