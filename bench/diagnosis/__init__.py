@@ -1,1 +1,1 @@
-"""What stopped a run: findings from its evidence, and the verdict."""
+"""The limit that stopped a run: findings from its evidence, and the verdict."""

@@ -1,4 +1,4 @@
-"""What kernels wrote, show as full, and counted, and the limits that it tells of."""
+"""Findings from kernel messages, full tables and counters, and the limits behind them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bench.model.catalogue import CATALOGUE
 from bench.model.headroom import number, numbers
 from bench.results.format import HostRecord, Measured, Phase
 from bench.scenario import Scenario
-from bench.units import whole
+from bench.units import plural, whole
 
 
 def said(name: str, host: HostRecord) -> Iterator[Finding]:
-    """What the host's kernel wrote, or shows as full."""
+    """Yield findings from the messages of a host's kernel and from limits that are used up."""
     before, peak = host.phases.get("before"), host.phases.get("peak")
     end = _end_of(host)
     if before is None or peak is None:
@@ -34,13 +34,13 @@ def said(name: str, host: HostRecord) -> Iterator[Finding]:
     for bound, lines in kernellog.fresh(before.kernel_log, peak.kernel_log).items():
         raising = CATALOGUE[bound].raise_by if bound in CATALOGUE else _BY_MESSAGE.get(bound, bound)
         times = f" ({len(lines)} such messages)" if len(lines) > 1 else ""
-        # SYN flooding is a warning that comes long before anything is lost.
+        # The kernel warns of SYN flooding long before anything is lost.
         rank = COUNTED if bound == "backlog" else SAID
         yield Finding(
             rank,
             bound,
             f"{name}, kernel: {lines[-1].strip()!r}{times}",
-            f"raise {raising}" if bound != "link" else "look at the link",
+            f"raise {raising}" if bound != "link" else "check the link",
             end,
             name,
         )
@@ -65,7 +65,7 @@ def said(name: str, host: HostRecord) -> Iterator[Finding]:
                 yield Finding(
                     SAID,
                     bound,
-                    f"{name}: cgroup {group} met its limit {gained:,} times ({event})",
+                    f"{name}: cgroup {group} reached its limit {plural(gained, 'time')} ({event})",
                     f"raise {CATALOGUE[bound].raise_by}",
                     end,
                     name,
@@ -73,15 +73,15 @@ def said(name: str, host: HostRecord) -> Iterator[Finding]:
 
 
 def _full(host: HostRecord, peak: Phase) -> Iterator[tuple[str, str]]:
-    """What the host shows as used up: (limit, in words)."""
+    """Yield the limits that the host shows as used up: (limit, in words)."""
     most = peak.limits.get("fs.file-max")
     open_now = whole(" ".join(str(peak.limits.get("fs.file-nr", "")).split()[:1]))
     if isinstance(most, int) and open_now is not None and open_now >= 0.99 * most:
-        yield "fs.file-max", f"{open_now:,} files open of at most {most:,}"
+        yield "fs.file-max", f"{open_now:,} of at most {plural(most, 'file')} open"
     orphans = peak.sockstat.get("TCP", {}).get("orphan", 0)
     allowed = number(host, "net.ipv4.tcp_max_orphans")
     if allowed is not None and orphans >= allowed > 0:
-        yield "tcp_max_orphans", f"{orphans:,} orphaned sockets of at most {allowed:,}"
+        yield "tcp_max_orphans", f"{orphans:,} of at most {plural(allowed, 'orphaned socket')}"
 
 
 _BY_MESSAGE = {
@@ -93,11 +93,11 @@ _BY_MESSAGE = {
 
 
 def counted(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator[Finding]:
-    """What counters suggest of connects that ran out of time."""
+    """Yield what the counters suggest about connects that timed out."""
     late = sum(count for _, count in hosts_with(at_the_end(found), "client", "ETIMEDOUT"))
     if not late:
         return
-    waited = f"clients: ETIMEDOUT {late:,} times"
+    waited = f"clients: ETIMEDOUT {plural(late, 'time')}"
     rank = VAGUE if too_few(late, scenario, measured, found) else COUNTED
     # SNMP counters, net/ipv4/proc.c; each network namespace has its own.
     drops = {
@@ -126,7 +126,7 @@ def counted(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator
                 yield Finding(
                     rank,
                     bound,
-                    f"{waited}; {name}, server: {what} {gained:,} times ({counter})",
+                    f"{waited}; {name}, server: {what} {plural(gained, 'time')} ({counter})",
                     cure,
                     "server",
                     name,
@@ -143,28 +143,28 @@ def counted(scenario: Scenario, measured: Measured, found: Evidence) -> Iterator
         yield Finding(
             VAGUE,
             "network",
-            f"{waited}, {sent:,} SYNs were sent again and no server counted a drop",
-            "look at the links between the hosts and at net.core.netdev_max_backlog",
+            f"{waited}, {plural(sent, 'SYN')} retransmitted, and no server counted a drop",
+            "check the links between the hosts and net.core.netdev_max_backlog",
             "path",
         )
 
 
 def tcp_pressure(found: Evidence) -> tuple[str, str] | None:
-    """Which host's TCP was short of ``tcp_mem``, and how that shows; None if nobody's was."""
+    """Return a host whose TCP was short of ``tcp_mem``, and the evidence; None if there is none."""
     for name, host in sorted(found.hosts.items()):
         peak = host.phases.get("peak")
         marks = numbers(host, "net.ipv4.tcp_mem")
         pages = peak.sockstat.get("TCP", {}).get("mem_pages", 0) if peak else 0
         if len(marks) == 3 and pages >= marks[1]:
-            return name, f"TCP was charged {pages:,} pages, pressure begins at {marks[1]:,}"
+            return name, f"TCP uses {plural(pages, 'page')}, pressure begins at {marks[1]:,}"
         times = sum(grown({name: host}, group, "TcpExtTCPMemoryPressures") for group in host.groups)
         if times:
-            return name, f"TCP came under memory pressure {times:,} times"
+            return name, f"TCP came under memory pressure {plural(times, 'time')}"
     return None
 
 
 def _conntrack(host: HostRecord) -> str:
-    """Whether the host's connection tracking was full at the peak, in words; empty if not."""
+    """Return in words that a host's connection tracking was full at the peak; empty if not."""
     before, peak = host.phases.get("before"), host.phases.get("peak")
     if before is None or peak is None:
         return ""
@@ -173,12 +173,12 @@ def _conntrack(host: HostRecord) -> str:
     now = peak.limits.get("net.netfilter.nf_conntrack_count")
     if not (isinstance(most, int) and isinstance(now, int) and most > 0):
         return ""
-    # The table is full within what is freed and taken while one looks. Packets are dropped for
-    # other reasons as well: that counts where the table is nearly full.
+    # A full table may show a little room, because entries come and go during the look at it.
+    # Packets are dropped for other reasons too: drops count only if the table is nearly full.
     if now < (0.9 if dropped > 0 else 0.99) * most:
         return ""
-    drops = f", {dropped:,} packets dropped for that" if dropped > 0 else ""
-    return f"{now:,} tracked connections of at most {most:,}{drops}"
+    drops = f", {plural(dropped, 'packet')} dropped" if dropped > 0 else ""
+    return f"{now:,} of at most {plural(most, 'connection')} tracked{drops}"
 
 
 def _end_of(host: HostRecord) -> End:

@@ -1,9 +1,8 @@
-"""From evidence to the limit that bound: on which host, how sure, what shows it, what cures it.
+"""From evidence to the limit that stopped a run: its host, its certainty, its evidence, its cure.
 
-Every source is asked for what it shows (:mod:`~bench.diagnosis.errnos`,
-:mod:`~bench.diagnosis.counters`); the most direct finding names the limit, and all others that name
-the same one stand beside it. Direct is what the kernel itself answered or wrote; a counter that
-fits a time-out is not.
+Every source yields findings (:mod:`~bench.diagnosis.errnos`, :mod:`~bench.diagnosis.counters`). The
+most direct finding names the limit, and all findings that name the same limit are its evidence. An
+answer or a message of the kernel is direct; a counter that fits a time-out is not.
 """
 
 from __future__ import annotations
@@ -17,10 +16,11 @@ from bench.diagnosis.findings import ANSWER, COUNTED, FLOOR, SAID, VAGUE, Eviden
 from bench.model.catalogue import CATALOGUE
 from bench.results.format import Diagnosis, Measured
 from bench.scenario import Scenario
+from bench.units import plural
 
 
 def diagnose(scenario: Scenario, measured: Measured, found: Evidence) -> Diagnosis:
-    """The limit that stopped the run; ``none`` where it reached what was asked."""
+    """Return the limit that stopped the run; ``none`` if the run reached its goal."""
     if reached(scenario, measured) or (
         scenario.expect == "limit" and found.stopped_by == "complete"
     ):
@@ -43,9 +43,10 @@ def diagnose(scenario: Scenario, measured: Measured, found: Evidence) -> Diagnos
 
 
 def _all_held(scenario: Scenario, found: Evidence) -> Diagnosis:
-    """All that was asked for: no limit bound, unless there was nothing more to ask for."""
+    """Return the diagnosis of a run that held all connections: ``none``, or ``tuples`` if there
+    were no more four-tuples to try."""
     planned = found.predicted.limits.get("tuples") if found.predicted else None
-    # Who looks for a limit is given as many as there are.
+    # A run that looks for a limit is given all four-tuples that there are.
     if scenario.expect == "limit" and planned is not None and scenario.connections >= planned:
         return Diagnosis(
             bound_by="tuples",
@@ -63,7 +64,7 @@ def _all_held(scenario: Scenario, found: Evidence) -> Diagnosis:
 
 
 def reached(scenario: Scenario, measured: Measured) -> bool:
-    """Whether all that was asked for was held, by all three counts."""
+    """Return whether all connections of the scenario were held, by all three counts."""
     counts = measured.established
     held = min(counts.clients, counts.servers, counts.ss)
     return held >= scenario.connections - scenario.expect_lost
@@ -92,14 +93,14 @@ def _floor(scenario: Scenario, found: Evidence) -> Finding:
     fell = f"really free memory fell to the floor of {scenario.memory_floor_mib:,} MiB"
     cure = "add memory or hosts, or lower memory_floor_mib"
     first = found.floor
-    if first is None:  # the clients stopped just short of it
+    if first is None:  # the clients stopped just above the floor
         return Finding(FLOOR, "memory", fell, cure)
     seen = f"{first.host}: {fell} ({first.free_kib >> 10:,} MiB left)"
     return Finding(FLOOR, "memory", seen, cure, first.end, first.host)
 
 
 def _errors(found: Evidence) -> str:
-    """What system calls answered, by host and side; empty if nothing was counted."""
+    """Return the errnos by host and side, in words; empty if none was counted."""
     return ", ".join(
         f"{host}, {side}: {name} {count:,}"
         for (side, host), errors in sorted(found.errors.items())
@@ -109,7 +110,7 @@ def _errors(found: Evidence) -> str:
 
 
 def _unnamed(measured: Measured, found: Evidence) -> Finding:
-    """No limit left a trace that is known here: say what there is."""
+    """Return a finding for a run in which no known limit left a trace: whatever evidence exists."""
     cure = "see raw/ and the hosts' kernel messages"
     if errors := _errors(found):
         return Finding(VAGUE, "errors", errors, cure)
@@ -119,17 +120,19 @@ def _unnamed(measured: Measured, found: Evidence) -> Finding:
         if "peak" in host.phases and "ss" in host.phases["peak"].missing
     ]
     if unseen:
-        return Finding(VAGUE, "unknown", f"ss did not count ({unseen[0]})", "make ss work there")
+        return Finding(
+            VAGUE, "unknown", f"ss did not count ({unseen[0]})", "make ss work on that host"
+        )
     seen = measured.established
     if len({seen.clients, seen.servers, seen.ss}) > 1:
         figures = f"clients {seen.clients:,}, servers {seen.servers:,}, ss {seen.ss:,}"
         return Finding(
             VAGUE,
             "unknown",
-            f"the three counts disagree ({figures}) and no error tells why",
+            f"the three counts disagree ({figures}) and no error explains it",
             cure,
         )
     if measured.lost:
-        lost = f"{measured.lost:,} connections were lost without an error"
+        lost = f"{plural(measured.lost, 'connection')} lost without an error"
         return Finding(VAGUE, "lost", lost, cure)
-    return Finding(VAGUE, "unknown", "no error and no counter tells why", cure)
+    return Finding(VAGUE, "unknown", "no error and no counter explains it", cure)

@@ -1,4 +1,4 @@
-"""What the sources of a run's evidence show: findings, and how direct each is."""
+"""Findings from a run's evidence, and how direct each finding is."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Errors = Mapping[tuple[str, str], Mapping[str, int]]
 
 
 class Floor(NamedTuple):
-    """The agent that came to its memory floor."""
+    """The agent that reached its memory floor."""
 
     host: str
     end: End
     free_kib: int
-    """Memory that was really free then."""
+    """Memory that was really free at that moment."""
 
 
 class Evidence(Protocol):
-    """What a run has gathered."""
+    """The evidence that a run has gathered."""
 
     @property
     def hosts(self) -> Mapping[str, HostRecord]:
@@ -34,19 +34,19 @@ class Evidence(Protocol):
 
     @property
     def errors(self) -> Errors:
-        """What system calls of the agents answered."""
+        """Errnos of the agents' system calls."""
 
     @property
     def steps(self) -> Sequence[Step]:
-        """Of a ramp that looked for its limit."""
+        """Steps of a ramp that looked for its limit."""
 
     @property
     def floor(self) -> Floor | None:
-        """Whose memory fell to the floor first; None if nobody's did."""
+        """The agent that reached its memory floor first; None if none did."""
 
     @property
     def predicted(self) -> Predicted | None:
-        """What the model expected."""
+        """The model's prediction."""
 
     @property
     def stopped_by(self) -> str:
@@ -54,18 +54,18 @@ class Evidence(Protocol):
 
 
 FLOOR, ANSWER, SAID, COUNTED, VAGUE = range(5)
-"""How direct a finding is: the floor that ended the ramp; what a system call answered that only
-one limit can make it answer; what the kernel wrote or shows as full; what a counter suggests; what
-only says that something failed."""
+"""How direct a finding is: the floor that ended the ramp; an errno that only one limit causes; a
+kernel message or a table that is full; a counter that suggests a limit; a trace that shows only
+that something failed."""
 
 TELLING_PART = 0.01
-"""Of the connections that are missing: an errno that many limits give and that was met less often
-than that has not stopped the run."""
+"""Part of the missing connections. An errno that several limits cause and that occurred less often
+than this has not stopped the run."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one source shows."""
+    """A finding of one source."""
 
     rank: int
     bound_by: str
@@ -76,9 +76,9 @@ class Finding:
 
 
 def at_the_end(found: Evidence) -> Errors:
-    """Errors by side and host; of a ramp in steps, only those that its last step met as well.
+    """Return errors by side and host; for a ramp in steps, only those of its last step too.
 
-    What an earlier step met, a later one got past.
+    A later step got past the errors of an earlier step.
     """
     if not found.steps:
         return found.errors
@@ -90,9 +90,9 @@ def at_the_end(found: Evidence) -> Errors:
 
 
 def too_few(count: int, scenario: Scenario, measured: Measured, found: Evidence) -> bool:
-    """Whether an errno was met too rarely to have stopped the run.
+    """Return whether an errno was too rare to have stopped the run.
 
-    Who looks for a limit is told by the last step; others by the whole ramp.
+    In a ramp in steps the last step decides, otherwise the whole ramp.
     """
     counts = measured.established
     missing = scenario.connections - min(counts.clients, counts.servers, counts.ss)
@@ -100,14 +100,14 @@ def too_few(count: int, scenario: Scenario, measured: Measured, found: Evidence)
 
 
 def hosts_with(errors: Errors, side: str, name: str) -> Iterator[tuple[str, int]]:
-    """Hosts whose agent of that side met an errno, those that met it most often first."""
+    """Yield the hosts whose agent of that side got an errno, with the count, highest first."""
     met = [(of[name], host) for (end, host), of in errors.items() if end == side and of.get(name)]
     for count, host in sorted(met, key=lambda one: (-one[0], one[1])):
         yield host, count
 
 
 def grown(hosts: Mapping[str, HostRecord], group: str, counter: str) -> int:
-    """Growth of a counter from ``before`` to the last phase seen, over a group's hosts."""
+    """Return the growth of a counter from ``before`` to the last phase, summed over a group."""
     total = 0
     for host in hosts.values():
         if group in host.groups and "before" in host.phases:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from bench.diagnosis.diagnose import reached
 from bench.results.format import Diagnosis, Measured, Verdict
 from bench.scenario import Scenario
+from bench.units import plural
 
 NO_LIMIT = ("none", "unknown", "errors", "lost", "ramp_timeout_seconds")
-"""What a diagnosis is called that names no limit."""
+"""Names in ``bound_by`` that stand for no limit."""
 
 
 def verdict(
     scenario: Scenario, measured: Measured, diagnosis: Diagnosis, stopped_by: str
 ) -> tuple[Verdict, str]:
-    """The verdict and its reason.
+    """Return the verdict and its reason.
 
     :param stopped_by: why the ramp ended: complete, lost, limit, memory or timeout
     """
@@ -22,7 +23,7 @@ def verdict(
     unmet = _unmet(scenario, measured, diagnosis, stopped_by, held)
     if unmet is not None:
         return "fail", (
-            f"{held:,} of {scenario.connections:,} connections held{unmet}, bound by "
+            f"{held:,} of {plural(scenario.connections, 'connection')} held{unmet}, bound by "
             f"{named(diagnosis)}: {'; '.join(diagnosis.evidence)}; {diagnosis.cure}"
         )
     if not counts.clients == counts.servers == counts.ss:
@@ -32,13 +33,13 @@ def verdict(
         )
     if measured.lost > scenario.expect_lost:
         return "fail", (
-            f"{measured.lost:,} connections were lost, at most {scenario.expect_lost:,} expected"
+            f"{plural(measured.lost, 'connection')} lost, expected at most {scenario.expect_lost:,}"
         )
     live = measured.liveness
     if live.wrong or live.answered < live.asked or (live.mode != "none" and not live.asked):
         silent = ", ".join(f"{host} {count:,}" for host, count in live.unanswered.items())
         return "fail", (
-            f"{live.answered:,} of {live.asked:,} echoes were answered, {live.wrong:,} wrongly"
+            f"{live.answered:,} of {plural(live.asked, 'echo')} answered, {live.wrong:,} wrong"
             + (f"; not answered: {silent}" if silent else "")
         )
     gone = measured.churn.lost if measured.churn else 0
@@ -47,8 +48,8 @@ def verdict(
         if one.wrong or one.answered < max(1, one.asked, wanted):
             return "fail", (
                 f"echo round {number} ({one.mode}): {one.answered:,} of "
-                f"{max(one.asked, wanted):,} bytes were answered, {one.wrong:,} wrongly, "
-                f"{one.silent:,} connections were silent"
+                f"{plural(max(one.asked, wanted), 'byte')} answered, {one.wrong:,} wrong, "
+                f"{plural(one.silent, 'connection')} silent"
             )
     end = measured.held_end
     left = counts.clients - measured.lost_in_hold
@@ -58,32 +59,33 @@ def verdict(
             f"{end.servers:,}, ss {end.ss:,}, expected {left:,}"
         )
     if measured.left_after is None and measured.drain_seconds is not None:
-        return "fail", "what is left after the drain was not counted"
+        return "fail", "the sockets left after the drain were not counted"
     if measured.left_after:
-        return "fail", f"{measured.left_after:,} sockets were left after the drain"
-    echoes = f", {live.answered:,} of {live.asked:,} echoes answered" if live.asked else ""
+        return "fail", f"{plural(measured.left_after, 'socket')} left after the drain"
+    echoes = f", {live.answered:,} of {plural(live.asked, 'echo')} answered" if live.asked else ""
     if measured.rounds:
         total = sum(one.answered for one in measured.rounds)
-        echoes += f", {total:,} bytes answered in {len(measured.rounds):,} echo rounds"
+        answered, count = plural(total, "byte"), plural(len(measured.rounds), "echo round")
+        echoes += f", {answered} answered in {count}"
     if measured.churn:
-        echoes += f", {measured.churn.opened:,} closed and opened again meanwhile"
+        echoes += f", {plural(measured.churn.opened, 'connection')} closed and reopened meanwhile"
     where = ""
     if scenario.expect == "floor":
         where = f" above the memory floor of {scenario.memory_floor_mib:,} MiB"
     elif scenario.expect == "limit":
         where = f", then bound by {named(diagnosis)} ({diagnosis.sure})"
-    return "pass", f"{held:,} connections held by all three counts{where}{echoes}"
+    return "pass", f"{plural(held, 'connection')} held by all three counts{where}{echoes}"
 
 
 def named(diagnosis: Diagnosis) -> str:
-    """The limit and whose it is."""
+    """Return the limit's name and its host."""
     return f"{diagnosis.bound_by} on {diagnosis.host}" if diagnosis.host else diagnosis.bound_by
 
 
 def _unmet(
     scenario: Scenario, measured: Measured, diagnosis: Diagnosis, stopped_by: str, held: int
 ) -> str | None:
-    """What of the expectation was not met, in words; None if it was."""
+    """Return in words which part of the expectation was not met; None if all of it was met."""
     if scenario.expect == "floor":
         ended = stopped_by == "memory" and diagnosis.bound_by == "memory"
         return None if ended and held > 0 else ", memory floor not reached"

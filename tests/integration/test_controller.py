@@ -238,7 +238,7 @@ def test_churn_and_rounds_throughout_the_hold(bed: Bed) -> None:
     assert len(memory.points) >= 5
     assert all(one.server_kib > 2_000 and one.client_kib > 2_000 for one in memory.points)
     assert memory.server_kib_per_minute is not None and memory.client_kib_per_minute is not None
-    assert f"{churn.opened:,} closed and opened again meanwhile" in done.reason
+    assert f"{churn.opened:,} connections closed and reopened meanwhile" in done.reason
     assert done.hosts["server"].phases["after"].nstat.get("TcpExtTW", 0) == 0
     assert done.measured.left_after == 0
     page = (bed.store.root / done.run_id / "report.html").read_text()

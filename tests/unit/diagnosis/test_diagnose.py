@@ -94,7 +94,7 @@ def test_time_outs_under_tcp_pressure_are_the_hosts_that_is_short() -> None:
     pressed = hosts(sockstat={"TCP": {"mem_pages": 383_868}})
     diagnosis = diagnose(SCENARIO, measured(), Found(pressed, {"client": {"ETIMEDOUT": 5_000}}))
     assert (diagnosis.bound_by, diagnosis.host, diagnosis.end) == ("tcp_mem", "server1", "server")
-    assert "server1: TCP was charged 383,868 pages" in diagnosis.evidence[0]
+    assert "server1: TCP uses 383,868 pages" in diagnosis.evidence[0]
 
 
 def test_a_full_conntrack_table() -> None:
@@ -167,7 +167,7 @@ def test_a_cgroup_that_met_its_limit(event: str, bound: str) -> None:
     found = Found(hosts(cgroups={"/user.slice": {event: 3}}), {"client": {"ETIMEDOUT": 9}})
     diagnosis = diagnose(SCENARIO, measured(), found)
     assert (diagnosis.bound_by, diagnosis.end, diagnosis.host) == (bound, "server", "server1")
-    assert "cgroup /user.slice met its limit 3 times" in diagnosis.evidence[0]
+    assert "cgroup /user.slice reached its limit 3 times" in diagnosis.evidence[0]
     found.hosts["server1"].phases["before"].cgroups = {"/user.slice": {event: 3}}
     assert diagnose(SCENARIO, measured(), found).bound_by == "network"
 
