@@ -1,1 +1,1 @@
-"""What a host can hold and what each connection costs, as a model."""
+"""The capacity model: what a host can hold and what each connection costs."""

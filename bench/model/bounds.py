@@ -1,7 +1,8 @@
-"""The model's arithmetic: what each limit lets these hosts hold.
+"""The model's arithmetic: how many connections each limit lets these hosts hold.
 
-Every limit has one form (:mod:`bench.model.catalogue`): so much is there, so much is used, and a
-connection of the run takes so much of it, on each host and each kernel that has the limit.
+Every limit has the same form (:mod:`bench.model.catalogue`): the amount that exists, the amount
+already in use, and the amount that a connection of the run takes. This holds for each host and each
+kernel that has the limit.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from bench.model.footprint import FD_BYTES, HELD_BYTES
 from bench.results.format import Bound, Side
 
 WORD_BITS = 64
-"""Bits of a word of a descriptor table's map (BITS_PER_LONG on 64-bit machines)."""
+"""Bits per word of a descriptor table's bitmap (BITS_PER_LONG on 64-bit machines)."""
 
 
 class Room(NamedTuple):
-    """A limit and how much of it is taken."""
+    """A limit and how much of it is in use."""
 
     limit: int
     used: int
@@ -30,12 +31,12 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """One host's part of the run on one side, and its own limits. None: does not apply."""
+    """One host's part of the run on one side, and its own limits. None: a limit does not apply."""
 
     host: str
     end: Side
     part: Fraction
-    """Share of all connections that this host holds one end of."""
+    """Part of all connections of which this host holds one end."""
     nofile: int
     """Limit on open files of a process."""
     nr_open: int
@@ -44,25 +45,25 @@ class Share:
     kernel_bytes: float
     """Slab bytes of one connection's end on this host."""
     workers: int | None = None
-    """Processes, where their number is given; None: as many as there are descriptors for."""
+    """Number of processes, if the scenario sets it; None: as many as the descriptors allow."""
     watches: int = 0
     """Epoll watches per connection: 1 or 0."""
     tracked: Room | None = None
     """Connection tracking, where it is active."""
     ports: Room | None = None
-    """Ports that the kernel may choose from for all addresses and endpoints together."""
+    """Ports that the kernel may choose from, over all addresses and endpoints."""
     tasks: Room | None = None
-    """Of the host's own cgroups."""
+    """Tasks of the host's own cgroups."""
     memory_max: Room | None = None
     """The cgroup's memory, bytes."""
     worker_bytes: int = 0
-    """Memory of a worker that is not there yet."""
+    """Memory of a worker that has not been started yet."""
 
     @property
     def descriptors(self) -> int:
-        """Open files of one process: alloc_fd() stops at the lower of the two.
+        """Open files of one process: alloc_fd() stops at the lower of nofile and nr_open.
 
-        A table of descriptors has whole words of bits, and none grows beyond fs.nr_open (fs/file.c
+        A descriptor table has whole words of bits and does not grow beyond fs.nr_open (fs/file.c
         ``alloc_fdtable``): with 4,000 the last descriptor is 3,967.
         """
         return min(self.nofile, self.nr_open // WORD_BITS * WORD_BITS)
@@ -74,32 +75,32 @@ class Share:
 
     @property
     def bytes_each(self) -> float:
-        """Memory of one connection's end: slab, descriptor table, the agent's own, its worker's."""
+        """Memory of one connection's end: slab, descriptor table, the agent's and its worker's."""
         worker = self.worker_bytes / self.room if self.room else 0
         return self.kernel_bytes + FD_BYTES + HELD_BYTES + worker
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One running kernel with the hosts that share it. None: not known, so it bounds nothing."""
+    """One running kernel and the hosts that share it. None: not known, so it bounds nothing."""
 
     host: str
-    """The host that told of it."""
+    """The host whose evidence describes the kernel."""
     shares: tuple[Share, ...]
     memory: Room | None
-    """Memory that is free or reclaimable, and the floor that the run must leave, bytes."""
+    """Free or reclaimable memory, and the floor that the run must leave, in bytes."""
     files: Room | None
-    """fs.file-max and what is open."""
+    """fs.file-max and the open files."""
     tasks: Room | None
-    """The least of kernel.pid_max, kernel.threads-max and RLIMIT_NPROC, and the tasks there are."""
+    """The least of kernel.pid_max, kernel.threads-max and RLIMIT_NPROC, and the existing tasks."""
     watches: Room | None
 
 
 def bounds(kernels: Iterable[Kernel], tuples: int) -> list[Bound]:
-    """Every limit at every end that has it, the least maximum first.
+    """Return every limit at every end that has it, the lowest maximum first.
 
-    Where several hosts of an end have a limit, the one that binds first stands for all. A kernel
-    or host without a part in the run bounds nothing.
+    If several hosts of an end have a limit, the host that it binds first stands for all of them. A
+    kernel or host without a part in the run bounds nothing.
     """
     found: dict[tuple[str, str], Bound] = {}
 
@@ -127,7 +128,7 @@ def bounds(kernels: Iterable[Kernel], tuples: int) -> list[Bound]:
         parts = [share for share in kernel.shares if share.part > 0]
         for one in parts:
             name = "nofile" if one.nofile <= one.nr_open else "fs.nr_open"
-            # Of as many workers as it likes, the parent must have a pipe to each.
+            # If the number of workers is free, the parent's pipe to each worker bounds it.
             workers = one.workers or max(1, one.descriptors - RESERVE)
             bound(name, one.end, one.host, Room(one.descriptors, one.reserve), one.part / workers)
             if one.workers is None and one.room:
@@ -147,9 +148,10 @@ def bounds(kernels: Iterable[Kernel], tuples: int) -> list[Bound]:
 
 
 def binding(found: Iterable[Bound]) -> dict[str, Bound]:
-    """The limit that binds first at each end that has one: ``server``, ``client``, ``path``.
+    """Return the limit that binds first at each end that has a limit: ``server``, ``client``,
+    ``path``.
 
-    A limit of a kernel with both ends binds either of them.
+    A limit of a kernel with both ends binds both of them.
     """
     first: dict[str, Bound] = {}
     for one in sorted(found, key=lambda one: one.max_connections):
@@ -159,15 +161,15 @@ def binding(found: Iterable[Bound]) -> dict[str, Bound]:
 
 
 def connection_bytes(kernel: Kernel) -> float:
-    """Memory that one more connection of the run takes from a kernel, in bytes."""
+    """Return the memory that one more connection of the run takes from a kernel, in bytes."""
     return sum(float(share.part) * share.bytes_each for share in kernel.shares)
 
 
 def slab_bytes(kernel: Kernel) -> float:
-    """Slab that one more connection of the run takes from a kernel, in bytes."""
+    """Return the slab that one more connection of the run takes from a kernel, in bytes."""
     return sum(float(share.part) * share.kernel_bytes for share in kernel.shares)
 
 
 def ends(kernel: Kernel) -> Fraction:
-    """Sockets that a kernel gains with one more connection of the run."""
+    """Return the sockets that a kernel gains with one more connection of the run."""
     return sum((share.part for share in kernel.shares), Fraction(0))

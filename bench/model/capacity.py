@@ -1,11 +1,12 @@
 """The capacity model: how many connections these hosts can hold, and which limit binds first.
 
-Everything comes from evidence that the hosts gave before the ramp: limits as found, and the sizes
-of kernel objects from their own ``/proc/slabinfo``. Each limit (:mod:`bench.model.catalogue`) gives
-a maximum of its own for the whole run, at each end that has it; the least is the prediction.
+The model uses the hosts' evidence from before the ramp: the limits as found, and the sizes of
+kernel objects from the hosts' own ``/proc/slabinfo``. Each limit (:mod:`bench.model.catalogue`) has
+its own maximum for the whole run, at each end that has the limit. The lowest maximum is the
+prediction.
 
-Left out on purpose, because they bound a rate, data or closed connections and not what is held
-(:mod:`bench.model.remarks` tells what they do bound): ``somaxconn``, ``tcp_max_syn_backlog``,
+Some limits are left out on purpose, because they bound a rate, data or closed connections and not
+the connections held (:mod:`bench.model.remarks` has them): ``somaxconn``, ``tcp_max_syn_backlog``,
 ``tcp_mem`` (pages are charged for queued data; an idle socket has none: ``sockstat`` says ``mem
 0`` beside 40,000 sockets on Linux 6.1), ``tcp_max_orphans``, ``tcp_max_tw_buckets`` and the size
 of the established-hash table.
@@ -31,10 +32,10 @@ def predict(
     texts: Mapping[str, Mapping[str, str]],
     tuples: int,
 ) -> Predicted:
-    """The prediction for a run, from the phase ``before``.
+    """Return the prediction for a run, from the phase ``before``.
 
-    Connections are taken to be split evenly over the clients and over the servers.
-    ``kernel_bytes_per_connection`` covers what the measured figure will: both ends where the
+    The model assumes that clients and servers share the connections evenly.
+    ``kernel_bytes_per_connection`` covers the same ends as the measured figure: both ends if the
     hosts share one kernel, otherwise the servers' end.
 
     :param texts: host to the sources' texts (``slabinfo``, ``slab_aliases``)
@@ -64,7 +65,7 @@ def predict(
         if shared or group == "servers"
     )
     servers = [name for name, host in hosts.items() if "servers" in host.groups]
-    if shared:  # one kernel, and any host sees it: a server speaks for all
+    if shared:  # one kernel, which every host sees: one server stands for all
         told = (servers or list(hosts))[0]
         kernels = {told: headroom.kernel(scenario, told, hosts, tuple(shares.values()))}
     else:
@@ -79,7 +80,7 @@ def predict(
         }
     found = bounds(kernels.values(), tuples)
     limits: dict[str, int] = {}
-    for one in found:  # the least comes first
+    for one in found:  # the lowest comes first
         limits.setdefault(one.name, one.max_connections)
     held = Fraction(1) if shared else part["servers"]
     forecasts = [
@@ -107,13 +108,13 @@ def forecast(
     connections: int,
     held: Fraction = Fraction(1),
 ) -> Forecast:
-    """What the run will leave of a server's memory.
+    """Return what the run will leave of a server's memory.
 
-    Page cache is taken to stay: where MemFree will not do, the kernel drops that first.
+    The page cache counts as in use; if MemFree is not enough, the kernel drops page cache first.
 
-    :param meminfo_kib: of the server before the ramp
-    :param kernel: what the server runs on, with the shares of all hosts on it
-    :param connections: of the whole run
+    :param meminfo_kib: meminfo of the server before the ramp
+    :param kernel: the kernel that the server runs on, with the shares of all its hosts
+    :param connections: connections of the whole run
     :param held: the part of them that this kernel's servers hold
     """
     sockets = connections * float(ends(kernel))
@@ -134,27 +135,27 @@ def forecast(
 
 
 def _disagreement(hosts: Mapping[str, HostRecord]) -> list[str]:
-    """A note where hosts run different kernels: each is then judged by its own sizes."""
+    """Return a note if the hosts run different kernels; each host then has its own object sizes."""
     kernels: dict[str, list[str]] = {}
     for name, host in sorted(hosts.items()):
         kernels.setdefault(host.kernel, []).append(name)
     if len(kernels) < 2:
         return []
     listed = "; ".join(f"{kernel} on {', '.join(names)}" for kernel, names in kernels.items())
-    return [f"the hosts run different kernels, each is judged by its own sizes: {listed}"]
+    return [f"the hosts run different kernels, each with its own object sizes: {listed}"]
 
 
 def _stand_ins(
     hosts: Mapping[str, HostRecord], texts: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
-    """A note for each host that did not tell the sizes of its kernel objects."""
+    """Return a note for each host that did not report the sizes of its kernel objects."""
     notes = []
     for name, host in sorted(hosts.items()):
         if not texts.get(name, {}).get("slabinfo"):
             before = host.phases.get("before")
             why = before.missing.get("slabinfo", "not sent") if before else "not sent"
             notes.append(
-                f"{name}: slabinfo could not be read ({why}): built-in object sizes of Linux "
-                f"{'.'.join(map(str, objects.row_release(host.kernel)))} stand in"
+                f"{name}: slabinfo could not be read ({why}): the model uses built-in object "
+                f"sizes, those of Linux {'.'.join(map(str, objects.row_release(host.kernel)))}"
             )
     return notes

@@ -1,8 +1,8 @@
-"""The limits that bound how many connections can be held: what each is, where the kernel checks it,
-and what raises it.
+"""The limits that bound how many connections can be held: what each limit counts, where the kernel
+checks it, and what raises it.
 
-Every limit here is of one form: so much is there, so much is used, and a connection of the run
-takes so much of it. Its own maximum is ``(limit - used) / per connection``.
+Every limit here has the same form: the amount that exists, the amount already in use, and the
+amount that a connection of the run takes. Its own maximum is ``(limit - used) / per connection``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ class Entry(NamedTuple):
     """One limit of the model."""
 
     unit: str
-    """Of the limit, of what is used, and of what a connection takes."""
+    """Unit of the limit, of the amount in use, and of the amount that a connection takes."""
     counts: str
-    """What the limit counts, and what a connection takes of it."""
+    """The things that the limit counts, and what a connection takes of them."""
     source: str
-    """Where the kernel checks it, or where the rule is from."""
+    """The place where the kernel checks it, or the source of the rule."""
     raise_by: str
     """The sysctl, file or resource that raises it."""
 
@@ -39,40 +39,41 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "nofile": Entry(
         "descriptors a process",
-        "RLIMIT_NOFILE of a process less what it opens besides, spread over its workers; the "
-        "parent holds a pipe for each worker",
+        "RLIMIT_NOFILE of each worker less the descriptors that it needs for itself; the parent "
+        "holds a pipe for each worker",
         "fs/file.c alloc_fd(): EMFILE; getrlimit(2)",
         "nofile (tune_limits), LimitNOFILE=",
     ),
     "fs.nr_open": Entry(
         "descriptors a process",
-        "as nofile, where the kernel's own bound on it is lower",
+        "as nofile, on hosts where fs.nr_open is lower than RLIMIT_NOFILE",
         "fs/file.c alloc_fd(), expand_files(): EMFILE; kernel/sys.c do_prlimit(): EPERM",
         "fs.nr_open",
     ),
     "fs.file-max": Entry(
         "open files",
-        "open files of the whole kernel; one for each end of a connection on it",
+        "open files of the whole kernel, one for each end of a connection",
         "fs/file_table.c alloc_empty_file(): ENFILE, unless CAP_SYS_ADMIN",
         "fs.file-max",
     ),
     "pids": Entry(
         "tasks",
-        "the least of cgroup pids.max, RLIMIT_NPROC, kernel.pid_max and kernel.threads-max; a "
-        "worker is a task and holds what nofile lets it",
+        "the lowest of cgroup pids.max, RLIMIT_NPROC, kernel.pid_max and kernel.threads-max; each "
+        "worker is a task and holds as many connections as nofile allows",
         "kernel/fork.c copy_process(), kernel/cgroup/pids.c: EAGAIN",
         "TasksMax=, nproc, kernel.pid_max",
     ),
     "memory": Entry(
         "bytes",
-        "what is free or reclaimable above the floor; slab of the socket, its inode, dentry and "
-        "file, its epoll items, its place in the descriptor table, and the agent's own bytes",
+        "free or reclaimable memory above the floor; a connection takes the slab of its socket, "
+        "inode, dentry, file and epoll items, its place in the descriptor table, and the agent's "
+        "own bytes",
         "/proc/slabinfo of the host; fs/file.c alloc_fdtable(); mm/show_mem.c",
         "memory, hosts; memory_floor_mib, watch: none",
     ),
     "memory.max": Entry(
         "bytes",
-        "the cgroup's memory; socket slab is charged to it",
+        "memory of the cgroup, to which the sockets' slab is charged",
         "mm/memcontrol.c: slab caches with SLAB_ACCOUNT; cgroup-v2 memory.max",
         "MemoryMax=",
     ),

@@ -1,4 +1,4 @@
-"""Whether a number of connections fits the hosts, and what would have to change."""
+"""The fit of a number of connections to the hosts, and the limits that would have to change."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.model.catalogue import CATALOGUE
 from bench.results.format import Bound
 
 NOFILE_MARGIN = 4096
-"""Descriptors besides the connections, as the role tune_limits adds them."""
+"""Descriptors that the role tune_limits adds to the connections."""
 
 MARGIN = 8
-"""One part in so many comes on top of a kernel parameter that is written, as the role tune_sysctl
-has it: besides connections there are files and watches of the agents and of others."""
+"""A written kernel parameter is one eighth higher than needed, as in the role tune_sysctl: the
+agents and other programs have files and watches too."""
 
 _SYSCTLS = {
     "fs.nr_open": "fs.nr_open",
@@ -28,17 +28,17 @@ _SYSCTLS = {
 
 
 class Change(NamedTuple):
-    """A limit that is too low for what is asked."""
+    """A limit that is too low for the connections."""
 
     bound: Bound
     needed: int
-    """What the limit has to be, in its own unit."""
+    """The value that the limit has to have, in its own unit."""
     how: str
     """What raises it."""
 
 
 def changes(bounds: Iterable[Bound], connections: int) -> list[Change]:
-    """What is too low for so many connections, the lowest first."""
+    """Return the limits that are too low for that many connections, the lowest first."""
     return [
         Change(one, needed(one, connections), CATALOGUE[one.name].raise_by)
         for one in bounds
@@ -47,12 +47,13 @@ def changes(bounds: Iterable[Bound], connections: int) -> list[Change]:
 
 
 def needed(bound: Bound, connections: int) -> int:
-    """What a limit has to be for so many connections: the model's formula turned round."""
+    """Return the value that a limit needs for that many connections: the model's formula, solved
+    for the limit."""
     return bound.used + math.ceil(connections * bound.per_connection)
 
 
 def variables(wanted: Iterable[Change], connections: int) -> dict[str, Any]:
-    """Ansible variables for the tuning roles that make the connections fit, as far as they can.
+    """Return Ansible variables with which the tuning roles make the connections fit, if they can.
 
     ``nofile`` is not among them: the role grants a host's whole share to one process.
     """
@@ -67,20 +68,20 @@ def variables(wanted: Iterable[Change], connections: int) -> dict[str, Any]:
 
 
 def vars_file(wanted: list[Change], connections: int, source: str) -> str:
-    """The variables as a file for ``ansible-playbook playbooks/tune.yml -e @FILE``.
+    """Return the variables as a file for ``ansible-playbook playbooks/tune.yml -e @FILE``.
 
-    What no role can raise stands in it as comments.
+    Limits that no role can raise are listed as comments.
     """
     lines = [
         "---",
         f"# For {connections:,} connections on the hosts of {source}:",
         "# ansible-playbook playbooks/tune.yml -e @FILE",
-        "# In place of the inventory's own tune_sysctl_extra, where it has one.",
+        "# This replaces the inventory's own tune_sysctl_extra.",
         *yaml.safe_dump(variables(wanted, connections), sort_keys=False).splitlines(),
     ]
     rest = [one for one in wanted if one.bound.name not in _SYSCTLS]
     if rest:
-        lines += ["", "# By hand, unless a role does it by `connections` (nofile, alias_ips):"]
+        lines += ["", "# To raise by hand, unless a role does (nofile, alias_ips: `connections`):"]
         lines += [f"# {text}" for one in rest for text in _by_hand(one)]
     return "\n".join(lines) + "\n"
 
@@ -88,5 +89,5 @@ def vars_file(wanted: list[Change], connections: int, source: str) -> str:
 def _by_hand(one: Change) -> Iterator[str]:
     bound = one.bound
     where = f" on {bound.host}" if bound.host else ""
-    yield f"{bound.name}{where}: {bound.limit:,} {bound.unit}, needed are {one.needed:,}:"
+    yield f"{bound.name}{where}: {bound.limit:,} {bound.unit} found, {one.needed:,} needed:"
     yield f"  {one.how}"

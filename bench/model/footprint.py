@@ -1,7 +1,7 @@
 """What one host of a fleet needs for its share of the connections, and how many it can hold.
 
-Each host is a machine with a kernel of its own. Sizes of kernel objects are those of the release
-that it runs (:mod:`bench.model.objects`); the other figures are named below with their sources.
+Each host is a machine with its own kernel. Kernel objects have the sizes of the host's kernel
+release (:mod:`bench.model.objects`). The other figures are listed below with their sources.
 """
 
 from __future__ import annotations
@@ -16,57 +16,58 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.model import objects
 
 FD_BYTES = 2 * (8 + 0.25)
-"""Descriptor table per open file: a pointer and two bits (fs/file.c ``alloc_fdtable``), twice
-because the table grows by doubling."""
+"""Descriptor table per open file: a pointer and two bits (fs/file.c ``alloc_fdtable``), counted
+twice because the table grows by doubling."""
 
 HELD_BYTES = 8
-"""An agent's own memory per connection: 2.1 B in a server and 6.4 B in a client at 1,000,000 in
-one worker each (PSS, run of ``million-3.9g`` in docs/architecture.md)."""
+"""An agent's own memory per connection: 2.1 B in a server and 6.4 B in a client with 1,000,000
+connections in one worker each (PSS, run of ``million-3.9g`` in docs/architecture.md)."""
 
 AGENT_BYTES = 16 << 20
-"""An agent without its workers: PSS of 18.5 MiB with one."""
+"""Memory of an agent without its workers: PSS of 18.5 MiB with one worker."""
 
 WORKER_BYTES = 2_560 << 10
-"""One worker process: PSS, 2.25 MiB each where 26 of them held 500,000 connections."""
+"""Memory of one worker process: PSS, 2.25 MiB each when 26 workers held 500,000 connections."""
 
 BUCKET_BYTES = 8
-"""One entry of the established-hash table: ``struct inet_ehash_bucket``, a list's head
+"""Size of one entry of the established-hash table: ``struct inet_ehash_bucket``, a list head
 (include/net/inet_hashtables.h)."""
 
 EHASH_DEFAULT = 1 << 19
-"""Most entries of that table where the kernel command line has no ``thash_entries=``; below, one
-for each 128 KiB of memory (net/ipv4/tcp.c ``tcp_init``, mm/mm_init.c
+"""Most entries of that table if the kernel command line has no ``thash_entries=``. With less memory
+there is one entry for each 128 KiB (net/ipv4/tcp.c ``tcp_init``, mm/mm_init.c
 ``alloc_large_system_hash``)."""
 
 PAGES_PART = Fraction(64, 4096)
-"""Memory that describes memory: a ``struct page`` of 64 B for each page of 4 KiB
+"""Part of the memory that describes memory: a ``struct page`` of 64 B for each page of 4 KiB
 (include/linux/mm_types.h)."""
 
 RESERVE_PART = Fraction(1, 64)
-"""Memory that the kernel keeps for itself, watermarks and lowmem reserves (mm/page_alloc.c
+"""Part of the memory that the kernel reserves: watermarks and lowmem reserves (mm/page_alloc.c
 ``calculate_totalreserve_pages``): 361 MiB of 24 GiB by ``/proc/zoneinfo``, 1.5 %."""
 
 SYSTEM_BYTES = 256 << 20
 """Kernel image, boot-time tables, systemd, sshd: 233 MiB on Debian 12 with its cloud kernel 6.1 and
-4,000 MiB, which is RAM less MemFree after boot, without ``struct page`` and the agent."""
+4,000 MiB of RAM. The figure is RAM less MemFree after boot, without ``struct page`` and the
+agent."""
 
 PID_MAX = 32_768
-"""Processes of a kernel where nobody raised the limit (include/linux/threads.h
-``PID_MAX_DEFAULT``)."""
+"""Default limit on the processes of a kernel (include/linux/threads.h ``PID_MAX_DEFAULT``)."""
 
 THREAD_BYTES = 8 * 16_384
-"""Memory for each task that kernel.threads-max allows (kernel/fork.c ``set_max_threads``:
-memory over eight times THREAD_SIZE, 16 KiB on x86-64)."""
+"""Memory per task that kernel.threads-max allows (kernel/fork.c ``set_max_threads``: memory divided
+by eight times THREAD_SIZE, 16 KiB on x86-64)."""
 
 TASKS_PART = Fraction(33, 100)
-"""A login's part of the tasks: ``TasksMax=33%`` in systemd's user-.slice.d/10-defaults.conf."""
+"""Part of the tasks that a login may have: ``TasksMax=33%`` in systemd's
+user-.slice.d/10-defaults.conf."""
 
 OTHER_TASKS = 64
-"""Tasks of a login that are no workers: the agent, its threads, sudo and what it collects with."""
+"""Tasks of a login that are not workers: the agent, its threads, sudo and the collecting tools."""
 
 
 class Ram(BaseModel):
-    """Memory of one host, in bytes: what it has, and what each part of it is for."""
+    """Memory of one host, in bytes: the total, and the purpose of each part."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -81,7 +82,7 @@ class Ram(BaseModel):
 
     @property
     def needed(self) -> int:
-        """All parts together."""
+        """Sum of all parts."""
         return sum(getattr(self, name) for name in type(self).model_fields if name != "given")
 
 
@@ -95,7 +96,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Duty:
-    """What the hosts of one end do, and the bounds they do it in."""
+    """The work of the hosts of one end, and their limits."""
 
     machine: Machine
     socket: float
@@ -116,11 +117,11 @@ class Duty:
         return self.nofile - self.reserve - self.listeners
 
     def workers(self, share: int) -> int:
-        """Worker processes for ``share`` connections: at least one for each core."""
+        """Return the worker processes for ``share`` connections: at least one for each core."""
         return max(self.machine.cores, -(-share // self.room))
 
     def ram(self, share: int) -> Ram:
-        """Memory that ``share`` connections need."""
+        """Return the memory that ``share`` connections need."""
         given = self.machine.ram
         agent = AGENT_BYTES + self.workers(share) * WORKER_BYTES + share * HELD_BYTES
         return Ram(
@@ -135,7 +136,7 @@ class Duty:
         )
 
     def limits(self) -> dict[str, int]:
-        """Each limit's own maximum of connections for one host, by the model's names."""
+        """Return each limit's own maximum of connections for one host, by the model's names."""
         processes = {"nofile": self.nofile - self.reserve, "pids": tasks(self.machine.ram)}
         return {
             "memory": most(lambda share: self.ram(share).needed <= self.machine.ram),
@@ -146,20 +147,20 @@ class Duty:
         }
 
     def least_ram(self) -> int:
-        """The least memory with which a machine of these cores holds one connection."""
+        """Return the least memory with which a machine of that many cores holds one connection."""
         needs = self.ram(1)
         fixed = needs.needed - needs.spare - needs.system + SYSTEM_BYTES
         return math.ceil(fixed / (1 - self.spare - PAGES_PART - RESERVE_PART))
 
 
 def socket_bytes(kernel: str, server: bool, watched: bool) -> float:
-    """Slab bytes of one end of a connection, without the client's port buckets."""
+    """Return the slab bytes of one end of a connection, without the client's port buckets."""
     parts = objects.parts(server=server, watched=watched)
     return _bytes({name: count for name, count in parts.items() if name != _PORT}, kernel)
 
 
 def port_bytes(kernel: str, ports: int) -> int:
-    """Slab bytes of a client's ports: one bucket serves a port on all addresses and targets."""
+    """Return the slab bytes of a client's ports: one bucket per port, for all addresses."""
     return math.ceil(_bytes({_PORT: ports}, kernel))
 
 
@@ -171,23 +172,26 @@ def _bytes(parts: Mapping[str, float], kernel: str) -> float:
 
 
 def ehash_entries(share: int) -> int:
-    """Entries of an established-hash table for ``share`` connections: a power of two, one each."""
+    """Return the entries of an established-hash table for ``share`` connections: a power of two, at
+    least one per connection."""
     return 1 << max(0, share - 1).bit_length()
 
 
 def ehash_default(ram: int) -> int:
-    """Entries that the kernel makes by itself."""
+    """Return the entries that the kernel makes by default."""
     return min(ehash_entries(ram >> 17), EHASH_DEFAULT)
 
 
 def tasks(ram: int) -> int:
-    """Workers that a login of a machine may have where nobody raised a limit."""
+    """Return the workers that a login of a machine may have with default limits."""
     return max(0, int(TASKS_PART * min(ram // THREAD_BYTES, PID_MAX)) - OTHER_TASKS)
 
 
 def most(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, 0 if none does; what is larger than one that does not, does
-    not fit either."""
+    """Return the largest number that fits, 0 if none does.
+
+    If a number does not fit, no larger number may fit.
+    """
     if not fits(1):
         return 0
     high = 2

@@ -1,4 +1,4 @@
-"""What hosts said before a run, as the model takes it: how much of each limit there is."""
+"""The hosts' evidence from before a run as input of the model: how much of each limit is left."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ from bench.units import whole
 
 OWN_FDS = {"server": 12, "client": 11}
 """Descriptors that a worker really has open beside its connections and listeners: its streams,
-its orders, the bell, epoll, the memory gauge, the run's lock and what else it inherits. Where a
-limit is looked for, or the number of workers is given, nothing is kept in reserve, and this is what
-counts."""
+its orders, the bell, epoll, the memory gauge, the run's lock and other inherited files. These count
+if the run looks for a limit or the number of workers is given, because then there is no reserve."""
 
 LAST_PORT = 65_535
 """16 bits (RFC 9293 section 3.1)."""
 
 PORTS = 32_768, 60_999
-"""ip_local_port_range as the kernel has it by default (net/ipv4/af_inet.c ``inet_init_net``)."""
+"""The kernel's default of ip_local_port_range (net/ipv4/af_inet.c ``inet_init_net``)."""
 
 SIDES: dict[str, Side] = {"servers": "server", "clients": "client"}
-"""The inventory's groups that take part in a run, and the end that each is."""
+"""The inventory's groups that take part in a run, and the end of each group."""
 
 
 def watches_default(mem_total_kib: int, watch_bytes: int = 120 + 64) -> int:
-    """Default of fs.epoll.max_user_watches: 4 % of memory over the cost of one watch.
+    """Return the default of fs.epoll.max_user_watches: 4 % of memory over the cost of one watch.
 
     fs/eventpoll.c ``eventpoll_init``: ``((totalram - totalhigh) / 25) << PAGE_SHIFT`` divided by
     ``EP_ITEM_COST``, the size of an epitem and an eppoll_entry (120 + 64 B on Linux 6.1 and
-    6.18, 128 + 72 B on 5.10). ``totalram`` is that of boot, up to 2 % less than MemTotal.
+    6.18, 128 + 72 B on 5.10). ``totalram`` is the value at boot, up to 2 % less than MemTotal.
     """
     return mem_total_kib * 1024 // 25 // watch_bytes
 
 
 def local_ports(topology: Topology, host: Host, record: HostRecord) -> int:
-    """Connections of a client whose source ports the kernel chooses.
+    """Return how many connections a client can open if the kernel chooses the source ports.
 
-    From one address to one endpoint, as many as ``ip_local_port_range`` has, less
-    ``ip_local_reserved_ports`` (ip-sysctl.rst). A host that told of no range has the default.
+    From one address to one endpoint, that is the size of ``ip_local_port_range`` less
+    ``ip_local_reserved_ports`` (ip-sysctl.rst). A host that reported no range has the default.
     """
     told = numbers(record, "net.ipv4.ip_local_port_range")
     first, last = (told[0], told[1]) if len(told) == 2 else PORTS
@@ -57,7 +56,7 @@ def local_ports(topology: Topology, host: Host, record: HostRecord) -> int:
 
 
 def _ports(text: str) -> Iterable[int]:
-    """Ports of a list such as ``8080,9000-9010``; what is none of them is left out."""
+    """Yield the ports of a list such as ``8080,9000-9010``; skip what is not a port."""
     begins = 0  # the kernel lists them in order (kernel/sysctl.c proc_do_large_bitmap)
     for item in text.split(","):
         first, _, last = map(str.strip, item.partition("-"))
@@ -76,12 +75,12 @@ def share(
     group: str,
     part: Fraction,
 ) -> Share:
-    """A host's share of the run on one side, from what it said before the ramp."""
+    """Return a host's share of the run on one side, from its evidence before the ramp."""
     scenario, host = topology.scenario, topology.inventory.hosts[name]
     server = group == "servers"
     watched = server and scenario.watch == "epoll"
     most, now = (number(record, f"net.netfilter.nf_conntrack_{what}") for what in ("max", "count"))
-    # A maximum of 0 is none (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc).
+    # A maximum of 0 means no maximum (net/netfilter/nf_conntrack_core.c __nf_conntrack_alloc).
     tracked = bool(most) and bool(record.limits.get("tracking"))
     parts = objects.parts(
         server=server,
@@ -93,7 +92,7 @@ def share(
     try:
         caches = slab.parse(texts.get("slabinfo", ""))
         aliases = slab.parse_aliases(texts.get("slab_aliases", ""))
-    except ParseError:  # the phase names it in ``missing``; the table stands in
+    except ParseError:  # the phase names it in ``missing``; the model uses the table
         caches, aliases = {}, {}
     nofile = _nofile(scenario, record)
     listeners = len(topology.endpoints(host)) if server else 0
@@ -120,22 +119,22 @@ def share(
 
 
 def _nofile(scenario: Scenario, record: HostRecord) -> int:
-    """Descriptors that a process of the agent may have."""
+    """Return the descriptors that a process of the agent may have."""
     if isinstance(scenario.nofile, int):
         return min(scenario.nofile, int(record.limits["nofile_hard"]))
     return int(record.limits[f"nofile_{scenario.nofile}"])
 
 
 def _own_tasks(record: HostRecord, before: Phase) -> int:
-    """Tasks found on a host that are this run's: workers, doorkeeper, who gathered the evidence."""
+    """Return this run's tasks on a host: workers, doorkeeper, and the collector of the evidence."""
     doorkeeper = int("servers" in record.groups and before.workers > 0)
     return before.workers + doorkeeper + 1
 
 
 def _grouped_tasks(record: HostRecord, before: Phase | None) -> Room | None:
-    """Of the agent's cgroups, the one with the least room for workers.
+    """Return the room for workers in the agent's cgroup that has the least.
 
-    What the agent keeps for itself is :data:`SPARE`.
+    The agent keeps :data:`SPARE` tasks for itself.
     """
     grouped = _least_room(before, "pids.max", "pids.current")
     if grouped is None or before is None:
@@ -144,10 +143,10 @@ def _grouped_tasks(record: HostRecord, before: Phase | None) -> Room | None:
 
 
 def _tasks(record: HostRecord, before: Phase | None, own_run: int, agents: int) -> Room | None:
-    """The limit on a kernel's tasks that leaves the least room for workers.
+    """Return the limit on a kernel's tasks that leaves the least room for workers.
 
-    :param own_run: tasks found that are this run's, on all hosts of the kernel
-    :param agents: of the run on this kernel
+    :param own_run: this run's tasks on all hosts of the kernel
+    :param agents: agents of the run on this kernel
     """
     if before is None:
         return None
@@ -166,7 +165,7 @@ def _tasks(record: HostRecord, before: Phase | None, own_run: int, agents: int) 
 
 
 def _least_room(before: Phase | None, limit: str, used: str) -> Room | None:
-    """Of the agent's cgroups, the one with the least room left under a limit."""
+    """Return the room under a limit in the agent's cgroup that has the least left."""
     groups = before.cgroups if before else {}
     found = cgroups.rooms(groups, limit, used)
     return Room(*min(found, key=lambda room: room[0] - room[1])) if found else None
@@ -175,10 +174,10 @@ def _least_room(before: Phase | None, limit: str, used: str) -> Room | None:
 def kernel(
     scenario: Scenario, name: str, hosts: Mapping[str, HostRecord], shares: tuple[Share, ...]
 ) -> Kernel:
-    """The kernel that a host runs on, as the host saw it before the ramp.
+    """Return the kernel that a host runs on, as the host saw it before the ramp.
 
-    :param hosts: all on that kernel
-    :param shares: of all of them
+    :param hosts: all hosts on that kernel
+    :param shares: the shares of all of them
     """
     host = hosts[name]
     own_run = sum(
@@ -200,18 +199,18 @@ def kernel(
 
 
 def number(host: HostRecord, key: str) -> int | None:
-    """A sysctl that is one number; None where the host has none of that name."""
+    """Return a sysctl that is one number; None if the host has no such sysctl."""
     return whole(host.sysctl.get(key, "").strip())
 
 
 def numbers(host: HostRecord, key: str) -> list[int]:
-    """A sysctl that is some numbers; none where the host has none of that name, or another."""
+    """Return a sysctl that is a list of numbers; empty if the host has no such sysctl."""
     found = [whole(word) for word in host.sysctl.get(key, "").split()]
     return [one for one in found if one is not None] if None not in found else []
 
 
 def _files(before: Phase | None) -> int:
-    """Open files of the kernel: fs.file-nr's first number, else the file objects in use."""
+    """Return the kernel's open files: fs.file-nr's first number, else the file objects in use."""
     if before is None:
         return 0
     listed = whole(" ".join(str(before.limits.get("fs.file-nr", "")).split()[:1]))
@@ -219,7 +218,7 @@ def _files(before: Phase | None) -> int:
 
 
 def _free_kib(before: Phase | None, files: int) -> int | None:
-    """Memory really free or reclaimable: MemAvailable without what open files pin.
+    """Return the memory that is really free or reclaimable: MemAvailable less what open files pin.
 
     The kernel counts dentries and inodes of open files as reclaimable
     (:mod:`bench.agent.memory`).

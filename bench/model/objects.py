@@ -1,8 +1,8 @@
-"""Kernel objects that one end of a TCP connection is made of, and what each costs.
+"""Kernel objects that make up one end of a TCP connection, and what each object costs.
 
-Sizes come from the host's own slabinfo, rounding by slab included. Where a cache does not show
-(it merged into another and the links are unknown, or slabinfo could not be read), the table
-below stands in: sizes from ``/proc/slabinfo`` of Debian's 5.10 and 6.1 cloud kernels and of a
+Sizes come from the host's own slabinfo and include the rounding by slab. If a cache is not visible
+(it is merged into another cache and the links are unknown, or slabinfo could not be read), the
+table below is used: sizes from ``/proc/slabinfo`` of Debian's 5.10 and 6.1 cloud kernels and of a
 6.18 kernel, x86-64 (``tests/data``).
 """
 
@@ -54,13 +54,13 @@ TABLE: dict[tuple[int, int], dict[str, float]] = {
         "tcp_bind2_bucket": 128.0,
     },
 }
-"""Kernel release to bytes per object; a release in between takes the row below it."""
+"""Kernel release to bytes per object. A release in between uses the row of the older release."""
 
 
 def release(kernel: str) -> tuple[int, int]:
-    """Major and minor number of ``uname -r``.
+    """Return the major and minor number of ``uname -r``.
 
-    :raises ValueError: if it does not start with them
+    :raises ValueError: if the text does not start with them
     """
     match = re.match(r"([0-9]{1,5})\.([0-9]{1,5})", kernel)
     if not match:
@@ -69,21 +69,21 @@ def release(kernel: str) -> tuple[int, int]:
 
 
 def row_release(kernel: str) -> tuple[int, int]:
-    """The release whose row of the table stands for ``uname -r``: the oldest for all before it."""
+    """Return the release whose row applies to ``uname -r``; before the oldest row, the oldest."""
     wanted = release(kernel)
     known = [key for key in TABLE if key <= wanted]
     return max(known) if known else min(TABLE)
 
 
 def row(kernel: str) -> dict[str, float]:
-    """The table's row for ``uname -r``."""
+    """Return the table's row for ``uname -r``."""
     return TABLE[row_release(kernel)]
 
 
 def parts(
     server: bool, watched: bool = False, tracked: bool = False, v6: bool = False, sources: int = 1
 ) -> dict[str, float]:
-    """Objects of one end of an established, idle connection, by cache.
+    """Return the objects of one end of an established, idle connection, by cache.
 
     :param watched: whether the end is registered with an epoll instance
     :param tracked: whether conntrack is active in its network namespace
@@ -104,7 +104,7 @@ def parts(
 
 
 def each(name: str, kernel: str, caches: Mapping[str, Cache], aliases: Mapping[str, str]) -> float:
-    """Bytes that one object of a cache costs on this host."""
+    """Return the bytes that one object of a cache costs on this host."""
     if name in caches:
         return caches[name].bytes_each
     identity = aliases.get(name)
@@ -113,7 +113,7 @@ def each(name: str, kernel: str, caches: Mapping[str, Cache], aliases: Mapping[s
             if aliases.get(shown) == identity:
                 return cache.bytes_each
     if name in _OPTIONAL and caches and aliases:
-        return 0.0  # the host showed all it has, under every name: its kernel does without
+        return 0.0  # the host showed every cache and alias: its kernel does not have this one
     return row(kernel)[name]
 
 
@@ -123,5 +123,5 @@ def endpoint_bytes(
     caches: Mapping[str, Cache],
     aliases: Mapping[str, str],
 ) -> float:
-    """Slab bytes of one end of a connection made of these parts."""
+    """Return the slab bytes of one end of a connection made of these parts."""
     return sum(count * each(name, kernel, caches, aliases) for name, count in wanted.items())

@@ -1,4 +1,4 @@
-"""Limits that do not bound what is held, and what they do bound: a rate, data, or the closed."""
+"""Limits that do not bound held connections but a rate, data, or closed connections."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import NamedTuple
 from bench.model.headroom import number, numbers
 from bench.results.format import HostRecord
 from bench.scenario import Scenario
+from bench.units import plural
 
 PAGE_BYTES = 4096
 
 
 class Remark(NamedTuple):
-    """One such limit on one host."""
+    """One such limit on the hosts that have the same value."""
 
     name: str
     host: str
@@ -22,7 +23,7 @@ class Remark(NamedTuple):
 
 
 def remarks(scenario: Scenario, hosts: Mapping[str, HostRecord]) -> list[Remark]:
-    """What the hosts' other limits bound in this scenario; hosts that agree are named together."""
+    """Return what the hosts' other limits bound in this scenario, one row for hosts that agree."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, host in sorted(hosts.items()):
         for key, value, says in _of(scenario, host):
@@ -43,34 +44,39 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
             yield (
                 "somaxconn",
                 f"{most:,}",
-                f"a listener's accept queue holds {queue:,} (the lesser of backlog and somaxconn, "
-                "and one); more in one burst, before the server accepts, are dropped",
+                f"a listener's accept queue holds {plural(queue, 'connection')} (the lesser of "
+                "backlog and somaxconn, plus one); a larger burst overflows it before the "
+                "server accepts",
             )
         syns = number(host, "net.ipv4.tcp_max_syn_backlog")
         if syns is not None:
             yield (
                 "tcp_max_syn_backlog",
                 f"{syns:,}",
-                "half-open connections of a listener without SYN cookies; a handshake under way",
+                "half-open connections (handshakes in progress) of a listener without SYN cookies",
             )
     marks = numbers(host, "net.ipv4.tcp_mem")
     if len(marks) == 3:
         yield (
             "tcp_mem",
             f"{marks[2]:,} pages",
-            f"data queued in sockets: {marks[2] * PAGE_BYTES >> 20:,} MiB, a page each for "
-            f"{marks[2]:,} connections with something unread; idle ones take none",
+            f"data queued in sockets: {marks[2] * PAGE_BYTES >> 20:,} MiB, one page each for "
+            f"{plural(marks[2], 'connection')} with unread data; idle connections take none",
         )
     orphans = number(host, "net.ipv4.tcp_max_orphans")
     if orphans is not None:
         yield (
             "tcp_max_orphans",
             f"{orphans:,}",
-            "closed sockets whose FIN is not acknowledged; more of them are reset",
+            "closed sockets whose FIN is not acknowledged; sockets beyond the limit are reset",
         )
     waits = number(host, "net.ipv4.tcp_max_tw_buckets")
     if waits is not None:
-        yield ("tcp_max_tw_buckets", f"{waits:,}", "sockets in TIME_WAIT; more are just dropped")
+        yield (
+            "tcp_max_tw_buckets",
+            f"{waits:,}",
+            "sockets in TIME_WAIT; beyond the limit a socket skips TIME_WAIT and is closed",
+        )
     buckets = int(host.limits.get("ehash_entries", 0))
     if buckets:
         load = share / buckets
@@ -78,14 +84,14 @@ def _of(scenario: Scenario, host: HostRecord) -> Iterator[tuple[str, str, str]]:
         slow = ", and lookups slow down" if load > 2 else ""
         yield (
             "ehash",
-            f"{buckets:,} buckets",
-            f"no bound: {load:.2g} connections a bucket with {share:,}{slow}",
+            plural(buckets, "bucket"),
+            f"no bound: {load:.2g} connections per bucket with {share:,}{slow}",
         )
     hashed, most = (number(host, f"net.netfilter.nf_conntrack_{x}") for x in ("buckets", "max"))
     if hashed and most and host.limits.get("tracking"):
         yield (
             "nf_conntrack_buckets",
             f"{hashed:,}",
-            f"no bound: {2 * most / hashed:.2g} entries a bucket with the table full (each "
-            "connection is in it for both directions)",
+            f"no bound: {2 * most / hashed:.2g} entries per bucket in a full table (each "
+            "connection has an entry for each direction)",
         )

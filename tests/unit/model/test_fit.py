@@ -74,8 +74,8 @@ def test_variables_are_those_of_the_tuning_roles() -> None:
     }
     text = fit.vars_file(low, 50_000, "inventory/local")
     assert yaml.safe_load(text) == fit.variables(low, 50_000)
-    assert "# tuples: 10 four-tuples, needed are 50,000:" in text
-    assert "# nofile on server1: 1,024 descriptors a process, needed are 50,008:" in text
+    assert "# tuples: 10 four-tuples found, 50,000 needed:" in text
+    assert "# nofile on server1: 1,024 descriptors a process found, 50,008 needed:" in text
     assert "# fs.file-max" not in text
 
 

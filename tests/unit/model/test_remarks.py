@@ -18,7 +18,7 @@ def test_what_other_limits_do_bound() -> None:
     assert ("somaxconn", "client1") not in found
     assert "2,249 MiB" in found["tcp_mem", "client1, server1"]
     assert found["tcp_max_orphans", "server1"]
-    assert "0.48 connections a bucket" in found["ehash", "client1, server1"]
+    assert "0.48 connections per bucket" in found["ehash", "client1, server1"]
     assert not any(name == "nf_conntrack_buckets" for name, _ in found)
 
 
@@ -37,4 +37,4 @@ def test_tracking_is_remarked_where_it_is_active() -> None:
     assert ("nf_conntrack_buckets", "server1") not in of({"server1": tracking})
     tracking.limits["tracking"] = True
     found = of({"server1": tracking})
-    assert found["nf_conntrack_buckets", "server1"].startswith("no bound: 8 entries a bucket")
+    assert found["nf_conntrack_buckets", "server1"].startswith("no bound: 8 entries per bucket")
