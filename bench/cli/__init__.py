@@ -17,7 +17,7 @@ from bench.version import version
 
 
 class Commands(TyperGroup):
-    """All commands; bad usage is told as bad input is everywhere: one line, exit status 2."""
+    """All commands. Bad usage is reported like bad input: one line, exit status 2."""
 
     def main(
         self,
@@ -28,7 +28,7 @@ class Commands(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run, and end the process with the status where ``standalone_mode`` asks for it."""
+        """Run a command; in ``standalone_mode``, end the process with its exit status."""
         options = (prog_name, complete_var, False, windows_expand_args)
         if not standalone_mode:
             return super().main(args, *options, **extra)
@@ -38,8 +38,8 @@ class Commands(TyperGroup):
         try:
             status = super().main(args, *options, **extra)
         except typer.TyperException as error:
-            # Pydantic's prefix tells a user nothing. No message where no command was given: the
-            # help has been printed.
+            # Pydantic's prefix is of no use to a user. Without a command there is no message,
+            # because the help has been printed.
             if message := error.format_message().replace("Value error, ", ""):
                 say(message)
             status = InputError.exit_status
@@ -74,7 +74,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """How many TCP connections can a server hold, what stops it, what does each cost?"""
+    """How many TCP connections can a server hold, what stops it, and what does each one cost?"""
 
 
 app.command("run")(runs.run)

@@ -1,4 +1,4 @@
-"""Claims: list what is said about limits, measure it, write the page of what was measured."""
+"""Claims: list the statements about limits, measure them, write the page of their verdicts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bench.run import progress
 
 app = typer.Typer(
     invoke_without_command=True,
-    help="What people say about connection limits: list it, measure it.",
+    help="What people say about connection limits: list the claims, measure them.",
 )
 
 
@@ -71,7 +71,7 @@ def list_(
                 )
             )
             return
-        shown = Table("claim", "what is said", "newest verdict", box=SIMPLE_HEAD, pad_edge=False)
+        shown = Table("claim", "statement", "newest verdict", box=SIMPLE_HEAD, pad_edge=False)
         for one in register.CLAIMS.values():
             last = newest.get(one.id)
             verdict = table.coloured(last.verdict) if last else Text("-")
@@ -88,10 +88,11 @@ def _short(record: Record | None) -> dict[str, str] | None:
 @app.command("run")
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Which (default: all).")
+        list[str] | None,
+        typer.Argument(metavar="[CLAIM]...", help="Claims to measure (default: all)."),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", help="small: seconds each; full: as large as it is told.")
+        str, typer.Option("--profile", help="small: seconds per claim; full: at the claimed size.")
     ] = "small",
     sources: InventoryOption = None,
     settings: Annotated[
@@ -108,9 +109,9 @@ def run(
         bool, typer.Option("--dry-run", help="Check claims, profile and topology; touch nothing.")
     ] = False,
 ) -> None:
-    """Measure claims on the hosts of an inventory, and end in one table.
+    """Measure claims on the hosts of an inventory and print one table of verdicts.
 
-    Exit status 1 if one is inconclusive, 3 if the lab failed in one.
+    Exit status 1 if a claim is inconclusive, 3 if the lab failed during a claim.
     """
     if show is Show.ndjson:
         end_with_parent()
@@ -118,7 +119,7 @@ def run(
         wanted = [register.claim(name) for name in names or register.CLAIMS]
         overrides = scenario.parse_settings(settings or [])
         if overrides and len(wanted) != 1:
-            raise InputError(f"--set: got {len(wanted)} claims, expected one claim to set it of")
+            raise InputError(f"--set: got {len(wanted)} claims, expected a single claim")
         if profile not in PROFILES:
             raise InputError(f"--profile: got {profile!r}, expected one of {', '.join(PROFILES)}")
         asked = [Asked(one, one.parameters(profile, overrides)) for one in wanted]
@@ -167,10 +168,10 @@ def page_(
     target: Annotated[Path, typer.Argument(help="File to write.")] = Path("docs/claims.md"),
     store: ResultsOption = RESULTS,
 ) -> None:
-    """Write the page of what was measured, from the newest full record of each claim.
+    """Write the page of measured claims from the newest full record of each claim.
 
-    The records that it tells of are kept beside it, in measured/; they count where there is no
-    better one.
+    The records behind the page are kept beside it, in measured/. A record there counts if the
+    results have no better one.
     """
     with exit_status():
         kept = Kept(target.parent / "measured")

@@ -1,4 +1,4 @@
-"""What all commands share: options, and what went wrong as one line and the exit status."""
+"""Code that all commands share: options, and errors as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ RESULTS = Path("results")
 Value = TypeVar("Value")
 
 _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)
-"""Of write(2), on a file or a pipe."""
+"""Errnos of write(2) on a file or a pipe."""
 
 
 class Show(StrEnum):
-    """How a run shows where it stands."""
+    """How a run shows its progress."""
 
     auto = "auto"
     plain = "plain"
     ndjson = "ndjson"
 
 
-ResultsOption = Annotated[Path, typer.Option("--results", help="Directory that runs are kept in.")]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Directory that keeps the runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 InventoryOption = Annotated[
     list[Path] | None,
@@ -52,15 +52,15 @@ SettingsOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the scenario."),
 ]
 ExtraVarsOption = Annotated[
-    list[str] | None, typer.Option("--extra-vars", "-e", help="Passed to ansible-inventory.")
+    list[str] | None, typer.Option("--extra-vars", "-e", help="Variables for ansible-inventory.")
 ]
 
 
 def wanted(name: str, overrides: Mapping[str, Any], hosts: Inventory) -> Scenario:
-    """The scenario of that name for these hosts.
+    """Return the scenario of that name for these hosts.
 
-    :param overrides: fields that win over those that the inventory sets, one by one
-    :raises InputError: for an unknown name or field, or a value out of range, of either
+    :param overrides: fields that take precedence over those that the inventory sets, one by one
+    :raises InputError: for an unknown name or field, or a value out of range, in either
     """
     fields = {key: scenario.parse_value(value) for key, value in hosts.settings.items()}
     return scenario.load(name, {**fields, **overrides}, scenario.parse_value(hosts.connections))
@@ -68,7 +68,7 @@ def wanted(name: str, overrides: Mapping[str, Any], hosts: Inventory) -> Scenari
 
 @contextlib.contextmanager
 def exit_status(show: Show = Show.auto) -> Iterator[None]:
-    """Turn what went wrong into one line and the exit status."""
+    """Turn an error into one line and an exit status."""
     INTERRUPTS.say = lambda line: _tell_at_once(line, show)
     try:
         with INTERRUPTS.handled():
@@ -89,7 +89,7 @@ def exit_status(show: Show = Show.auto) -> Iterator[None]:
 
 
 def parsed(option: str, text: str, parse: Callable[[str], Value]) -> Value:
-    """What an option was given.
+    """Return the value of an option.
 
     :param parse: raises ValueError with what it expected
     :raises InputError: names the option, the text and what was expected
@@ -101,7 +101,7 @@ def parsed(option: str, text: str, parse: Callable[[str], Value]) -> Value:
 
 
 def counted(option: str, text: str, most: int | None = None) -> int:
-    """A count from 1 up that an option was given, such as 300, 250_000 or 1.5M.
+    """Return an option's count, at least 1, such as 300, 250_000 or 1.5M.
 
     :raises InputError: for another text, or for more than ``most``
     """
@@ -113,25 +113,26 @@ def counted(option: str, text: str, most: int | None = None) -> int:
 
 
 def end_with_parent() -> None:
-    """Be interrupted when the program that reads the events dies: prctl(2), PR_SET_PDEATHSIG."""
+    """Have this process interrupted when its parent, which reads the events, dies: prctl(2),
+    PR_SET_PDEATHSIG."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def say(line: str) -> None:
-    """Tell in one line why a command ends."""
+    """Print one line on standard error, such as why a command ends."""
     print(f"connlab: {units.printable(line)}", file=sys.stderr)
 
 
 class Screen(Console):
-    """A console whose end is told as that of any other output."""
+    """A console that reports a broken pipe like any other output."""
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads any more. :raises BrokenPipeError: as write(2) does"""
+        """Handle a reader that is gone. :raises BrokenPipeError: as write(2) does"""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that shows text as it is: a bracket or a colon in it is no markup."""
+    """Return a console that shows text as it is: brackets and colons in it are not markup."""
     return Screen(stderr=stderr, width=width, markup=False, emoji=False)
 
 
@@ -144,7 +145,7 @@ def _tell(line: str, status: int, show: Show) -> None:
 
 
 def _tell_at_once(line: str, show: Show) -> None:
-    """The same from a signal handler: what it interrupts may be writing to a stream."""
+    """Write the same from a signal handler, without the streams that the signal may interrupt."""
     event = json.dumps({"event": "error", "exit": EXIT_STATUS, "message": line})
     number, text = (1, event) if show is Show.ndjson else (2, f"connlab: {units.printable(line)}")
     write_now(number, text)
@@ -161,14 +162,13 @@ def _internal(error: Exception, show: Show) -> NoReturn:
 
 
 def output_failed(error: OSError) -> bool:
-    """Whether it is standard output that failed: what is written elsewhere has a name, and errors
-    of its own."""
+    """Return whether standard output failed: errors of other files have a file name."""
     return error.filename is None and error.errno in _OUTPUT_ERRNOS
 
 
 def unwritten(error: OSError) -> int:
-    """Say that standard output failed, if anybody is there to read it; the exit status."""
-    with contextlib.suppress(OSError, ValueError):  # what is still to be flushed goes nowhere
+    """Report that standard output failed, unless its reader is gone; return the exit status."""
+    with contextlib.suppress(OSError, ValueError):  # the rest of the output goes to /dev/null
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno != errno.EPIPE:
         say(f"standard output: cannot be written: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Counting: how many connections the hosts have, by port, state or peer."""
+"""The command ``count``: how many connections the hosts have, by port, state or peer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from bench.hosts import count, transport
 from bench.hosts.count import Count
 
 WIDTH = 120
-"""Columns of a table that goes to no terminal: it is as wide as it needs to be up to there."""
+"""Most columns of a table that does not go to a terminal."""
 
 
 class By(StrEnum):
-    """What connections are counted by."""
+    """The key that connections are counted by."""
 
     none = "none"
     port = "port"
@@ -38,7 +38,7 @@ class By(StrEnum):
 
 
 class Side(StrEnum):
-    """Whose ports are meant."""
+    """The end whose ports are meant."""
 
     local = "local"
     peer = "peer"
@@ -53,7 +53,7 @@ def count_(
         By, typer.Option("--by", help="Port, state or remote address (default: one total).")
     ] = By.none,
     side: Annotated[
-        Side, typer.Option("--side", help="Whose ports: the host's own or those it talks to.")
+        Side, typer.Option("--side", help="Ports of the host itself, or of its peers.")
     ] = Side.local,
     names: Annotated[
         list[str] | None,
@@ -61,16 +61,16 @@ def count_(
     ] = None,
     states: Annotated[
         list[str] | None,
-        typer.Option("--state", metavar="NAME", help="As ss(8) names it (default: all of them)."),
+        typer.Option("--state", metavar="NAME", help="State as ss(8) names it (default: all)."),
     ] = None,
     top: Annotated[
-        str, typer.Option("--top", help="Rows of a host in the table; --json has all.")
+        str, typer.Option("--top", help="Rows per host in the table; --json has all.")
     ] = "20",
     sources: InventoryOption = None,
     extra_vars: ExtraVarsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the TCP connections that hosts have on some of their ports. Opens nothing."""
+    """Count the TCP connections that hosts have on some of their ports. Opens no connection."""
     with exit_status():
         shown = counted("--top", top)
         spec: wire.CountSpec = {
@@ -127,11 +127,10 @@ def _rows(found: Sequence[Count], by: By, top: int) -> Table:
 
 
 def _said(found: Sequence[Count], by: By, top: int, total: int) -> str:
-    """All of them, and what the table does not show."""
-    plural = "" if total == 1 else "s"
-    text = f"{units.count(total)} connection{plural} on {', '.join(one.host for one in found)}"
+    """Return the total in words, and what the table does not show."""
+    text = f"{units.plural(total, 'connection')} on {', '.join(one.host for one in found)}"
     hidden = [list(one.counts.values())[top:] for one in found]
     rows, rest = sum(map(len, hidden)), sum(map(sum, hidden))
     if rows:
-        text += f"; {units.count(rest)} of them in {units.count(rows)} rows not shown (--top)"
+        text += f"; {units.count(rest)} of them in {units.plural(rows, 'row')} not shown (--top)"
     return text

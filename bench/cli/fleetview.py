@@ -1,4 +1,4 @@
-"""A fleet's plan for a reader: a table on a terminal, aligned text elsewhere."""
+"""A fleet's plan as text: a table on a terminal, aligned columns elsewhere."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.sizing.fleet import End, Fleet
-from bench.units import count, size
+from bench.units import count, plural, size
 
 WIDTH = 80
-"""Columns of what is no table."""
+"""Columns of the lines outside the table."""
 
 Row = tuple[str, str, str]
 
@@ -29,13 +29,13 @@ _RAM = {
 }
 
 _WHY = {
-    "none": "one is enough",
+    "none": "one host is enough",
     "option": "--servers asks for more than any limit does",
 }
 
 
 def show(found: Fleet, notes: list[str], written: Path | None, console: Console) -> None:
-    """Print a plan and what follows from it."""
+    """Print a plan, its notes and where its inventory was written."""
     lines = list(rows(found))
     head: Row = ("of each host", "servers", "clients")
     typer.echo(headline(found))
@@ -54,19 +54,19 @@ def show(found: Fleet, notes: list[str], written: Path | None, console: Console)
         typer.echo(_wrapped(text))
     if written is not None:
         typer.echo(f"written: {written}")
-        typer.echo(_wrapped(f"what to put in, and how to run it, is said in {written}/hosts.yml"))
+        typer.echo(_wrapped(f"{written}/hosts.yml says what to fill in and how to run it"))
 
 
 def headline(found: Fleet) -> str:
-    """What is needed, in a line."""
+    """Return the needed hosts in one line."""
     return (
-        f"{count(found.connections)} connections: {_many(found.servers.hosts, 'server')}, "
-        f"{_many(found.clients.hosts, 'client')}"
+        f"{plural(found.connections, 'connection')}: {plural(found.servers.hosts, 'server')}, "
+        f"{plural(found.clients.hosts, 'client')}"
     )
 
 
 def rows(found: Fleet) -> Iterator[Row]:
-    """The figures of both ends, each with its unit."""
+    """Yield the figures of both ends, each with its unit."""
     ends = (found.servers, found.clients)
 
     def row(label: str, *cells: str) -> Row:
@@ -75,7 +75,7 @@ def rows(found: Fleet) -> Iterator[Row]:
 
     yield row("hosts", *(count(end.hosts) for end in ends))
     yield row("connections each, at most", *(count(end.largest) for end in ends))
-    yield row("most that one could hold", *(count(end.most) for end in ends))
+    yield row("most on one host", *(count(end.most) for end in ends))
     yield row("  bound by", *(next(iter(end.limits)) for end in ends))
     yield row("cores", *(count(end.cores) for end in ends))
     yield row("worker processes", *(count(end.workers) for end in ends))
@@ -90,42 +90,38 @@ def rows(found: Fleet) -> Iterator[Row]:
 
 
 def said(found: Fleet) -> Iterator[str]:
-    """What decided, what addresses allow, how long it takes, and where figures come from."""
+    """Yield the limits that decided, the tuples, the time of the ramp and the figures' sources."""
     yield f"bound by: servers {_why(found.servers)}; clients {_why(found.clients)}"
     addresses = found.clients.hosts * found.clients.addresses
     yield (
-        f"tuples: {_many(addresses, 'client address', 'es')} x "
-        f"{count(found.clients.ports)} ports x {_many(found.endpoints, 'server endpoint')} = "
+        f"tuples: {plural(addresses, 'client address')} x "
+        f"{count(found.clients.ports)} ports x {plural(found.endpoints, 'server endpoint')} = "
         f"{count(found.tuples)}"
     )
     ramp = found.ramp
-    paced = "both ends alike" if ramp.decided_by == "both" else f"the {ramp.decided_by}"
+    paced = "both ends equally" if ramp.decided_by == "both" else f"the {ramp.decided_by}"
     yield (
         f"ramp: {duration(ramp.seconds)} at best, {count(round(ramp.connections_per_second))} "
-        f"connections a second, paced by {paced}: every core at work, "
-        f"{count(round(ramp.per_core))} a second each"
+        f"connections a second, paced by {paced}, with every core at "
+        f"{count(round(ramp.per_core))} a second"
     )
     yield f"rate: {ramp.source}"
-    yield f"sizes: kernel objects as Linux {found.sizes_of} has them on x86-64"
+    yield f"sizes: kernel objects of Linux {found.sizes_of} on x86-64"
 
 
 def duration(seconds: float) -> str:
-    """A time for a reader: s, from two minutes on min and s."""
+    """Return a time for a reader: s, from two minutes on min and s."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{count(minutes)} min {rest} s"
 
 
-def _many(number: int, name: str, plural: str = "s") -> str:
-    return f"{count(number)} {name}{'' if number == 1 else plural}"
-
-
 def _why(end: End) -> str:
     limit = next(iter(end.limits))
     if end.decided_by in _WHY:
-        return f"{end.decided_by}, {_WHY[end.decided_by]} ({limit} lets one hold {count(end.most)})"
-    return f"{end.decided_by}, which lets one hold {count(end.most)}"
+        return f"{end.decided_by}, {_WHY[end.decided_by]} ({limit} allows {count(end.most)} each)"
+    return f"{end.decided_by}, which allows {count(end.most)} each"
 
 
 def _wrapped(text: str) -> str:

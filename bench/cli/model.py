@@ -1,4 +1,4 @@
-"""The model's commands: predict what the hosts can hold, and say whether a number fits them."""
+"""The model's commands: predict what the hosts can hold, and check whether a number fits them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from bench.results.format import Bound, HostRecord, Predicted
 from bench.results.words import whose
 from bench.run import progress
 from bench.scenario import Scenario
-from bench.units import count, short, size
+from bench.units import count, plural, short, size
 
 ScenarioOption = Annotated[
-    str, typer.Option("--scenario", "-s", help="Scenario whose settings the model takes.")
+    str, typer.Option("--scenario", "-s", help="Scenario whose settings the model uses.")
 ]
 
 
@@ -48,7 +48,7 @@ NUMBERS = ("connections", "found", "in use")
 
 
 class Outlook:
-    """What the model says of the hosts of an inventory as they are now."""
+    """The model's view of an inventory's hosts as they are now."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class Outlook:
         self.remarks: list[Remark] = remarks(self.scenario, self.hosts)
         if missing:
             self.predicted.notes.append(
-                f"{missing:,} client addresses of the inventory are on no host yet: not counted"
+                f"{plural(missing, 'client address')} of the inventory not counted: on no host yet"
             )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as data."""
+        """Return all of it as data."""
         return {
             "scenario": self.scenario.name,
             "connections": self.scenario.connections,
@@ -93,10 +93,10 @@ def predict(
     extra_vars: ExtraVarsOption = None,
     as_json: JsonOption = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Every limit's formula, with the kernel's source.")
+        bool, typer.Option("--explain", help="Show every limit's formula and kernel source.")
     ] = False,
 ) -> None:
-    """Say how many connections the hosts can hold as they are, and which limit binds first."""
+    """Predict how many connections the hosts can hold as they are, and which limit binds first."""
     with exit_status():
         seen = Outlook(name, sources, settings, extra_vars)
         if as_json:
@@ -119,7 +119,7 @@ def predict(
 
 def preflight(
     connections: Annotated[
-        str | None, typer.Option("--connections", help="How many (default: the scenario's).")
+        str | None, typer.Option("--connections", help="Number to check (default: the scenario's).")
     ] = None,
     name: ScenarioOption = "million",
     sources: InventoryOption = None,
@@ -128,15 +128,15 @@ def preflight(
     as_json: JsonOption = False,
     vars_file: Annotated[
         Path | None,
-        typer.Option("--vars-file", help="Write Ansible variables that make it fit."),
+        typer.Option("--vars-file", help="Write the Ansible variables that make them fit."),
     ] = None,
     show: Annotated[
         Show, typer.Option("--progress", help="ndjson: the outcome as one event, for programs.")
     ] = Show.auto,
 ) -> None:
-    """Say whether so many connections will fit the hosts, and what would have to change.
+    """Check whether that many connections fit the hosts, and what would have to change.
 
-    Opens nothing. Exit status 1 if they do not fit.
+    Opens no connection. Exit status 1 if they do not fit.
     """
     with exit_status(show):
         asked = None if connections is None else counted("--connections", connections)
@@ -179,7 +179,7 @@ def preflight(
 
 
 def told(seen: Outlook, low: list[fit.Change]) -> list[str]:
-    """Whether it fits and what would have to change, in lines."""
+    """Return in lines whether the connections fit and what would have to change."""
     number, least = seen.scenario.connections, seen.predicted.bounds[0]
     if not low:
         return [
@@ -187,7 +187,7 @@ def told(seen: Outlook, low: list[fit.Change]) -> list[str]:
             f"{count(least.max_connections)}"
         ]
     return [
-        f"{count(number)} connections do not fit: {least.name} ends them at "
+        f"{count(number)} connections do not fit: {least.name} allows "
         f"{count(least.max_connections)}",
         *(
             f"  {one.bound.name} ({whose(one.bound)}): allows {short(one.bound.max_connections)}; "
@@ -208,14 +208,14 @@ def _fit(screen: Console, seen: Outlook, low: list[fit.Change], vars_file: Path 
         screen.print(f"Ansible variables: {vars_file}", highlight=False)
     elif low:
         screen.print(
-            "What the roles can raise: ansible-playbook playbooks/tune.yml -e connections="
-            f"{seen.scenario.connections}; --vars-file FILE writes the values",
+            "To let the roles raise what they can: ansible-playbook playbooks/tune.yml "
+            f"-e connections={seen.scenario.connections}; --vars-file FILE writes the values",
             highlight=False,
         )
 
 
 def _table(*titles: str, wide: str = "") -> Table:
-    """A table of figures; ``wide`` is the title of a last column of text, which may be folded."""
+    """Return a table of figures; ``wide`` is the title of a last column of text, which may fold."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in titles:
         table.add_column(title, no_wrap=True, justify="right" if title in NUMBERS else "left")
@@ -225,7 +225,7 @@ def _table(*titles: str, wide: str = "") -> Table:
 
 
 def _limits(bounds: list[Bound]) -> Table:
-    table = _table("limit", "whose", "connections", "found", "in use")
+    table = _table("limit", "where", "connections", "found", "in use")
     for one in bounds:
         table.add_row(
             one.name,
@@ -238,7 +238,7 @@ def _limits(bounds: list[Bound]) -> Table:
 
 
 def _remarks(found: list[Remark]) -> Table:
-    table = _table("bounds nothing held", "found", wide="what it does bound")
+    table = _table("other limit", "found", wide="what it bounds instead of held connections")
     for one in found:
         table.add_row(one.name, one.value, f"{one.says} ({one.host})")
     return table
@@ -250,7 +250,7 @@ def _notes(screen: Console, seen: Outlook) -> None:
 
 
 def explained(one: Bound) -> list[str]:
-    """A limit's formula with its figures, and where it is from."""
+    """Return a limit's formula with its figures, and its source."""
     entry = CATALOGUE[one.name]
     return [
         f"{one.name} ({one.end}{' ' + one.host if one.host else ''}): "
@@ -263,5 +263,5 @@ def explained(one: Bound) -> list[str]:
 
 
 def amount(number: int, unit: str) -> str:
-    """An amount of a limit's unit for a reader."""
+    """Return an amount in a limit's unit for a reader."""
     return size(number) if unit == "bytes" else short(number)

@@ -1,4 +1,4 @@
-"""Sizing past this machine: how many hosts a number of connections needs."""
+"""The command ``plan``: how many hosts a number of connections needs."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ from bench.sizing.rates import Rate
 from bench.units import count, parse_percentage, parse_size, size
 
 MOST_RAM = 1 << 52
-"""Bytes that an x86-64 processor can address: 52 bits (Intel SDM volume 3A, 4.1.4)."""
+"""Most bytes that an x86-64 processor can address: 52 bits (Intel SDM volume 3A, 4.1.4)."""
 
 MOST_CORES = 8_192
 """NR_CPUS_RANGE_END of x86-64 (arch/x86/Kconfig)."""
 
 MOST_NOFILE = 1 << 30
-"""A power of two below the most that fs.nr_open takes (fs/file.c ``sysctl_nr_open_max``)."""
+"""A power of two below the maximum of fs.nr_open (fs/file.c ``sysctl_nr_open_max``)."""
 
 MOST_ANY = 10**15
-"""Above all that a prefix of addresses can carry: keeps figures readable."""
+"""More than a prefix of addresses can carry; keeps the figures readable."""
 
 MOST_PORTS = 1_024
-"""Ports that a scenario takes (``server_ports``)."""
+"""Most ports of a scenario (``server_ports``)."""
 
 MOST_ADDRESSES = 254
-"""Addresses of one server: those of a /24."""
+"""Most addresses of one server: those of a /24."""
 
 FLOOR = (16 << 20, 1 << 40)
-"""What a scenario takes as ``memory_floor_mib``, in bytes."""
+"""Range of a scenario's ``memory_floor_mib``, in bytes."""
 
 MOST_SPARE = Fraction(9, 10)
 
 
 def _option(name: str, metavar: str, text: str) -> Any:
-    """An option that comes as text and is checked here, so that what is wrong is one line."""
+    """Return an option that comes as text and is checked here, so that an error is one line."""
     return typer.Option(name, metavar=metavar, help=text)
 
 
 def plan(
     connections: Annotated[
-        str, _option("--connections", "COUNT", "How many to hold: 10_000_000, or 10M.")
+        str, _option("--connections", "COUNT", "Connections to hold: 10_000_000, or 10M.")
     ],
     server_ram: Annotated[str, _option("--server-ram", "SIZE", "Memory of a server: 64GiB.")],
     server_cores: Annotated[str, _option("--server-cores", "COUNT", "Cores of a server.")],
@@ -68,7 +68,7 @@ def plan(
     client_cores: Annotated[str, _option("--client-cores", "COUNT", "Cores of a client.")] = "4",
     servers: Annotated[
         str | None,
-        _option("--servers", "COUNT", "How many servers. Default: as few as can hold them."),
+        _option("--servers", "COUNT", "Number of servers. Default: as few as can hold them."),
     ] = None,
     server_ports: Annotated[
         str, _option("--server-ports", "COUNT", "Ports that servers listen on.")
@@ -80,13 +80,13 @@ def plan(
         str, _option("--nofile", "COUNT", "Descriptors that a process may have.")
     ] = "1048576",
     kernel: Annotated[
-        str, _option("--kernel", "RELEASE", "Kernel of the hosts, as uname -r says.")
+        str, _option("--kernel", "RELEASE", "Kernel of the hosts, as uname -r prints it.")
     ] = "6.1",
     watch: Annotated[
         str, _option("--watch", "epoll|none", "Whether servers hold connections in epoll.")
     ] = "epoll",
     spare: Annotated[
-        str, _option("--spare", "PERCENT", "Memory of a host that is left unplanned.")
+        str, _option("--spare", "PERCENT", "Part of each host's memory to leave free.")
     ] = "10%",
     memory_floor: Annotated[
         str, _option("--memory-floor", "SIZE", "Memory that a run must leave free on a host.")
@@ -96,17 +96,18 @@ def plan(
         _option(
             "--rate",
             "COUNT",
-            "Connections a second that one core opens at one end. Default: what past runs in "
-            "--results measured, else a built-in figure.",
+            "Connections a second that one core opens at one end. Default: the rate measured by "
+            "past runs in --results, else a built-in figure.",
         ),
     ] = None,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="DIR", help="Write an inventory for it.")
+        Path | None,
+        typer.Option("--write", metavar="DIR", help="Write an inventory for these hosts."),
     ] = None,
     store: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how many servers and clients so many connections need. No host is touched."""
+    """Compute how many servers and clients that many connections need. No host is touched."""
     with exit_status():
         wanted = Wanted(
             connections=counted("--connections", connections, MOST_ANY),
@@ -158,7 +159,7 @@ def plan(
 
 
 def _write(folder: Path, found: Fleet, advised: dict[str, Any], command: list[str]) -> None:
-    """Write the inventory. :raises InputError: if a run cannot take so many, or it cannot be."""
+    """Write the inventory. :raises InputError: if a run cannot take that many, or writing fails."""
     most = advice.most("connections")
     if found.connections > most:
         raise InputError(
@@ -169,7 +170,7 @@ def _write(folder: Path, found: Fleet, advised: dict[str, Any], command: list[st
 
 
 def _command(options: dict[str, str | None]) -> list[str]:
-    """The command that was given: what to start, and each option with its value."""
+    """Return the given command as words: the program, and each option with its value."""
     given = [(name, " ".join(text.split())) for name, text in options.items() if text is not None]
     return ["python -m bench plan", *(shlex.join(option) for option in given)]
 

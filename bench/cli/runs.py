@@ -1,4 +1,4 @@
-"""Runs: run a scenario, list what there is, render a report again."""
+"""The commands for runs: run a scenario, list scenarios and runs, render a report again."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from bench.plan.topology import Topology
 from bench.results import page, words
 from bench.results.store import Store
 from bench.run import progress, runner
+from bench.units import plural
 
 
 def run(
@@ -56,8 +57,10 @@ def run(
             topology = Topology(asked, hosts)
             tuples = planning.plan_for(topology)
             typer.echo(
-                f"{name}: {asked.connections:,} connections from {len(topology.clients)} clients "
-                f"to {len(topology.servers)} servers; {tuples.capacity:,} tuples planned"
+                f"{name}: {plural(asked.connections, 'connection')} from "
+                f"{plural(len(topology.clients), 'client')} to "
+                f"{plural(len(topology.servers), 'server')}; "
+                f"{plural(tuples.capacity, 'tuple')} planned"
             )
             return
         with progress.view(show.value, console(stderr=as_json)) as update:

@@ -68,7 +68,7 @@ def test_the_plan_as_text() -> None:
         r"addresses +1 +52",
         r"established-hash entries +16,777,216 +4,194,304",
         r"memory given +64.00 GiB +16.00 GiB",
-        r"bound by: servers none, one is enough \(memory lets one hold [\d,]+\); clients",
+        r"bound by: servers none, one host is enough \(memory allows [\d,]+ each\);",
         r"tuples: 156 client addresses x 64,512 ports x 1 server endpoint = 10,063,872",
         r"rate: built in: 20 µs of CPU per connection and end",
         r"note: boot servers with thash_entries=16777216",
@@ -247,7 +247,7 @@ def test_the_commands_in_the_comments_do_what_they_say(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("million: 1,500,000 connections from 1 clients to 1 servers")
+    assert done.stdout.startswith("million: 1,500,000 connections from 1 client to 1 server;")
 
 
 def test_what_is_written_is_what_preflight_looks_at(

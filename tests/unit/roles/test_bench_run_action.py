@@ -65,7 +65,7 @@ def test_a_task_that_sets_fields_sets_all_that_are(
     done = CliRunner().invoke(app, [one for one in words if one not in ("--progress", "ndjson")])
     assert done.exit_code == 0, done.output
     assert done.output == (
-        f"million: 500 connections from 1 clients to 1 servers; {tuples:,} tuples planned\n"
+        f"million: 500 connections from 1 client to 1 server; {tuples:,} tuples planned\n"
     )
 
 
