@@ -66,6 +66,8 @@ def plural(number: int, noun: str) -> str:
     """Return a count and its noun, in the singular for 1: ``1 connection``, ``2,000 echoes``."""
     if number == 1:
         return f"{count(number)} {noun}"
+    if noun.endswith("ry"):  # entry, retry
+        return f"{count(number)} {noun[:-1]}ies"
     return f"{count(number)} {noun}{'es' if noun.endswith(_WITH_ES) else 's'}"
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its format, its files, its page."""
+"""The results of a run: their format, their files, their page."""

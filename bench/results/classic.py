@@ -1,4 +1,5 @@
-"""A run beside the classic experiment: a million connections on a server of 3.9 GB, kernel 3.10."""
+"""Comparison of a run with the classic experiment: a million connections on a server with 3.9 GB
+of memory and kernel 3.10."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from bench.results.format import Phase, Run
 from bench.units import size
 
 COMPARED_FROM = 900_000
-"""Connections from which a run is set beside the classic experiment."""
+"""Fewest connections of a run that is compared with the classic experiment."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the comparison with the classic experiment. Sizes in KiB, as meminfo gives."""
+    """One side of the comparison with the classic experiment. Sizes in KiB, as in meminfo."""
 
     kernel: str
     established: int
@@ -22,19 +23,19 @@ class Side:
 
     @property
     def slab_each(self) -> float | None:
-        """All slab of the machine per connection, in bytes."""
+        """Slab of the whole machine per connection, in bytes."""
         slab = self.meminfo_kib.get("Slab")
         return None if slab is None else slab * 1024 / self.established
 
 
 ARTICLE = Side("3.10", 1_000_024, {"Slab": 3_241_244, "MemFree": 96_652, "MemAvailable": 6_448})
-"""The classic experiment: a CentOS host with 3.9 GB of memory, as the article about it prints
-``ss`` and ``/proc/meminfo`` at the peak. Its slab is not known by cache."""
+"""The classic experiment: a CentOS host with 3.9 GB of memory. The figures are the output of ``ss``
+and ``/proc/meminfo`` at the peak, as printed in the article. Its slab is not known by cache."""
 
 
 @dataclass(frozen=True)
 class Classic:
-    """A run set beside the classic experiment."""
+    """A run compared with the classic experiment."""
 
     run: Side
     mem_total_kib: int
@@ -44,10 +45,10 @@ class Classic:
 
 
 def compare(run: Run) -> Classic | None:
-    """The run beside :data:`ARTICLE`, if it is of that kind.
+    """Return the comparison of a run with :data:`ARTICLE`; None if the run is of another kind.
 
-    That is: one server in a virtual machine of its own, and :data:`COMPARED_FROM` connections
-    by all three counts.
+    A comparable run has one server, which is a virtual machine, and :data:`COMPARED_FROM`
+    connections by all three counts.
     """
     servers = [host for host in run.hosts.values() if "servers" in host.groups]
     peak = servers[0].phases.get("peak") if len(servers) == 1 else None
@@ -66,7 +67,7 @@ def compare(run: Run) -> Classic | None:
 
 
 def _why_more(grown: float | None, by_cache: Mapping[str, float]) -> list[str]:
-    """Why a connection takes more slab than in the article, as far as the figures tell."""
+    """Return why a connection takes more slab than in the article, as far as the figures show."""
     then = ARTICLE.slab_each
     tcp = sum(by_cache.get(name, 0.0) for name in ("TCP", "TCPv6"))
     if grown is None or then is None or not tcp or grown <= then:
@@ -82,20 +83,20 @@ def _why_more(grown: float | None, by_cache: Mapping[str, float]) -> list[str]:
         parts.append(f"security modules' blobs (lsm_*) {size(blobs)}")
     return [
         f"A connection takes {size(grown)} of this kernel: {', '.join(parts)}.",
-        "The article's slab is not known by cache. Had inode, dentry, file and blobs been as "
-        f"large then as they are now, its {size(then)} would leave the socket itself at most "
-        f"{size(then - rest)}; here it takes {size(tcp)} (cache TCP) and so is the likeliest to "
-        "have grown.",
+        "The article's slab is not known by cache. If its inode, dentry, file and blobs were as "
+        f"large as here, its {size(then)} would leave at most {size(then - rest)} for the socket "
+        f"itself. Here the socket takes {size(tcp)} (cache TCP), so it is the object that has most "
+        "likely grown.",
     ]
 
 
 def _why_available(peak: Phase, by_cache: Mapping[str, float]) -> list[str]:
-    """Why MemAvailable cannot be compared, where sockets' inodes are counted into it."""
+    """Return why MemAvailable cannot be compared if it includes the sockets' inodes."""
     pinned = sum(by_cache.get(name, 0.0) for name in ("sock_inode_cache", "dentry")) * peak.held
     available = peak.meminfo_kib.get("MemAvailable", 0) * 1024
     if not 0 < pinned <= available:
         return []
     return [
-        f"Of this kernel's MemAvailable, {size(pinned)} are the live sockets' own inodes and "
-        "dentries, which no reclaim gives back: MemFree is the figure to compare."
+        f"This kernel's MemAvailable includes {size(pinned)} of the live sockets' own inodes and "
+        "dentries, which cannot be reclaimed: MemFree is the figure to compare."
     ]

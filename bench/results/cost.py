@@ -1,15 +1,15 @@
-"""What one connection costs: growth between two phases, divided by the connections held.
+"""The cost of one connection: growth between two phases, divided by the connections held.
 
-Slab caches that no socket ever allocates from are counted apart, as *observers*: they grow
-because someone looked (walking ``/proc``) or because files were read and written meanwhile.
-Each of their inodes brings a dentry and, where a security module keeps one, an
-``lsm_inode_cache`` blob, so as many of those are taken off the connections' account too.
+Slab caches that no socket allocates from are counted separately, as *observers*: they grow because
+a program walked ``/proc`` or because files were read and written meanwhile. Each of their inodes
+brings a dentry and, with a security module that keeps one, an ``lsm_inode_cache`` blob. So the same
+number of dentries and blobs is not counted as the connections' cost either.
 
 ======================== ========================================================================
-observer                 why it is none of a connection's cost
+observer                 why it is not part of a connection's cost
 ======================== ========================================================================
-proc_inode_cache         fs/proc/inode.c: an inode per /proc entry looked at, such as one per
-                         descriptor when something lists /proc/<pid>/fd
+proc_inode_cache         fs/proc/inode.c: an inode per visited /proc entry, such as one per
+                         descriptor when a program lists /proc/<pid>/fd
 inode_cache, shmem_,     fs/inode.c (sysfs, pipes, anonymous files), mm/shmem.c, fs/debugfs,
 debugfs_, tracefs_, …    fs/tracefs
 ext4_inode_cache,        file systems' inodes: logs, results, programs read meanwhile
@@ -20,11 +20,11 @@ extent_status, mb_cache
 kmalloc-rcl-*            mm/slab_common.c, reclaimable: names of dentries too long for the dentry
 ======================== ========================================================================
 
-Only caches that SLUB never merges with a connection's own are on the list (they have a
-constructor or are reclaimable): ``kernfs_node_cache``, for one, shares its slabs with
-``tcp_bind_bucket`` on Linux 5.10.
+The list has only caches that SLUB never merges with a connection's own caches, because they have a
+constructor or are reclaimable. ``kernfs_node_cache``, for example, is not on the list: it shares
+its slabs with ``tcp_bind_bucket`` on Linux 5.10.
 
-Sockets take theirs from sock_inode_cache (net/socket.c), which is never an observer.
+Sockets take their inodes from sock_inode_cache (net/socket.c), which is never an observer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from bench.results.format import HostRecord, KernelBytes, Phase, UserlandBytes
 
 SMALL = 1.0
-"""Bytes per connection below which a cache goes into ``other``."""
+"""Bytes per connection below which a cache is counted in ``other``."""
 
 _INODES = re.compile(
     r"proc_inode_cache|shmem_inode_cache|inode_cache|(debugfs|tracefs|hugetlbfs|mqueue)_inode_cache"
@@ -51,12 +51,12 @@ Growth = dict[str, float]
 
 
 def observes(cache: str) -> bool:
-    """Whether a slab cache holds only what observers and file access leave."""
+    """Return whether a slab cache holds only what observers and file access leave behind."""
     return bool(_INODES.fullmatch(cache) or _RECORDS.fullmatch(cache))
 
 
 def known(before: Phase, peak: Phase) -> bool:
-    """Whether both phases tell of slab in the same way: by cache, or as a sum."""
+    """Return whether both phases have slab figures of the same kind: by cache, or as a sum."""
     summed = "Slab" in before.meminfo_kib and "Slab" in peak.meminfo_kib
     return summed or _listed(before, peak)
 
@@ -66,11 +66,11 @@ def _listed(before: Phase, peak: Phase) -> bool:
 
 
 def growth(before: Phase, peak: Phase) -> tuple[Growth, float]:
-    """Signed growth in bytes by slab cache without observers, and the observers' in bytes.
+    """Return the signed growth in bytes by slab cache without observers, and the observers' growth.
 
-    A cache that shrank counts negative: leaving it out would make noise look like cost. Where
-    slabinfo could not be read (only root may), the growth of meminfo's ``Slab`` stands alone: one
-    of the two has to be in both phases (:func:`known`).
+    A cache that shrank counts as negative: without it, noise would look like cost. If slabinfo
+    could not be read (only root may), the result is the growth of meminfo's ``Slab``. One of the
+    two sources has to be in both phases (:func:`known`).
     """
     if not _listed(before, peak):
         return {"Slab": 1024.0 * (peak.meminfo_kib["Slab"] - before.meminfo_kib["Slab"])}, 0.0
@@ -94,10 +94,10 @@ def growth(before: Phase, peak: Phase) -> tuple[Growth, float]:
 def by_cache(
     deltas: Mapping[str, float], connections: int, shared: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """Bytes per connection by cache, largest first, those below :data:`SMALL` as ``other``.
+    """Return bytes per connection by cache, largest first, caches below :data:`SMALL` as ``other``.
 
-    :param shared: cache to what sockets have in it, where it is one that merged under the name
-        of something else (:attr:`bench.results.format.Phase.slab_shared`)
+    :param shared: for a cache that merged under another name, the sockets' caches in it
+        (:attr:`bench.results.format.Phase.slab_shared`)
     """
     label = shared or {}
     each = {label.get(name, name): delta / connections for name, delta in deltas.items()}
@@ -110,11 +110,11 @@ def by_cache(
 
 
 def kernel_bytes(hosts: Mapping[str, HostRecord], shared_kernel: bool) -> KernelBytes:
-    """Kernel memory per connection, from the phases ``before`` and ``peak``.
+    """Return the kernel memory per connection, from the phases ``before`` and ``peak``.
 
-    :param shared_kernel: whether all hosts run on one kernel; every host's slabinfo then shows
-        the same caches, which are counted once and hold both ends of each connection
-    :return: a figure is None where no host has both phases or no connection was held
+    :param shared_kernel: whether all hosts run on one kernel. Every host's slabinfo then shows the
+        same caches, which are counted once and hold both ends of each connection.
+    :return: a figure is None if no host has both phases or no connection was held
     """
     if not shared_kernel:
         made = _cost(_pairs(hosts, "servers"))
@@ -128,7 +128,7 @@ def kernel_bytes(hosts: Mapping[str, HostRecord], shared_kernel: bool) -> Kernel
 
 
 def userland_bytes(hosts: Mapping[str, HostRecord]) -> UserlandBytes:
-    """Growth of the agents' PSS per connection that they hold, in bytes, by side."""
+    """Return the growth of the agents' PSS per held connection, in bytes, by side."""
 
     def side(group: str) -> float | None:
         pairs = _pairs(hosts, group)
@@ -143,7 +143,7 @@ Pair = tuple[Phase, Phase]
 
 
 def _pairs(hosts: Mapping[str, HostRecord], group: str) -> list[Pair]:
-    """(before, peak) of every host of a group that has both."""
+    """Return (before, peak) of every host of a group that has both phases."""
     return [
         (host.phases["before"], host.phases["peak"])
         for _, host in sorted(hosts.items())
@@ -152,14 +152,14 @@ def _pairs(hosts: Mapping[str, HostRecord], group: str) -> list[Pair]:
 
 
 def _held(pairs: list[Pair]) -> int:
-    """Connections that these hosts hold more at the peak than before."""
+    """Return how many more connections these hosts hold at the peak than before."""
     return sum(peak.held - before.held for before, peak in pairs)
 
 
 def _cost(pairs: list[Pair], held: int | None = None) -> KernelBytes:
-    """What these hosts' kernels gained per connection, as ``both_ends``.
+    """Return the growth of these hosts' kernels per connection, as ``both_ends``.
 
-    :param held: connections; by default the pairs' own
+    :param held: connections; by default those of the pairs
     """
     told = [pair for pair in pairs if known(*pair)]
     connections = _held(told) if held is None else held
@@ -184,6 +184,6 @@ def _cost(pairs: list[Pair], held: int | None = None) -> KernelBytes:
 
 
 def disturbed(found: KernelBytes) -> bool:
-    """Whether sockets that are not the run's came or went while it ran: more than one in ten."""
+    """Return whether other programs opened or closed sockets during the run: over one in ten."""
     expected = 2 if found.both_ends is not None else 1
     return found.sockets is not None and abs(found.sockets - expected) > 0.1 * expected

@@ -1,4 +1,4 @@
-"""A host's limits and evidence as data: the agents' events turned into the results format."""
+"""A host's limits and evidence as data: the agents' events in the results format."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from bench.results.format import HostRecord, Phase, Setting
 from bench.units import printable
 
 PAGE_BYTES = 4096
-"""Page size of x86-64, and of arm64 as distributions build it."""
+"""Page size of x86-64, and of arm64 in distributions' kernels."""
 
 
 def phase(
     event: Mapping[str, Any], taken: datetime | None = None, page_bytes: int = PAGE_BYTES
 ) -> Phase:
-    """What a host said in one phase (:class:`bench.wire.Collected`), parsed.
+    """Return a host's parsed evidence of one phase (:class:`bench.wire.Collected`).
 
-    A source that the agent could not read, or that cannot be understood here, is named in
-    ``missing`` with the reason; the others count all the same, since the raw text is kept.
+    A source that the agent could not read, or that the parser does not understand, is named in
+    ``missing`` with the reason. The other sources still count, and the raw text is kept.
 
-    :param taken: when; by default now
+    :param taken: time of the evidence; by default now
     :param page_bytes: the host's page size
     """
     texts = {name: printable(text, lines=True) for name, text in event["texts"].items()}
@@ -53,12 +53,12 @@ def phase(
             return {}
 
     def extra(name: str, parser: Callable[[str], Any]) -> Any:
-        """A source that not every host has."""
+        """Parse a source that not every host has."""
         return parsed(name, parser) if name in texts else parser("")
 
     now = parsed("limits", limits.parse)
     caches = parsed("slabinfo", lambda text: slab.parse(text, page_bytes))
-    # Names alone: an agent that cannot read the links costs a label, not evidence.
+    # These are only names: without the links a label is missing, not evidence.
     aliases = parsed("slab_aliases", slab.parse_aliases) if "slab_aliases" in texts else {}
     return Phase(
         taken=taken or datetime.now(UTC),
@@ -84,9 +84,9 @@ def phase(
 
 
 def check_phase(host: str, event: Mapping[str, Any], asked: str) -> None:
-    """See that evidence is of the phase that was asked for.
+    """Check that evidence belongs to the requested phase.
 
-    :raises LabError: if it is not
+    :raises LabError: if it does not
     """
     if event["phase"] != asked:
         raise LabError(
@@ -95,14 +95,14 @@ def check_phase(host: str, event: Mapping[str, Any], asked: str) -> None:
 
 
 def _idle_limit(key: str) -> bool:
-    """Whether a limit is a resource limit that no connection meets."""
+    """Return whether a limit is a resource limit that connections do not touch."""
     return key.startswith("max_") and not key.startswith(("max_open_files", "max_processes"))
 
 
 def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
-    """What a host is (:class:`bench.wire.Facts`): its kernel, limits and what the roles did.
+    """Return a host's record from :class:`bench.wire.Facts`: kernel, limits, the roles' tuning.
 
-    :param groups: the inventory's groups that the host is in
+    :param groups: the inventory's groups of the host
     """
     tuning, reported = _roles(event.get("roles", {}))
     return HostRecord(
@@ -127,20 +127,20 @@ def host_record(event: Mapping[str, Any], groups: Iterable[str]) -> HostRecord:
 
 
 class Local:
-    """What a host answers for: its addresses, and prefixes that it routes to itself.
+    """A host's local addresses: its own, and prefixes that it routes to itself.
 
-    Looked up by bisection: a host may have hundreds of thousands of them.
+    The lookup is a bisection, because a host may have hundreds of thousands of addresses.
     """
 
     def __init__(self, host: HostRecord) -> None:
         networks = (ipaddress.ip_network(text, strict=False) for text in host.addresses)
         self._spans: list[tuple[int, int, int]] = []
-        """IP version, first and last address; in order, none within another."""
+        """IP version, first and last address; sorted, none inside another."""
         for version, first, minus in sorted(
             (one.version, int(one.network_address), -one.num_addresses) for one in networks
         ):
             last = first - minus - 1
-            # Networks lie within each other, or apart.
+            # Two networks are either nested or disjoint.
             if not self._spans or (version, last) > (self._spans[-1][0], self._spans[-1][2]):
                 self._spans.append((version, first, last))
 
@@ -156,7 +156,7 @@ class Local:
 
 
 def _roles(roles: Mapping[str, Any]) -> tuple[dict[str, dict[str, Setting]], dict[str, str]]:
-    """The roles' own records (``/var/lib/connlab/<role>.json``) as tuning and reported."""
+    """Return the roles' own records (``/var/lib/connlab/<role>.json``) as tuning and reported."""
     tuning: dict[str, dict[str, Setting]] = {}
     reported: dict[str, str] = {}
     for role, record in sorted(roles.items()):
@@ -176,5 +176,5 @@ def _roles(roles: Mapping[str, Any]) -> tuple[dict[str, dict[str, Setting]], dic
 
 
 def _text(value: object) -> str:
-    """What a host says, as a line can show it; ``absent`` where it says nothing."""
+    """Return a host's value as text for one line; ``absent`` for None."""
     return "absent" if value is None else printable(str(value).replace("\t", " "))

@@ -1,7 +1,7 @@
-"""Charts as SVG to be written into a page, coloured by the page's own CSS variables.
+"""Charts as SVG for a page, coloured by the page's own CSS variables.
 
-Text stays text and takes the page's font; no timestamps, no random ids: one run always gives the
-same bytes.
+Text stays text and takes the page's font. There are no timestamps and no random ids, so the same
+run always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bench.results.format import CurvePoint
 
-# matplotlib wants colours, the page wants variables: each of these stands for one and is
-# replaced in the finished SVG.
+# matplotlib needs colours and the page needs variables: each colour here stands for a variable,
+# which replaces it in the finished SVG.
 INK, LINE, ONE, TWO, THREE, MUTED = (f"#0102{n:02x}" for n in range(3, 9))
 _VARIABLES = {INK: "ink", LINE: "line", ONE: "one", TWO: "two", THREE: "three", MUTED: "muted"}
 
@@ -46,11 +46,12 @@ _STYLE = {
     "lines.solid_capstyle": "round",
 }
 _WIDTH = 6.2
-"""Inches. A page column is about as many CSS pixels as this has points, so text keeps its size."""
+"""Inches. In points, this is about the width of a page column in CSS pixels, so text keeps its
+size."""
 
 
 def short(value: float, _position: object = None) -> str:
-    """A number for an axis: 250k, 1.5M."""
+    """Return a number for an axis: 250k, 1.5M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.4g}{name}"
@@ -60,7 +61,7 @@ def short(value: float, _position: object = None) -> str:
 def _svg(
     name: str, described: str, height: float, rows: int, draw: Callable[[Sequence[Axes]], None]
 ) -> str:
-    """One chart. ``name`` keeps the ids of several charts in one page apart."""
+    """Return one chart. ``name`` makes its ids differ from those of other charts on the page."""
     style: Any = {**_STYLE, "svg.hashsalt": f"connlab-{name}"}
     with rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -76,7 +77,7 @@ def _svg(
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # A style element in inline SVG is the whole page's.
+    # A style element in inline SVG would apply to the whole page.
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"(font(?:-family)?: ?[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--font)", text)
     for colour, variable in _VARIABLES.items():
@@ -99,7 +100,7 @@ def _axis(axes: Axes, x: str, y: str) -> None:
 
 
 def held_and_rate(curve: Sequence[CurvePoint], target: int) -> str:
-    """Connections held, beside what was asked for, and connections a second, over time."""
+    """Return a chart of the connections held, the target, and connections a second, over time."""
 
     def draw(axes: Sequence[Axes]) -> None:
         times = [point.t for point in curve]
@@ -118,10 +119,14 @@ def held_and_rate(curve: Sequence[CurvePoint], target: int) -> str:
 
 
 def p99(curve: Sequence[CurvePoint]) -> str:
-    """99th percentile of the time to connect, over time, ms, in seconds that opened any."""
+    """Return a chart of the 99th percentile of the time to connect, in ms, over time.
+
+    Seconds in which no connection was opened are left out.
+    """
 
     def draw(axes: Sequence[Axes]) -> None:
-        seen = [point for point in curve if point.p99_us]  # 0: nothing was opened that second
+        # 0: no connection was opened in that second.
+        seen = [point for point in curve if point.p99_us]
         axes[0].plot(
             [point.t for point in seen],
             [point.p99_us / 1000 for point in seen],
@@ -135,7 +140,7 @@ def p99(curve: Sequence[CurvePoint]) -> str:
 
 
 def memory(curve: Sequence[CurvePoint]) -> str:
-    """Slab and available memory against connections held, GiB."""
+    """Return a chart of slab and available memory in GiB against the connections held."""
 
     def draw(axes: Sequence[Axes]) -> None:
         rising = ramp(curve)
@@ -152,7 +157,7 @@ def memory(curve: Sequence[CurvePoint]) -> str:
 
 
 def ramp(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """The points up to the peak: what follows only holds and closes."""
+    """Return the points up to the peak; later points only hold and close connections."""
     if not curve:
         return []
     top = max(range(len(curve)), key=lambda index: curve[index].held)
@@ -160,11 +165,11 @@ def ramp(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
 
 
 def caches(by_cache: Mapping[str, float], observers: float) -> str:
-    """Bytes per connection by slab cache; observers apart, in another colour."""
+    """Return a chart of bytes per connection by slab cache, with observers in another colour."""
     rows = [(name.replace("+", " +\n"), size, ONE) for name, size in by_cache.items()]
     if observers:
         rows.append(("observers (not counted)", observers, MUTED))
-    # A row is as high as its name has lines.
+    # The height of a row depends on the number of lines in its name.
     places: list[float] = []
     depth = 0.0
     for name, _, _ in rows:

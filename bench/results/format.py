@@ -1,7 +1,7 @@
-"""The results format: what one run leaves behind, as data.
+"""The results format: the data of one run.
 
-``run.json`` is a :class:`Run`; :mod:`bench.results.store` keeps it. Fields are only ever added
-within ``schema: 1``.
+``run.json`` is a :class:`Run`; :mod:`bench.results.store` keeps it. Within ``schema: 1``, fields
+are only ever added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Model(BaseModel):
 
 
 class Requested(Model):
-    """What the scenario asked for."""
+    """The scenario's target."""
 
     connections: int
 
@@ -52,7 +52,7 @@ class Latency(Model):
 class KernelBytes(Model):
     """Slab growth from ``before`` to ``peak`` per connection, in bytes.
 
-    ``both_ends`` is set instead of ``server`` and ``client`` where the hosts share one kernel: the
+    If the hosts share one kernel, ``both_ends`` is set instead of ``server`` and ``client``: the
     figure then covers both sockets of a connection.
     """
 
@@ -61,15 +61,15 @@ class KernelBytes(Model):
     both_ends: float | None = None
     by_cache: dict[str, float] = Field(
         default_factory=dict,
-        description="bytes per connection by slab cache; of the servers where kernels are apart",
+        description="bytes per connection by slab cache; the servers' if each host has its kernel",
     )
     observer_bytes: float = Field(
-        0.0, description="bytes per connection in caches that observers fill, not in the figures"
+        0.0, description="bytes per connection in observers' caches, not counted in the figures"
     )
     sockets: float | None = Field(
         None,
         description="TCP socket objects that the kernel gained per connection: 2 on a shared "
-        "kernel, 1 on one of the servers' own; else something else opened or closed sockets",
+        "kernel, 1 on a server's own kernel; otherwise another program opened or closed sockets",
     )
 
 
@@ -81,7 +81,7 @@ class UserlandBytes(Model):
 
 
 class Workers(Model):
-    """Processes of one side and what an idle one costs."""
+    """Worker processes by side, and the cost of an idle worker."""
 
     server: int = 0
     client: int = 0
@@ -89,14 +89,14 @@ class Workers(Model):
 
 
 class Liveness(Model):
-    """Echoes over held connections, each side checking the other."""
+    """Echoes over held connections, which both sides check."""
 
     mode: Literal["none", "sample", "all"]
     asked: int = 0
     answered: int = 0
     wrong: int = 0
     unanswered: dict[str, int] = Field(
-        default_factory=dict, description="by client, echoes that were not answered rightly"
+        default_factory=dict, description="by client, echoes without a correct answer"
     )
 
 
@@ -104,53 +104,56 @@ class EchoRound(Model):
     """One byte on each of many held connections, one byte back, every answer checked."""
 
     mode: Literal["pipelined", "sequential"] = Field(
-        description="pipelined: many under way at a time, over all connections; sequential: each "
-        "once the one before has answered, over a sample"
+        description="pipelined: many messages under way at a time, over all connections; "
+        "sequential: each message after the answer to the one before, over a sample"
     )
-    asked: int = Field(description="connections; who was silent in an earlier round is left out")
-    answered: int = Field(description="with the byte that only this run's servers can tell")
-    wrong: int = Field(description="answered with anything else")
-    silent: int = Field(description="no answer in round_timeout_ms, or closed")
-    seconds: float = Field(description="of the client that took longest; sequential: of all")
+    asked: int = Field(description="connections, without those silent in an earlier round")
+    answered: int = Field(description="answers with the byte that only this run's servers know")
+    wrong: int = Field(description="answers with anything else")
+    silent: int = Field(description="connections without an answer in round_timeout_ms, or closed")
+    seconds: float = Field(description="time of the slowest client; sequential: of all clients")
     latency_us: Latency = Field(description="from before the write until the answer is read")
     client_cpu_seconds: float = Field(
         description="user and system time of the client agents in the round"
     )
-    server_cpu_seconds: float = Field(description="the same of the server agents")
+    server_cpu_seconds: float = Field(
+        description="user and system time of the server agents in the round"
+    )
 
 
 class Churn(Model):
-    """Connections that clients closed by RST and opened again while all others were held."""
+    """Connections that clients closed by RST and reopened while all others were held."""
 
     closed: int
-    opened: int = Field(description="again, on the same four-tuples; closed - lost")
-    lost: int = Field(description="not open again after the last retry; in measured.lost too")
-    seconds: float = Field(description="that it lasted, without the echo rounds in between")
+    opened: int = Field(description="connections reopened on the same four-tuples; closed - lost")
+    lost: int = Field(description="not reopened after the last retry; included in measured.lost")
+    seconds: float = Field(description="duration, without the echo rounds in between")
     errors: dict[str, int] = Field(
-        default_factory=dict, description="errno name to count, those that a retry overcame too"
+        default_factory=dict, description="errno name to count, including those before a retry"
     )
     latency_us: Latency = Field(
-        default_factory=Latency, description="of the new connections, connect() to established"
+        default_factory=Latency,
+        description="of the new connections, from connect() to established",
     )
     held: Established | None = Field(None, description="the three counts at the end of the hold")
 
 
 class MemoryPoint(Model):
-    """Memory of all agents of a side with their workers: PSS without pages of files."""
+    """Memory of all agents of a side and their workers: PSS without file pages."""
 
-    t: float = Field(description="seconds of the hold after its counts and first echoes")
+    t: float = Field(description="seconds into the hold, after its counts and first echoes")
     server_kib: int
     client_kib: int
 
 
 class AgentsMemory(Model):
-    """The agents' memory in a hold that was looked at, and where it goes."""
+    """The agents' memory during the hold, and its trend."""
 
     points: list[MemoryPoint] = Field(default_factory=list)
     server_kib_per_minute: float | None = Field(
         None,
-        description="slope of the points' second half by least squares; null with fewer than "
-        "three in it",
+        description="slope of the points' second half by least squares; null if it has fewer than "
+        "three points",
     )
     client_kib_per_minute: float | None = None
 
@@ -158,9 +161,9 @@ class AgentsMemory(Model):
 class Step(Model):
     """One step of a run that looks for its limit."""
 
-    goal: int = Field(description="connections tried by its end, since the ramp began")
-    held: int = Field(description="by the servers once they had settled: alive on both ends")
-    lost: int = Field(description="tried in this step and not held after it")
+    goal: int = Field(description="connections tried by the step's end, since the ramp began")
+    held: int = Field(description="held by the servers once settled: alive on both ends")
+    lost: int = Field(description="connections tried in this step and not held after it")
     seconds: float
     errors: dict[str, int] = Field(
         default_factory=dict, description="errno name to count in this step, both sides"
@@ -168,18 +171,19 @@ class Step(Model):
 
 
 class Measured(Model):
-    """What was reached."""
+    """The measured values of a run."""
 
     established: Established
     ramp_seconds: float
     connections_per_second: float
     lost: int = Field(
-        description="given up after the last retry, or found dead while held; of a run that "
-        "looks for its limit only the latter"
+        description="given up after the last retry, or found dead while held; only the latter in "
+        "a run that looks for its limit"
     )
-    lost_in_hold: int = Field(0, description="of those, while they were held")
+    lost_in_hold: int = Field(0, description="those of lost that were lost while they were held")
     held_end: Established | None = Field(
-        None, description="the three counts at the end of the hold; null if it was not reached"
+        None,
+        description="the three counts at the end of the hold; null if the run ended earlier",
     )
     retried: int = 0
     errors: dict[str, int] = Field(default_factory=dict, description="errno name to count")
@@ -191,60 +195,60 @@ class Measured(Model):
     rounds: list[EchoRound] = Field(
         default_factory=list, description="echo rounds during the hold, in order"
     )
-    churn: Churn | None = Field(None, description="null where the scenario asks for none")
+    churn: Churn | None = Field(None, description="null if the scenario asks for none")
     agents_memory: AgentsMemory | None = Field(
         None, description="null without churn and without rounds throughout the hold"
     )
     drain_seconds: float | None = None
     left_after: int | None = Field(
         None,
-        description="sockets on the servers' endpoints, in any state, after the drain, beyond "
-        "those of before the ramp; null where they were not counted",
+        description="sockets on the servers' endpoints after the drain, in any state, without "
+        "those from before the ramp; null if they were not counted",
     )
     resets_lost: int | None = Field(
         None,
-        description="connections whose RST was lost: closed by the servers",
+        description="connections whose RST was lost, so that the servers closed them",
     )
     steps: list[Step] = Field(
-        default_factory=list, description="of a run that looks for its limit, in order"
+        default_factory=list, description="steps of a run that looks for its limit, in order"
     )
 
 
 class Forecast(Model):
-    """Memory of the server that will have the least left, before the ramp and after it, in KiB.
+    """Memory of the server that will have the least left, before and after the ramp, in KiB.
 
-    Of the whole kernel that the server runs on: where the hosts share one, both ends count.
+    The figures are those of the server's kernel: if the hosts share one kernel, both ends count.
     """
 
     host: str
-    connections: int = Field(description="that its servers will hold")
+    connections: int = Field(description="connections that the kernel's servers will hold")
     mem_free_kib: int = Field(description="MemFree before the ramp")
     mem_available_kib: int = Field(description="MemAvailable before the ramp")
     slab_kib: int = Field(description="slab that the connections will take")
-    descriptors_kib: int = Field(description="descriptor tables that they will take")
-    agents_kib: int = Field(description="agents' own memory for them")
+    descriptors_kib: int = Field(description="descriptor tables for the connections")
+    agents_kib: int = Field(description="agents' own memory for the connections")
     mem_free_expected_kib: int = Field(
-        description="MemFree with all of them held; negative: so much does not fit"
+        description="MemFree with all connections held; negative: the amount that does not fit"
     )
 
 
 class Bound(Model):
-    """One limit and the connections of the run that it allows: (limit - used) / per connection."""
+    """One limit and the connections that it allows: (limit - used) / per connection."""
 
     name: str
     end: Literal["path", "server", "client", "both"] = Field(
-        description="whose limit: of one end, of a kernel with both, or of the path between them"
+        description="one end, both ends on one kernel, or the path between them"
     )
-    host: str = Field(description="the host that binds first among those with this limit")
+    host: str = Field(description="the host that binds first among the hosts with this limit")
     max_connections: int
     limit: int = Field(description="as found, in unit")
-    used: int = Field(description="in use before the run, or not for connections")
-    per_connection: float = Field(description="what one connection of the run takes")
+    used: int = Field(description="in use before the run, or not available for connections")
+    per_connection: float = Field(description="amount that one connection of the run takes")
     unit: str
 
 
 class Predicted(Model):
-    """What the capacity model expects of these hosts."""
+    """The capacity model's prediction for these hosts."""
 
     max_connections: int
     bound_by: str
@@ -253,18 +257,18 @@ class Predicted(Model):
         default_factory=dict, description="each limit's own maximum, by name"
     )
     bounds: list[Bound] = Field(
-        default_factory=list, description="the same, each end's with what it comes from"
+        default_factory=list, description="the limits by end, each with the figures behind it"
     )
     notes: list[str] = Field(
-        default_factory=list, description="what was not known, and what stood in for it"
+        default_factory=list, description="figures that were not known, and their replacements"
     )
     forecast: Forecast | None = Field(
-        None, description="what will be left of the servers' memory, where they told it"
+        None, description="memory that the servers will have left, if they reported it"
     )
 
 
 class CurvePoint(Model):
-    """One second of the run. Sums over hosts; memory of the server with the least left."""
+    """One second of the run: sums over the hosts; memory of the server with the least left."""
 
     t: float
     held: int
@@ -297,26 +301,26 @@ class Phase(Model):
         description="the agent's cgroups, innermost first: limits, use and events",
     )
     conntrack: dict[str, int] = Field(
-        default_factory=dict, description="connection tracking's own counters, where it is loaded"
+        default_factory=dict, description="counters of connection tracking, if it is loaded"
     )
     kernel_log: list[str] = Field(
-        default_factory=list, description="kernel messages that tell of a limit, as printed"
+        default_factory=list, description="kernel messages about a limit, as printed"
     )
     sockstat: dict[str, dict[str, int]] = Field(default_factory=dict)
     ss_summary: dict[str, int] = Field(default_factory=dict)
     nstat: dict[str, int] = Field(default_factory=dict, description="counters that are not 0")
     limits: dict[str, int | str] = Field(
-        default_factory=dict, description="what bounds the host just then, as the agent reads it"
+        default_factory=dict, description="the host's limits at that time, as the agent reads them"
     )
     pss_kib: int = 0
     workers: int = 0
     missing: dict[str, str] = Field(
-        default_factory=dict, description="source that could not be read, and why"
+        default_factory=dict, description="source that could not be read, and the reason"
     )
 
 
 class Setting(Model):
-    """A value that a role found and what it set."""
+    """The value that a role found, and the value that it set."""
 
     found: str
     set: str
@@ -324,7 +328,7 @@ class Setting(Model):
 
 
 class HostRecord(Model):
-    """One host: what it is, its limits, its tuning, its evidence."""
+    """One host: its software, its limits, its tuning, its evidence."""
 
     groups: list[str]
     kernel: str
@@ -338,7 +342,7 @@ class HostRecord(Model):
         default_factory=dict, description="role to setting to found and set"
     )
     reported: dict[str, str] = Field(
-        default_factory=dict, description="settings that the roles could not make, and why"
+        default_factory=dict, description="settings that the roles could not make, and the reason"
     )
     phases: dict[str, Phase] = Field(default_factory=dict)
 
@@ -346,18 +350,18 @@ class HostRecord(Model):
 class Diagnosis(Model):
     """The limit that bound the run."""
 
-    bound_by: str = Field(description="its name, or none")
+    bound_by: str = Field(description="name of the limit, or none")
     end: Literal["server", "client", "both", "path", ""] = ""
     host: str = ""
     sure: Literal["certain", "likely", "unsure"] = Field(
-        description="certain: the kernel said so; likely: a counter fits; unsure: nothing tells"
+        description="certain: the kernel reports it; likely: a counter fits; unsure: no evidence"
     )
-    evidence: list[str] = Field(default_factory=list, description="what shows it, quoted")
-    cure: str = Field("", description="the one change that raises it")
+    evidence: list[str] = Field(default_factory=list, description="quoted evidence of the limit")
+    cure: str = Field("", description="the one change that raises the limit")
 
 
 class Run(Model):
-    """One run, whole."""
+    """One complete run."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     run_id: str
@@ -372,19 +376,19 @@ class Run(Model):
     measured: Measured
     predicted: Predicted
     bound_by: str = Field(description="the limit that stopped the ramp, or none")
-    diagnosis: Diagnosis | None = Field(None, description="how that is known, and what raises it")
+    diagnosis: Diagnosis | None = Field(None, description="evidence of the limit, and its cure")
     curve: list[CurvePoint] = Field(default_factory=list)
     hosts: dict[str, HostRecord] = Field(default_factory=dict)
     packages: dict[str, str] = Field(
         default_factory=dict, description="Python packages of the controller, with versions"
     )
     image: dict[str, Any] = Field(
-        default_factory=dict, description="manifest of the hosts' image, where the lab built it"
+        default_factory=dict, description="manifest of the hosts' image, if the lab built it"
     )
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 def json_schema() -> str:
-    """The published JSON Schema of ``run.json``."""
+    """Return the published JSON Schema of ``run.json``."""
     return json.dumps(Run.model_json_schema(by_alias=True), indent=1, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""What a run says to a person on one self-contained page: ``report.html``."""
+"""The report of a run as one self-contained page: ``report.html``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from markupsafe import Markup
 from bench.results import classic, words
 from bench.results.cost import disturbed
 from bench.results.format import HostRecord, Predicted, Run, Setting
-from bench.units import count, latency, pair, printable, short, size
+from bench.units import count, latency, pair, plural, printable, short, size
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(run: Run) -> str:
-    """``report.html`` of a run, from the run alone: no script, nothing fetched."""
+    """Return ``report.html`` of a run, from the run alone, without scripts or external files."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -36,6 +36,7 @@ def render(run: Run) -> str:
         "kib": lambda kib: size(kib * 1024),
         "latency": latency,
         "pair": pair,
+        "plural": plural,
         "short": short,
         "words": lambda text: " ".join(str(text).split()),
     }
@@ -70,34 +71,34 @@ def render(run: Run) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What the page takes in: text of others without what would act on a screen; then escaped."""
+    """Return a value for the page: text from hosts is made printable; Jinja then escapes it."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return printable(value, lines=True)
 
 
 def _limits(made: Predicted) -> list[tuple[str, str, int]]:
-    """(limit, whose, maximum), the least first."""
-    if not made.bounds:  # a run from before they were kept
+    """Return (limit, host or end, maximum), the lowest first."""
+    if not made.bounds:  # a run from before bounds were kept
         return [(name, "", most) for name, most in made.limits.items()]
     return [(one.name, words.whose(one), one.max_connections) for one in made.bounds]
 
 
 def _found_of_forecast(run: Run) -> str:
-    """What was forecast beside what was found, in one sentence; empty if one of them is missing."""
+    """Return the forecast and the measured value in one sentence; empty if one is missing."""
     one = run.predicted.forecast
     peak = run.hosts[one.host].phases.get("peak") if one and one.host in run.hosts else None
     if one is None or peak is None or "MemFree" not in peak.meminfo_kib:
         return ""
     return (
         f"MemFree on {one.host}: {size(one.mem_free_expected_kib * 1024)} expected with "
-        f"{count(one.connections)} connections, {size(peak.meminfo_kib['MemFree'] * 1024)} found "
-        f"with {count(peak.held)}."
+        f"{plural(one.connections, 'connection')}, "
+        f"{size(peak.meminfo_kib['MemFree'] * 1024)} measured with {count(peak.held)}."
     )
 
 
 def _charts(run: Run) -> dict[str, Markup]:
-    """The charts that the evidence allows; a curve takes two points."""
+    """Return the charts that the evidence allows; a curve needs two points."""
     from bench.results import figures
 
     made: dict[str, str] = {}
@@ -110,13 +111,13 @@ def _charts(run: Run) -> dict[str, Markup]:
             made["memory"] = figures.memory(run.curve)
     kernel = run.measured.kernel_bytes_per_connection
     if kernel.by_cache:
-        # The kernel's own names are ASCII; the chart's font has no glyph for all that could be.
+        # The kernel's own names are ASCII; the chart's font does not have every other glyph.
         caches = {
             printable(name).encode("ascii", "backslashreplace").decode(): each
             for name, each in kernel.by_cache.items()
         }
         made["caches"] = figures.caches(caches, kernel.observer_bytes)
-    # Drawn here from numbers and kernel names; matplotlib escapes its text.
+    # The charts are drawn from numbers and kernel names; matplotlib escapes its text.
     return {name: Markup(svg) for name, svg in made.items()}
 
 
@@ -124,7 +125,7 @@ Rows = list[tuple[str, str, Setting]]
 
 
 def _tuning(hosts: Mapping[str, HostRecord]) -> Iterable[tuple[str, Rows]]:
-    """(hosts, [(role, key, setting)]), hosts with the same tuning together."""
+    """Yield (hosts, [(role, key, setting)]), hosts with the same tuning together."""
     alike: dict[str, tuple[list[str], Rows]] = {}
     for name, host in hosts.items():
         rows = [
@@ -139,6 +140,6 @@ def _tuning(hosts: Mapping[str, HostRecord]) -> Iterable[tuple[str, Rows]]:
 
 
 def _meaning(name: str) -> str:
-    """What an errno's name means, as strerror(3) says it."""
+    """Return the meaning of an errno's name, as in strerror(3)."""
     number: Any = getattr(errno, name, None)
     return os.strerror(number) if isinstance(number, int) else ""

@@ -1,12 +1,12 @@
-"""The directory that runs are kept in.
+"""The directory that keeps the runs.
 
 ``results/<run-id>/`` holds ``run.json`` (:class:`~bench.results.format.Run`), ``samples.ndjson``
 (one line per host and second), ``raw/<host>/<phase>/`` (the text that each source printed) and
 ``report.html``. ``results/latest`` links to the newest.
 
-Hosts have a say in what is written, so nothing of it leaves the run's directory: names are
-components of a path that cannot lead elsewhere (:mod:`bench.names`), those of texts are from a
-closed list, and a link in the way is refused.
+Part of what is written comes from hosts, so nothing may be written outside the run's directory:
+names are path components that cannot lead elsewhere (:mod:`bench.names`), the names of texts come
+from a closed list, and a link in the way is refused.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RUN = "run.json"
 PAGE = "report.html"
 
 ROOM = 16 << 20
-"""Bytes that must be free before a run begins, whatever its size; they are really taken for a
-moment, since a quota is in no figure of the file system."""
+"""Bytes that must be free before a run begins, whatever its size. They are really allocated for a
+moment, because the file system's figures do not show a quota."""
 
 HOST_ROOM, TICK_ROOM, SPARE = 1 << 20, 1 << 10, 1 << 20
-"""Bytes of a run for each host, for each second of each host, and for ``run.json`` beside
-:data:`HOST_SPARE` for each host. Measured: 0.6 MB of texts a host in blocks of 4 KiB, 770 B a
-sample, and 160 kB and 3.3 MB of ``run.json`` with 3 and 65 hosts. What is for ``run.json`` stays
-taken until it is written."""
+"""Bytes of a run for each host, for each second of each host, and for ``run.json``, which also
+needs :data:`HOST_SPARE` for each host. Measured: 0.6 MB of texts per host in blocks of 4 KiB, 770 B
+per sample, and 160 kB and 3.3 MB of ``run.json`` with 3 and 65 hosts. The space for ``run.json``
+stays allocated until it is written."""
 
 HOST_SPARE = 64 << 10
 
@@ -44,7 +44,7 @@ _RUN_ID = re.compile(r"\d{8}T\d{6}Z-.+")
 
 @contextlib.contextmanager
 def writing(what: object, error: type[ConnlabError] = LabError) -> Iterator[None]:
-    """Turn what the disk refuses into one line that names ``what``."""
+    """Turn an error of the disk into one line that names ``what``."""
     try:
         yield
     except OSError as refused:
@@ -56,9 +56,9 @@ def _reason(error: OSError) -> str:
 
 
 def check(root: Path, size: int = ROOM) -> None:
-    """See that a run can be kept: the directory is there or can be made, and has room.
+    """Check that a run can be kept: the directory exists or can be created, and has room.
 
-    :param size: bytes that it has to have
+    :param size: bytes that must be free
     :raises InputError: in one line that names the directory
     """
     with writing(f"--results {root}", InputError):
@@ -75,14 +75,14 @@ def check(root: Path, size: int = ROOM) -> None:
 
 
 def _free(root: Path) -> int | None:
-    """Bytes that this user can still write (statvfs(3)); None where the file system has no say."""
+    """Return the bytes that this user can still write (statvfs(3)); None if they are not known."""
     found = os.statvfs(root)
     blocks = found.f_bavail if os.geteuid() else found.f_bfree
     return blocks * found.f_frsize if found.f_blocks else None
 
 
 def _room(root: Path, folder: Path, size: int) -> files.Room:
-    """Room for a run below ``root``. :raises InputError: where there is none, naming ``root``."""
+    """Reserve room for a run below ``root``. :raises InputError: if there is none."""
     try:
         return files.Room(folder, size)
     except OSError as error:
@@ -94,11 +94,11 @@ def _room(root: Path, folder: Path, size: int) -> files.Room:
 
 
 def new_folder(root: Path, name: str, now: datetime, size: int = ROOM) -> tuple[str, Path]:
-    """A directory of its own and its name: UTC time and ``name``, so that names sort by time.
+    """Create a directory; return its name and path. Names begin with UTC time and sort by it.
 
-    ``20260131T120000Z-million``; a second one in one second gets a suffix.
+    ``20260131T120000Z-million``; a second directory in the same second gets a suffix.
 
-    :param size: bytes that there has to be room for
+    :param size: bytes that must be free
     :raises InputError: if runs cannot be kept there
     """
     base = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
@@ -130,20 +130,20 @@ class Samples:
 
 
 class Store:
-    """The directory that runs are kept in."""
+    """The directory that keeps the runs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._spare: dict[str, files.Room] = {}
-        """By run: what its run.json will need."""
+        """Run id to the room for its run.json."""
 
     def create(
         self, scenario: str, now: datetime, hosts: int = 1, seconds: float = 0
     ) -> tuple[str, Path]:
-        """A new run's id and its directory, with room for what it will write.
+        """Create a run; return its id and its directory, which has room for the run's files.
 
-        :param seconds: how long it will take at least
-        :raises InputError: if a run cannot be kept there; nothing is left of the try
+        :param seconds: the least time that the run will take
+        :raises InputError: if the run cannot be kept there; nothing is left behind then
         """
         latest = self.root / "latest"
         if latest.is_dir() and not latest.is_symlink():
@@ -158,7 +158,7 @@ class Store:
         return run_id, folder
 
     def discard(self, run_id: str) -> None:
-        """Remove the directory of a run that came to nothing."""
+        """Remove the directory of a run that did not start."""
         self._release(run_id)
         if names.safe(run_id):
             shutil.rmtree(self.root / run_id, ignore_errors=True)
@@ -170,7 +170,7 @@ class Store:
 
     @contextlib.contextmanager
     def samples(self, run_id: str) -> Iterator[Samples]:
-        """``samples.ndjson`` of a run, open. :raises LabError: if it cannot be written."""
+        """Open ``samples.ndjson`` of a run. :raises LabError: if it cannot be written."""
         name = "samples.ndjson"
         with contextlib.ExitStack() as stack:
             with writing(self.root / run_id / name):
@@ -180,9 +180,9 @@ class Store:
     def write(self, run: Run) -> Path:
         """Write ``run.json`` and point ``latest`` to the run.
 
-        Where the disk has no room for all of it, the verdict and the counts are kept.
+        If the disk has no room for all of it, keep the verdict and the counts.
 
-        :raises LabError: if it could not be written whole
+        :raises LabError: if it could not be written completely
         """
         target = self.root / run.run_id / RUN
         self._release(run.run_id)
@@ -216,10 +216,10 @@ class Store:
             self._write(run_id, PAGE, page)
 
     def write_raw(self, run_id: str, host: str, phase: str, texts: Mapping[str, str]) -> None:
-        """Keep the texts of one host and phase as they were printed.
+        """Write the texts of one host and phase as they were printed.
 
-        :raises LabError: for a text that is not one of :data:`bench.wire.SOURCES` or is longer
-            than any of them can be, and if the disk does not take them
+        :raises LabError: for a text that is not one of :data:`bench.wire.SOURCES` or is too long,
+            and if the disk does not take the texts
         """
         for part in (host, phase):
             if not names.safe(part):
@@ -238,7 +238,7 @@ class Store:
             files.write_inside(self.root, parts, texts)
 
     def find(self, run_id: str) -> str:
-        """The name of a run's directory; ``latest`` is what the link of that name points to.
+        """Return the name of a run's directory; ``latest`` is the target of the link of that name.
 
         :raises InputError: if that cannot be the name of a run, or is a link to elsewhere
         """
@@ -255,13 +255,15 @@ class Store:
     def load(self, run_id: str) -> Run:
         """Read a run.
 
-        :raises InputError: if there is none of that id, or its run.json is not one.
+        :raises InputError: if there is no run of that id, or its run.json is not valid
         """
         name = self.find(run_id)
         try:
             return Run.model_validate_json((self.root / name / RUN).read_bytes())
         except FileNotFoundError:
-            raise InputError(f"run {name}: no run.json: it is not over, or was killed") from None
+            raise InputError(
+                f"run {name}: no run.json: the run is not over or was killed"
+            ) from None
         except OSError as error:
             raise InputError(f"run {name}: run.json cannot be read: {_reason(error)}") from error
         except ValueError as error:
@@ -271,9 +273,9 @@ class Store:
     def runs(
         self, unreadable: Callable[[str], None] = lambda line: None, *, newest_first: bool = False
     ) -> Iterator[Run]:
-        """All whole runs, oldest first.
+        """Yield all complete runs, oldest first.
 
-        :param unreadable: called with a line on each that cannot be read; it is passed over
+        :param unreadable: called with a line for each run that cannot be read and is skipped
         """
         for folder in sorted(folders(self.root), reverse=newest_first):
             try:
@@ -284,9 +286,9 @@ class Store:
 
 
 def folders(root: Path) -> list[Path]:
-    """The directories in one, links not among them; none where it cannot be read.
+    """Return the directories in a directory, without links; none if it does not exist.
 
-    :raises InputError: if it is there and cannot be read
+    :raises InputError: if it exists and cannot be read
     """
     try:
         with os.scandir(root) as entries:
@@ -298,17 +300,21 @@ def folders(root: Path) -> list[Path]:
 
 
 def _unfinished(folder: Path) -> bool:
-    """Whether a directory is a run's that has not been written: no claim's, and nobody else's."""
+    """Return whether a directory belongs to an unfinished run, and not to a claim or to another
+    program."""
     return bool(_RUN_ID.fullmatch(folder.name)) and not os.path.lexists(folder / "claim.json")
 
 
 def short(run: Run, why: str) -> Run:
-    """A run without what takes room: counts, settings and the point of the curve at which most
-    was held are left, and why there is no more."""
+    """Return a run without its large parts.
+
+    Counts, settings and the curve's point with the most connections stay, and the reason says why
+    the rest is missing.
+    """
     return run.model_copy(
         update={
             "verdict": "aborted",
-            "reason": f"{RUN} is short: {why}; {run.verdict}: {run.reason}",
+            "reason": f"{RUN} is shortened: {why}; {run.verdict}: {run.reason}",
             "curve": sorted(run.curve, key=lambda point: point.held)[-1:],
             "hosts": {},
             "packages": {},

@@ -1,4 +1,4 @@
-"""What a run says to a person in words: lines for a terminal, sentences for a page."""
+"""A run in words: lines for a terminal, sentences for a page."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from bench.results.cost import disturbed
 from bench.results.format import AgentsMemory, Bound, Churn, EchoRound, MemoryPoint, Predicted, Run
-from bench.units import count, latency, printable, size
+from bench.units import count, latency, plural, printable, size
 
 COLUMNS = 100
 """Longest line of the summary."""
 
 
 def summary(run: Run, folder: Path | None = None) -> list[str]:
-    """What was reached, how fast, at what cost, what bound it, where the report is.
+    """Return the summary: connections held, rate, cost, limit, place of the report.
 
     :param folder: the run's directory; by default ``results/<run-id>``
-    :return: lines of at most :data:`COLUMNS` columns; their number grows only with the reason's
-        length, and by the latest echo round of each mode
+    :return: lines of at most :data:`COLUMNS` columns; their number grows only with the length of
+        the reason and with the latest echo round of each mode
     """
     m, counts = run.measured, run.measured.established
     lines = _wrap(f"{run.verdict.upper()}: {run.reason}")
@@ -29,9 +29,9 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
             f"lost {count(m.lost)}"
         )
         late = m.connect_latency_us
-        # Steps that failed took their time as well: no rate comes of that.
+        # Failed steps took time too, so there is no rate.
         how = (
-            f"found in {m.ramp_seconds:,.1f} s and {len(m.steps):,} steps"
+            f"found in {m.ramp_seconds:,.1f} s and {plural(len(m.steps), 'step')}"
             if m.steps
             else f"opened in {m.ramp_seconds:,.1f} s, {m.connections_per_second:,.0f} connections "
             "a second"
@@ -48,8 +48,8 @@ def summary(run: Run, folder: Path | None = None) -> list[str]:
         lines += _wrap(f"bound by: {_bound(run)}; {predicted(run)}")
     elif reached(run):
         lines += _wrap(
-            f"got as far as {count(reached(run))} of {count(run.requested.connections)} "
-            "connections, as the clients told while it ran; nothing was counted"
+            f"the clients reported {count(reached(run))} of "
+            f"{plural(run.requested.connections, 'connection')} held; they were not counted"
         )
     lines.append(f"report: {folder or Path('results') / run.run_id}/report.html")
     return lines
@@ -60,12 +60,12 @@ def _wrap(text: str) -> list[str]:
 
 
 def reached(run: Run) -> int:
-    """Connections held at the most: as counted, else as the clients told while the run went on."""
+    """Return the most connections held: as counted, else as the clients reported during the run."""
     return run.measured.established.clients or max((p.held for p in run.curve), default=0)
 
 
 def cost(run: Run) -> dict[str, str]:
-    """What a connection costs, in words: ``kernel``, ``ends`` (whose), ``userland``, ``line``."""
+    """Return a connection's cost in words: ``kernel``, its ``ends``, ``userland``, ``line``."""
     kernel, user = (
         run.measured.kernel_bytes_per_connection,
         run.measured.userland_bytes_per_connection,
@@ -80,8 +80,8 @@ def cost(run: Run) -> dict[str, str]:
         found, ends = size(kernel.server), f"server; client {size(kernel.client)}"
         line = f"kernel server {found}, client {size(kernel.client)}"
     if disturbed(kernel):
-        ends += "; with sockets of others"
-        line += " (with sockets of others)"
+        ends += "; other programs' sockets included"
+        line += " (other programs' sockets included)"
     userland = f"server {size(user.server)}, client {size(user.client)}"
     if user.server is None and user.client is None:
         userland = "not measured"
@@ -94,32 +94,33 @@ def cost(run: Run) -> dict[str, str]:
 
 
 def echo_round(one: EchoRound) -> str:
-    """An echo round, in one line."""
+    """Return an echo round in one line."""
     spent = one.client_cpu_seconds + one.server_cpu_seconds
     each = f", {1e6 * spent / one.asked:.1f} µs of CPU each" if one.asked else ""
     wrong = f", {count(one.wrong)} wrong" if one.wrong else ""
     silent = f", {count(one.silent)} silent" if one.silent else ""
     late = one.latency_us
     return (
-        f"{count(one.answered)} of {count(one.asked)} bytes answered{wrong}{silent}, {one.mode}, "
-        f"in {one.seconds:,.3f} s{each}, p50 {latency(late.p50)}, p99 {latency(late.p99)}"
+        f"{count(one.answered)} of {plural(one.asked, 'byte')} answered{wrong}{silent}, "
+        f"{one.mode}, in {one.seconds:,.3f} s{each}, p50 {latency(late.p50)}, "
+        f"p99 {latency(late.p99)}"
     )
 
 
 def churned(done: Churn) -> str:
-    """What churn came to, in one line."""
+    """Return the outcome of churn in one line."""
     pace = f", {done.closed / done.seconds:,.0f} a second" if done.seconds else ""
     errors = ", ".join(f"{name} {count(times)}" for name, times in done.errors.items())
     late = done.latency_us
     return (
-        f"{count(done.closed)} closed{pace}, {count(done.opened)} opened again, lost "
+        f"{count(done.closed)} closed{pace}, {count(done.opened)} reopened, lost "
         f"{count(done.lost)}{f' ({errors})' if errors else ''}, connect p50 {latency(late.p50)}, "
         f"p99 {latency(late.p99)}"
     )
 
 
 def agents_memory(memory: AgentsMemory) -> str:
-    """The agents' memory at the end of the hold and where it went, in one line."""
+    """Return the agents' memory at the end of the hold, and its trend, in one line."""
 
     def side(name: str, kib: int, slope: float | None) -> str:
         return f"{name} {kib:,} KiB" + ("" if slope is None else f" ({slope:+,.1f} KiB a minute)")
@@ -134,34 +135,34 @@ def agents_memory(memory: AgentsMemory) -> str:
 
 
 def soaked(done: Churn | None, memory: MemoryPoint) -> str:
-    """Where a long hold stands, in one line."""
+    """Return the state of a long hold in one line."""
     churn = f"{churned(done)}; " if done else ""
     return f"{churn}agents' memory: {agents_memory(AgentsMemory(points=[memory]))}"
 
 
 def _bound(run: Run) -> str:
-    """The limit that bound, and on which host."""
+    """Return the limit that bound, and its host."""
     where = f" on {run.diagnosis.host}" if run.diagnosis and run.diagnosis.host else ""
     return f"{run.bound_by}{where}"
 
 
 def whose(one: Bound) -> str:
-    """The host that has a limit, or what else it belongs to."""
+    """Return the host of a limit, or else the end or ends that it belongs to."""
     return "both ends" if one.end == "both" else one.host or one.end
 
 
 def predicted(run: Run) -> str:
-    """The prediction, in words."""
+    """Return the prediction in words."""
     if not run.predicted.limits and not run.predicted.max_connections:
-        return "nothing was predicted"
+        return "there was no prediction"
     most = count(run.predicted.max_connections)
     return f"the model expected at most {most} ({run.predicted.bound_by})"
 
 
 def forecast(made: Predicted, floor_mib: int) -> str:
-    """What will be left of the servers' memory, in one line; empty if nothing was forecast.
+    """Return what will be left of the servers' memory, in one line; empty without a forecast.
 
-    :param floor_mib: the memory that the run leaves, MiB
+    :param floor_mib: the memory that the run must leave, in MiB
     """
     one = made.forecast
     if one is None:
@@ -185,6 +186,7 @@ def forecast(made: Predicted, floor_mib: int) -> str:
     )
     return (
         f"{one.host} has MemFree {size(one.mem_free_kib * 1024)}, "
-        f"MemAvailable {size(one.mem_available_kib * 1024)}; {count(one.connections)} connections "
-        f"x ({slab} slab + {rest} tables and agents) = {size(taken * 1024)}, {end}{most}"
+        f"MemAvailable {size(one.mem_available_kib * 1024)}; "
+        f"{plural(one.connections, 'connection')} x ({slab} slab + {rest} tables and agents) = "
+        f"{size(taken * 1024)}, {end}{most}"
     )

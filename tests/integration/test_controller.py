@@ -242,7 +242,7 @@ def test_churn_and_rounds_throughout_the_hold(bed: Bed) -> None:
     assert done.hosts["server"].phases["after"].nstat.get("TcpExtTW", 0) == 0
     assert done.measured.left_after == 0
     page = (bed.store.root / done.run_id / "report.html").read_text()
-    assert "While they were held" in page
+    assert "During the hold" in page
     assert any("agents' memory: servers" in now.note for now in bed.seen)
     assert bed.clean()
 

@@ -162,7 +162,7 @@ def test_of_a_run_that_does_not_fit_the_counts_are_kept(
     assert bed.clean()
     run = readable(disk)
     assert run.verdict == "aborted"
-    assert run.reason.startswith("run.json is short: No space left on device; aborted: ")
+    assert run.reason.startswith("run.json is shortened: No space left on device; aborted: ")
     assert run.measured.ramp_seconds > 0
     assert [point.held for point in run.curve] == [3000]
     assert run.hosts == {}

@@ -58,6 +58,7 @@ def test_units_are_those_of_the_si_and_of_iec(text: str, size: int) -> None:
         (3, "echo", "3 echoes"),
         (4, "switch", "4 switches"),
         (5, "SYN", "5 SYNs"),
+        (6, "retry", "6 retries"),
     ],
 )
 def test_a_noun_agrees_with_its_count(number: int, noun: str, text: str) -> None:

@@ -138,13 +138,13 @@ def test_a_run_that_ended_early_says_so_instead_of_showing_zeros() -> None:
     text = Page(page_of(aborted)).text
     for said in (
         "worker 3 (pid 812) died",
-        "anything to draw",
+        "too early for a curve",
         "not measured",
         "none was started",
         "Nothing was counted.",
         "No error was counted.",
-        "No role had left a record",
-        "ended before the hosts had told their limits",
+        "No role has left a record",
+        "ended before the hosts had reported their limits",
     ):
         assert said in text, said
 
@@ -154,9 +154,9 @@ def test_a_ramp_that_was_cut_off_shows_how_far_it_got() -> None:
     run.curve = curve(1_000_000, 26, 0)[:14]
     held = f"{run.curve[-1].held:,}"
     text = Page(page.render(run)).text
-    assert f"Held {held} of 1,000,000, as the clients told; not counted" in text
+    assert f"Held {held} of 1,000,000, as the clients reported; not counted" in text
     assert "the ramp did not end" in text
-    assert any(f"got as far as {held} of" in line for line in words.summary(run))
+    assert any(f"the clients reported {held} of" in line for line in words.summary(run))
 
 
 @pytest.mark.parametrize("points", [0, 1, 2, 3])
@@ -230,7 +230,7 @@ def test_cost_in_words() -> None:
         "kernel server 3.91 KiB, client not measured; agents server 40 B, client 15 B"
     )
     run.measured.kernel_bytes_per_connection = KernelBytes(both_ends=8_192.0, sockets=1.5)
-    assert "with sockets of others" in words.cost(run)["line"]
+    assert "other programs' sockets included" in words.cost(run)["line"]
     assert "The kernel gained 1.5 TCP sockets" in Page(page.render(run)).text
 
 
@@ -265,7 +265,7 @@ def test_a_forecast_in_one_line() -> None:
 def test_a_forecast_stands_beside_what_was_found() -> None:
     run = stopped()
     run.predicted.forecast = FORECAST
-    said = "MemFree on server1: 129.96 MiB expected with 1,000,000 connections, 787.06 MiB found"
+    said = "MemFree on server1: 129.96 MiB expected with 1,000,000 connections, 787.06 MiB measured"
     assert said in Page(page.render(run)).text
     run.hosts["server1"].phases.pop("peak")
     assert "MemFree on server1" not in Page(page.render(run)).text
@@ -296,13 +296,13 @@ def test_a_million_on_a_machine_of_its_own_stands_beside_the_classic_experiment(
         "MemFree 106,284 kB 96,652 kB",
         "MemAvailable 1,146,196 kB 6,448 kB",
         "Slab / ESTAB 3.70 KiB 3.24 KiB",
-        "gained with the connections 3.83 KiB not known",
+        "growth of Slab / ESTAB 3.83 KiB not known",
         "A connection takes 3.83 KiB of this kernel: TCP 2.28 KiB, sock_inode_cache 861 B, filp",
         "security modules' blobs (lsm_*) 56 B.",
         # 3,319 B in all less 861 + 256 + 195 + 56.
-        "would leave the socket itself at most 1.91 KiB; here it takes 2.28 KiB",
+        "would leave at most 1.91 KiB for the socket itself. Here the socket takes 2.28 KiB",
         # (861 + 195) B a socket.
-        "MemAvailable, 1,006.70 MiB are the live sockets' own inodes",
+        "MemAvailable includes 1,006.70 MiB of the live sockets' own inodes",
     ):
         assert said in text, said
 

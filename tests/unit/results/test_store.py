@@ -150,7 +150,7 @@ def test_damaged_runs_are_named_and_the_list_goes_on(store: Store) -> None:
         f"run 20260101T000000Z-{x}" for x in "abcdefgh"
     ]
     assert all(": run.json cannot be read: " in line for line in lines[:5])
-    assert lines[5].endswith(": no run.json: it is not over, or was killed")
+    assert lines[5].endswith(": no run.json: the run is not over or was killed")
     assert lines[6].endswith(": run.json cannot be read: Is a directory")
     words = ["--results", str(store.root)]
     done = CliRunner().invoke(app, ["list", *words])

@@ -257,7 +257,7 @@ def test_how_it_is_told() -> None:
         latency_us=Latency(p50=30, p90=50, p99=120, p999=900, max=2_000),
     )
     assert words.churned(done) == (
-        "1,800,000 closed, 2,000 a second, 1,799,999 opened again, lost 1 (ETIMEDOUT 6), connect "
+        "1,800,000 closed, 2,000 a second, 1,799,999 reopened, lost 1 (ETIMEDOUT 6), connect "
         "p50 30 µs, p99 120 µs"
     )
     memory = AgentsMemory(
