@@ -1,1 +1,1 @@
-"""A run from its beginning to its end: ramp, hold and drain, in order."""
+"""A run from beginning to end: prepare, ramp, hold and drain."""

@@ -1,12 +1,12 @@
-"""Finds a ceiling: up in steps until one does not hold, then in ever smaller ones.
+"""The search for a ceiling: up in steps until a step fails, then in ever smaller steps.
 
-A step holds if all that was tried in it is held afterwards, by both ends. What a step that does not
-hold has opened all the same stays, as far as it is alive: connections that clients see established
-while they wait in an accept queue that nobody serves are reset.
+A step succeeds if both ends hold all connections that it tried. A failing step keeps the
+connections that it opened if they are alive. Connections that a client sees as established while
+they wait in an accept queue that no worker serves are reset.
 
-The ceiling is found once a step of at most ``resolution`` of what is held, or of one connection for
-each client, does not hold. Where more is held later than a failing step tried for, that failure was
-an accident and no limit, and steps are large again.
+The ceiling is found when a step fails that tried at most ``resolution`` of the held connections, or
+one connection for each client. If more connections are held later than a failing step tried for,
+that failure was an accident and not a limit, and the steps become large again.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ from bench.run.curve import Recorder, merge
 from bench.scenario import Scenario
 
 MOST_FAILURES = 16
-"""Failing steps of one narrowing: halving 16 times comes from 65,536 connections down to one."""
+"""Most failing steps in a row: halving 16 times goes from 65,536 connections down to one."""
 
 LEAST_LOST = 64
-"""Connections that a client loses before it ends a step, at least. It is twice its window if that
-is more: what was under way when the limit came may fail without hiding what comes after it."""
+"""Least number of lost connections at which a client ends a step. The number is twice the client's
+window if that is more: connections under way at the limit may fail without hiding later ones."""
 
 ANSWER_SECONDS = 300.0
-"""For one question to all agents: a look at a million sockets takes seconds, emulated minutes."""
+"""Time limit for one answer of all agents: a look at a million sockets takes seconds, under
+emulation minutes."""
 
 GRACE_SECONDS = 60.0
-"""For a step to end after the time that its tries may take."""
+"""Time that a step may take on top of the time of its tries."""
 
 SETTLE_SECONDS = 60.0
-"""For the servers to hold what their clients hold, as long as anything moves."""
+"""Time limit for the servers to hold what their clients hold, while the counts still change."""
 
 STILL_SECONDS = 2.0
-"""Without a change in what the servers hold, nothing more of a step will reach them."""
+"""Time without a change in the servers' counts after which no more of a step will reach them."""
 
 REFUSED_SECONDS = 0.5
-"""The same while system calls of theirs fail: an acceptor at a limit asks every 50 ms."""
+"""The same while the servers' system calls fail: an acceptor at a limit tries every 50 ms."""
 
 POLL_SECONDS = 0.05
-"""Between two questions to the servers how many they hold."""
+"""Time between two requests for the servers' counts."""
 
 
 class Ceiling:
@@ -67,7 +68,7 @@ class Ceiling:
         """
         self.steps: list[Step] = []
         self.latency: dict[int, int] = {}
-        """Of all connects so far: bucket to count."""
+        """Latency of all connects so far: bucket to count."""
         self._session, self._scenario, self._recorder = session, scenario, recorder
         self._planned, self._servers = planned, servers
         self._clients = list(planned)
@@ -80,10 +81,10 @@ class Ceiling:
         self._until = math.inf
 
     def find(self) -> str:
-        """Go up; returns what ended it.
+        """Search for the ceiling; return why the search ended.
 
-        ``limit``: the last step did not hold, and there is no smaller one to try; ``complete``: all
-        connections of the plan are held; ``lost``: all were tried, some in vain, and no limit
+        ``limit``: the last step failed, and no smaller step is left to try; ``complete``: all
+        connections of the plan are held; ``lost``: all were tried, some failed, and no limit
         showed; ``memory``, ``timeout``: stopped by the floor or by ``ramp_timeout_seconds``.
         """
         scenario, planned = self._scenario, sum(self._planned.values())
@@ -115,7 +116,7 @@ class Ceiling:
         return "limit" if step.lost else "lost"
 
     def _step(self, asked: int, before: Step) -> Step:
-        """Try so many more, and see what both ends hold then."""
+        """Try that many more connections, and count what both ends hold afterwards."""
         session, scenario = self._session, self._scenario
         began = time.monotonic()
         for client, more in self._split(asked).items():
@@ -145,9 +146,9 @@ class Ceiling:
         )
 
     def _split(self, asked: int) -> dict[Agent, int]:
-        """Connections among the clients, exact, in the proportion of what each has left.
+        """Split connections exactly among the clients, in proportion to what each has left.
 
-        As long as nothing is lost, that is the proportion of their shares.
+        As long as no connection is lost, that is the proportion of their shares.
         """
         parts: dict[Agent, int] = {}
         left = {client: self._planned[client] - self._tried[client] for client in self._clients}
@@ -170,7 +171,7 @@ class Ceiling:
             self._session.tell(self._clients, "halt")
 
     def _settle(self, wanted: int) -> int:
-        """Wait until the servers hold so many, or nothing moves; returns how many they hold."""
+        """Wait until the servers hold that many, or nothing changes; return how many they hold."""
         began = moved = time.monotonic()
         last, refused = -1, self._server_errors
         while True:
@@ -188,7 +189,8 @@ class Ceiling:
             self._session.wait(POLL_SECONDS, self._recorder.sample)
 
     def _drop_unserved(self) -> int:
-        """Reset what clients see established and no server answers on; returns how many."""
+        """Reset connections that clients see as established and no server answers on; return how
+        many."""
         idle = self._recorder.sample
         self._session.ask(self._servers, "answer", "answering", ANSWER_SECONDS, idle, on=True)
         told = self._session.ask(
@@ -205,7 +207,7 @@ class Ceiling:
         return sum(int(message["dropped"]) for message in told)
 
     def _fresh_errors(self, totals: Sequence[Mapping[str, int]]) -> dict[str, int]:
-        """What has come to the errors since the last step, both sides together."""
+        """Return the errors since the last step, both sides together."""
         before, self._errors = self._errors, _sum(totals)
         grown = {name: count - before.get(name, 0) for name, count in self._errors.items()}
         return {name: count for name, count in sorted(grown.items()) if count > 0}
@@ -214,7 +216,7 @@ class Ceiling:
         errors = "".join(f", {name} {count:,}" for name, count in step.errors.items())
         points = self._recorder.points
         available = points[-1].mem_available_kib if points else 0
-        said = f"{asked:,} more asked, {step.held:,} held{errors}; {what_next}"
+        said = f"{asked:,} more requested, {step.held:,} held{errors}; {what_next}"
         self._recorder.note("step", said, available)
 
 

@@ -1,4 +1,4 @@
-"""The run as it goes: ticks of all agents in, one curve point a second and progress out."""
+"""The curve of a run: from the ticks of all agents, one curve point a second and the progress."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Message = Mapping[str, Any]
 
 
 class Samples(Protocol):
-    """Where every tick is written, one JSON line each."""
+    """The file of all ticks, one JSON line each."""
 
     def write(self, text: str, /) -> object:
         """Add lines. :raises LabError: if they could not be kept."""
 
 
 SPAN_SECONDS = 0.5
-"""The least time that a point's rate and p99 are taken over."""
+"""Least time span of a point's rate and p99."""
 
 REACTION_SECONDS = 2.0
-"""From a look at the memory to a ramp that stands: a second to the next tick, and as long again
-until the controller has heard it and the clients have stopped."""
+"""Time from a look at the memory until the ramp stops: one second to the next tick, and another
+until the controller has read it and the clients have stopped."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands."""
+    """The state of a run at one moment."""
 
     phase: str
     held: int
@@ -43,13 +43,13 @@ class Progress:
     p99_us: int
     mem_available_kib: int
     seconds_left: float | None
-    """Until the target at the present rate, or until the end of the hold; None if unknown."""
+    """Time to the target at the current rate, or to the end of the hold; None if unknown."""
     note: str = ""
-    """What to say instead of the figures."""
+    """Text to show instead of the figures."""
 
 
 def merge(histograms: Iterable[Mapping[str, int]]) -> dict[int, int]:
-    """Latency histograms of several agents as one."""
+    """Return the latency histograms of several agents as one."""
     total: dict[int, int] = {}
     for histogram in histograms:
         for bucket, count in histogram.items():
@@ -58,7 +58,7 @@ def merge(histograms: Iterable[Mapping[str, int]]) -> dict[int, int]:
 
 
 def latency(histogram: Mapping[int, int]) -> Latency:
-    """The percentiles of a histogram, in µs."""
+    """Return the percentiles of a histogram, in µs."""
     counts = dict(histogram)
     return Latency(
         p50=wire.percentile(counts, 0.5),
@@ -70,7 +70,7 @@ def latency(histogram: Mapping[int, int]) -> Latency:
 
 
 class _Mark(NamedTuple):
-    """Where the clients stood at a curve point."""
+    """The clients' state at a curve point."""
 
     t: float
     held: int
@@ -81,9 +81,9 @@ _START = _Mark(0.0, 0, {})
 
 
 class Descent:
-    """Tells when the memory of a host that is still ramping will soon be at its floor.
+    """The fall of the hosts' free memory during the ramp, to predict when it reaches the floor.
 
-    :param floor_kib: what the ramp must leave, KiB
+    :param floor_kib: memory that the ramp must leave, in KiB
     """
 
     def __init__(self, floor_kib: int) -> None:
@@ -91,15 +91,16 @@ class Descent:
         self._seen: dict[tuple[str, Side], deque[tuple[float, int]]] = {}
 
     def tick(self, agent: tuple[str, Side], seconds: float, free_kib: int) -> None:
-        """Take in one look: host and side, the agent's own clock, what is free or reclaimable."""
+        """Record one look: host and side, the agent's own clock, free or reclaimable memory."""
         seen = self._seen.setdefault(agent, deque(maxlen=4))
         if not seen or seconds - seen[-1][0] >= SPAN_SECONDS:
             seen.append((seconds, free_kib))
 
     def near(self) -> tuple[str, Side, int] | None:
-        """Who would reach the floor within :data:`REACTION_SECONDS` of its steepest recent pace.
+        """Return the agent that would reach the floor within :data:`REACTION_SECONDS` at its
+        steepest recent pace.
 
-        :return: host, side, and what was free there last, KiB; None if nobody would
+        :return: host, side, and its last free memory in KiB; None if no agent would
         """
         for (host, side), seen in self._seen.items():
             free = seen[-1][1]
@@ -109,16 +110,16 @@ class Descent:
 
 
 def _steepest(seen: Iterable[tuple[float, int]]) -> float:
-    """The most that was taken between two looks, KiB a second; 0 if memory only grew."""
+    """Return the fastest fall between two looks, in KiB a second; 0 if memory only grew."""
     paces = ((before - now) / (late - early) for (early, before), (late, now) in pairwise(seen))
     return max(0.0, max(paces, default=0.0))
 
 
 class Recorder:
-    """Keeps the newest tick of every agent and samples them once a second.
+    """The recorder of a run: it keeps the newest tick of every agent and samples once a second.
 
-    :param samples: where ticks are kept.
-    :param report: called with the state of the run at each curve point.
+    :param samples: the file of all ticks
+    :param report: called with the state of the run at each curve point
     """
 
     def __init__(
@@ -140,35 +141,35 @@ class Recorder:
         self._marks: deque[_Mark] = deque(maxlen=4)
 
     def enter(self, phase: str, seconds: float | None = None) -> None:
-        """A new phase begins; ``seconds`` is how long it will take, if that is known."""
+        """Begin a new phase; ``seconds`` is its duration, if that is known."""
         self.phase = phase
         self._phase_ends = None if seconds is None else self._clock() + seconds
 
     def note(self, phase: str, text: str, mem_available_kib: int) -> None:
-        """Say something once, before there is anything to sample."""
+        """Report a text once, instead of figures."""
         self._report(Progress(phase, 0, self.target, 0.0, 0, mem_available_kib, None, text))
 
     def restart(self) -> None:
-        """The ramp begins: time 0 of the curve."""
+        """Begin the ramp: time 0 of the curve."""
         self._started = self._clock()
         self.points.clear()
         self._marks.clear()
 
     def tick(self, host: str, role: str, message: Message) -> None:
-        """Take in one tick."""
+        """Record one tick."""
         self._newest[host, role] = message
         line = {"host": host, "role": role, "at": round(self._clock() - self._started, 3)}
         self._samples.write(json.dumps({**line, **message}) + "\n")
 
     def of(self, role: str) -> list[Message]:
-        """The newest ticks of one role."""
+        """Return the newest ticks of one role."""
         return [tick for (_, side), tick in self._newest.items() if side == role]
 
     def sample(self, *, force: bool = False) -> None:
-        """Add a curve point if a second has passed since the last, or now with ``force``.
+        """Add a curve point if a second has passed since the last point, or now with ``force``.
 
         Rate and p99 cover the time since the last point that is :data:`SPAN_SECONDS` old: over a
-        few milliseconds they would say nothing.
+        few milliseconds they would mean nothing.
         """
         now = self._clock() - self._started
         if not self._newest or (not force and self.points and now - self.points[-1].t < 1.0):

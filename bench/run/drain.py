@@ -1,4 +1,4 @@
-"""The end of a run: every connection is closed, and what did not hear of it as well."""
+"""The end of a run: close every connection, including server ends that missed the clients' RST."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.hosts.session import Session
 from bench.scenario import Scenario
 
 DRAIN_SECONDS = 600.0
-"""For all connections to close."""
+"""Time limit for all connections to close."""
 
 SWEEP_SECONDS = 20.0
-"""Between two sweeps of a server that does not watch while its clients close: what they have
-closed so far is closed there too, so that not all of it is left for the end."""
+"""Time between two sweeps of a server that does not watch its connections while the clients close.
+A sweep closes the server ends of connections closed so far, so that fewer are left for the end."""
 
 STILL_SECONDS = 10.0
-"""Without a change in what the servers hold, no more of their clients' RSTs are on the way."""
+"""Time without a change in the servers' counts after which no more RSTs are on the way."""
 
 POLL_SECONDS = 0.05
-"""Between two questions to the servers how many they hold."""
+"""Time between two requests for the servers' counts."""
 
 
 def everything(
@@ -31,11 +31,11 @@ def everything(
     servers: Sequence[Agent],
     sample: Callable[[], None],
 ) -> tuple[int, float]:
-    """Close every connection from the client side, and what is left after that on the servers.
+    """Close every connection from the client side, then the connections left on the servers.
 
     :param sample: called while there is nothing else to do
-    :return: connections that the servers had to close, and the seconds that all of it took
-    :raises LabError: if connections are open after :data:`DRAIN_SECONDS`.
+    :return: connections that the servers had to close, and the seconds that the drain took
+    :raises LabError: if connections are open after :data:`DRAIN_SECONDS`
     """
     began = swept = time.monotonic()
 
@@ -62,10 +62,11 @@ def everything(
 def _close_rest(
     session: Session, servers: Sequence[Agent], sample: Callable[[], None], began: float
 ) -> int:
-    """Wait until the servers hold nothing; returns how many they had to close themselves.
+    """Wait until the servers hold nothing; return how many connections they had to close.
 
-    A RST is sent once and never answered (RFC 9293, 3.5.2): where a link drops it, the server
-    does not hear of the end. What it still holds when nothing moves any more is of that kind.
+    A RST is sent once and never answered (RFC 9293, 3.5.2): if a link drops it, the server does not
+    learn that the connection has ended. When nothing changes any more, all connections that the
+    servers still hold are of that kind.
     """
     closed, least, moved = 0, -1, time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""The proof that both ends of held connections are alive: echoes that each side checks."""
+"""Proof that both ends of held connections are alive: echoes that each side checks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from bench.hosts.agent import Agent
 from bench.hosts.session import Session
 from bench.results.format import Liveness
 from bench.scenario import Scenario
+from bench.units import plural
 
 ECHO_SECONDS = 300.0
-"""For all echoes that are asked for at once: with a million connections that takes seconds, under
-emulation minutes."""
+"""Time limit for all echoes that are requested at once: with a million connections they take
+seconds, under emulation minutes."""
 
 
 def prove(
@@ -23,12 +24,12 @@ def prove(
     held: Mapping[Agent, int],
     sample: Callable[[], None],
 ) -> Liveness:
-    """Have clients ask on held connections, a sample or all, and count the right answers.
+    """Have clients send echoes on held connections, a sample or all, and count the right answers.
 
     :param held: connections of each client
     :param sample: called while there is nothing else to do
-    :raises LabError: if an agent fails, takes longer than :data:`ECHO_SECONDS`, or did not ask on
-        as many connections as it was told to; if more were answered than the servers answered.
+    :raises LabError: if an agent fails, takes longer than :data:`ECHO_SECONDS`, or sent another
+        number of echoes than ordered; if the clients got more answers than the servers sent
     """
     before = session.ask(servers, "answer", "answering", ECHO_SECONDS, on=True)
     each = max(1, scenario.liveness_sample // len(clients))
@@ -54,8 +55,8 @@ def prove(
     answered = sum(int(message["answered"]) for message in replies.values())
     if echoes < answered:
         raise LabError(
-            f"the clients had {answered:,} echoes answered, and the servers answered {echoes:,}: "
-            "one of them is wrong"
+            f"the clients report {plural(answered, 'answered echo')}, but the servers answered "
+            f"{echoes:,}: one of the counts is wrong"
         )
     unanswered = {
         agent.name: int(message["asked"]) - int(message["answered"])

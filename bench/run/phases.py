@@ -1,5 +1,5 @@
 """The phases of a run in order: prepare, ramp, hold, collect, drain. Evidence is kept as it comes,
-so that a run that ends early still has what it had gathered."""
+so that a run that ends early keeps the evidence it has gathered."""
 
 from __future__ import annotations
 
@@ -35,34 +35,36 @@ from bench.run import drain, liveness, rounds, soak
 from bench.run.ceiling import Ceiling
 from bench.run.curve import Descent, Recorder, merge
 from bench.run.strays import Strays
+from bench.units import plural
 
 START_SECONDS = 60.0
-"""For an agent to fork its workers, to listen, and to prove the handshake."""
+"""Time limit for an agent to fork its workers, to listen, and to complete the handshakes."""
 
 PAIRS_A_SECOND = 50
-"""Of client address and server endpoint, that are proven at the least. A client has a window of 128
-handshakes of four round trips each: 106 a second where one takes 300 ms. Between namespaces on two
-cores there were 3,000 to 4,000 a second, in emulated machines a tenth of that."""
+"""Least rate at which pairs of client address and server endpoint are proven. A client has a window
+of 128 handshakes of four round trips each: 106 a second if a round trip takes 300 ms. Between
+namespaces on two cores the rate was 3,000 to 4,000 a second, in emulated machines a tenth of
+that."""
 
 COLLECT_SECONDS = 300.0
-"""For one host's evidence, or one look at all its sockets: with a million of them that takes
-seconds, under emulation minutes."""
+"""Time limit for one host's evidence, or one look at all its sockets: with a million sockets that
+takes seconds, under emulation minutes."""
 
 SETTLE_SECONDS = 10.0
-"""Without one more accepted, until the servers are taken to accept no more of what the clients see
-as established. Proxies in the path may be far behind both."""
+"""Time without another accepted connection after which the servers are assumed to accept no more of
+the connections that the clients see as established. Proxies in the path may be far behind both."""
 
 POLL_SECONDS = 0.05
-"""Between two questions to the servers how many they hold."""
+"""Time between two requests for the servers' counts."""
 
 
 STRANGERS = 65_536
-"""Connections of others that a server's agent may hold besides: a full accept queue of them."""
+"""Other programs' connections that a server's agent may hold too: a full accept queue."""
 
 
 @dataclass
 class Evidence:
-    """What a run has gathered so far."""
+    """The evidence that a run has gathered so far."""
 
     hosts: dict[str, HostRecord] = field(default_factory=dict)
     predicted: Predicted | None = None
@@ -76,11 +78,11 @@ class Evidence:
     """(``server`` or ``client``, host) to errno name to count."""
     latency: dict[int, int] = field(default_factory=dict)
     stopped_by: str = "complete"
-    """Why the ramp ended: complete, lost, memory, timeout, or limit where one was looked for."""
+    """Why the ramp ended: complete, lost, memory, timeout, or limit in a search for the limit."""
     floor: Floor | None = None
-    """Whose memory fell to the floor first."""
+    """The agent that reached its memory floor first."""
     steps: list[Step] = field(default_factory=list)
-    """Of a run that looks for its limit."""
+    """Steps of a run that looks for its limit."""
     liveness: Liveness = field(default_factory=lambda: Liveness(mode="none"))
     rounds: list[EchoRound] = field(default_factory=list)
     churn: Churn | None = None
@@ -91,7 +93,7 @@ class Evidence:
 
 
 class Conduct:
-    """Leads the agents of one session through one scenario."""
+    """The conduct of one scenario: it leads the agents of one session through all phases."""
 
     def __init__(
         self,
@@ -115,9 +117,9 @@ class Conduct:
         self._newest: dict[Agent, Mapping[str, Any]] = {}
         self._planned: dict[Agent, int] = {}
         self._listening: dict[Agent, int] = {}
-        """Listeners of a server on each endpoint."""
+        """Number of a server's listeners on each endpoint."""
         self._ending: dict[Agent, int] = {}
-        """Connections of the plan that end at a server."""
+        """Planned connections that end at a server."""
         self.servers = [agent for agent in session.agents if agent.role == "server"]
         self.clients = [agent for agent in session.agents if agent.role == "client"]
         self._strays: Strays | None = None
@@ -127,14 +129,14 @@ class Conduct:
         session.on_quiet = self._quiet
 
     def all(self) -> None:
-        """From the first fact to the last count."""
+        """Lead the run through all phases."""
         self.prepare()
         self.ramp()
         self.hold()
         self.drain()
 
     def _quiet(self, agent: Agent, seconds: float) -> None:
-        """Mention a host that is silent; it may come back."""
+        """Report a silent host, which may come back."""
         points = self.recorder.points
         self.recorder.note(
             self.recorder.phase,
@@ -165,7 +167,7 @@ class Conduct:
         self.found.floor = self.found.floor or Floor(host, side, free_kib)
 
     def prepare(self) -> None:
-        """Facts, prediction, listeners, handshake, and the evidence before the first connection."""
+        """Collect facts, start listeners and handshakes, collect ``before``, and predict."""
         self.recorder.enter("prepare")
         self.found.hosts.update(survey.hosts(self.session, self.session.agents))
         scenario, topology = self.scenario, self.topology
@@ -189,7 +191,7 @@ class Conduct:
             agent.tell({"op": "prepare", "spec": share})
         proof = START_SECONDS + tuples.pairs / PAIRS_A_SECOND
         self.session.gather(self.clients, "prepared", proof)
-        # Every target has proven that it is of this run; from now on connections may come.
+        # Every target has proven that it belongs to this run; now connections may come.
         self.session.ask(self.servers, "open", "opened", START_SECONDS)
         self._waiting = self._time_waits()
         texts = self.collect("before")
@@ -200,14 +202,14 @@ class Conduct:
             self.recorder.note("forecast", said, predicted.forecast.mem_available_kib)
 
     def ramp(self) -> None:
-        """Open every connection of the plan, or stop at the first limit that ends it.
+        """Open every connection of the plan, or stop at the first limit.
 
-        Where the limit is the aim, come as near to it as the scenario says.
+        A run that looks for its limit comes as near to it as the scenario says.
 
-        :raises LabError: if clients hold connections that no server has.
+        :raises LabError: if clients hold connections that no server has
         """
         self.recorder.enter("ramp")
-        if self.scenario.path != "proxied":  # whom proxies hold for their servers is theirs
+        if self.scenario.path != "proxied":  # proxies hold connections of their own
             self._strays = Strays(self._ahead(), self._ending)
         self.recorder.restart()
         began = time.monotonic()
@@ -219,7 +221,7 @@ class Conduct:
         self._strays = None
 
     def _ahead(self) -> int:
-        """Connections by which clients may be ahead of what the servers have accepted."""
+        """Return by how many connections the clients may be ahead of the servers' accepts."""
         scenario = self.scenario
         places = 0
         for agent in self.servers:
@@ -235,8 +237,8 @@ class Conduct:
         found = self._strays.found() if self._strays else 0
         if found:
             raise LabError(
-                f"the clients hold {found:,} connections more than the servers have accepted: "
-                "some lead elsewhere; everything is closed"
+                f"the clients hold {plural(found, 'connection')} more than the servers have "
+                "accepted: some lead elsewhere; everything is closed"
             )
 
     def _find_ceiling(self) -> None:
@@ -254,11 +256,12 @@ class Conduct:
         self.found.latency = ceiling.latency
 
     def _memory_ends(self) -> bool:
-        """Whether the ramp has to end for want of memory.
+        """Return whether the ramp has to end because a host is short of memory.
 
-        A server at its floor shuts its door on whoever is in it. Where the floor is the aim, the
-        clients stop before that, and what is under way still gets in. (Who looks for any limit
-        goes on to the floor itself, and lets go of what did not get in.)
+        A server at its floor stops accepting, and connections under way are lost. With ``expect:
+        floor`` the clients stop before that, so that connections under way are still accepted. (A
+        run that looks for any limit goes on to the floor itself, and drops the connections that
+        were not accepted.)
         """
         near = self._descent.near()
         if near:
@@ -295,7 +298,7 @@ class Conduct:
         self._settle(sum(int(message["held"]) for message in ended.values()))
 
     def _settle(self, held: int) -> None:
-        """Wait until the servers have accepted what the clients hold, or no longer gain."""
+        """Wait until the servers have accepted all that the clients hold, or accept no more."""
         most = -1
         began = gained = time.monotonic()
         while (now := time.monotonic()) - gained < SETTLE_SECONDS:
@@ -309,7 +312,8 @@ class Conduct:
             self._stop_strays()
 
     def hold(self) -> None:
-        """Hold, count three times, prove by echoes that both ends are alive, look again."""
+        """Hold the connections: count them three ways, prove by echoes that both ends are alive,
+        count again at the end."""
         scenario, found = self.scenario, self.found
         began = time.monotonic()
         self.recorder.enter("hold", scenario.hold_seconds)
@@ -326,7 +330,7 @@ class Conduct:
             self.session, scenario, self.clients, self.servers, found.peak.clients, self.recorder
         ):
             found.rounds.append(one)
-        # What takes as long at the end as it took now falls into the hold as well.
+        # The counting at the end takes as long as now, and belongs to the hold too.
         rest = began + scenario.hold_seconds - time.monotonic() - counting
         if scenario.churn_percent or scenario.round_every_seconds:
             self._soak(rest)
@@ -368,7 +372,7 @@ class Conduct:
         earlier = list(found.rounds)
         try:
             soaking.hold(peak, seconds, len(earlier) + 1)
-        finally:  # what there is of one that was interrupted is kept
+        finally:  # an interrupted hold keeps what it has
             found.rounds = earlier + soaking.rounds
             found.churn, found.agents_memory = soaking.churn, soaking.memory
             found.lost = lost + soaking.lost
@@ -388,13 +392,13 @@ class Conduct:
         if any(phase.established is None for phase in after):
             return  # not counted: nothing is proven
         left = self._counts("after").ss
-        # An agent that was killed leaves its ends in TIME-WAIT, and they outlive its run.
+        # The sockets of an earlier, killed agent stay in TIME-WAIT and outlive its run.
         if left and self._waiting:
             left -= min(left, self._waiting, self._time_waits())
         self.found.left_after = left
 
     def _time_waits(self) -> int:
-        """Sockets in TIME_WAIT on the servers' ports."""
+        """Return the sockets in TIME_WAIT on the servers' ports."""
         ports = sorted(self.scenario.server_ports)
         told = self.session.ask(
             self.servers,
@@ -409,9 +413,9 @@ class Conduct:
         return sum(int(message["total"]) for message in told.values())
 
     def collect(self, phase: str, state: str = "established") -> dict[str, Mapping[str, str]]:
-        """Every host's evidence of a phase, kept raw and parsed. Returns the texts by host.
+        """Collect every host's evidence of a phase; keep it raw and parsed. Return texts by host.
 
-        :param state: of the servers' sockets that are counted, as ss(8) names it.
+        :param state: state of the servers' sockets to count, as ss(8) names it
         """
         for agent in self.session.agents:
             server = agent.role == "server"
@@ -421,7 +425,7 @@ class Conduct:
             self.session.agents, "collected", COLLECT_SECONDS, self.recorder.sample
         )
         taken = datetime.now(UTC)
-        # Hosts on this machine's own kernel may not read its messages; here they can be.
+        # Hosts that share this machine's kernel may not read its messages; the controller can.
         log = kmsg.read() if self.topology.inventory.underlay else ""
         for agent, message in told.items():
             if log:

@@ -1,4 +1,4 @@
-"""How a run shows where it stands: a bar on a terminal, plain lines, or one JSON line an event."""
+"""A run's progress: a bar on a terminal, plain lines, or one JSON line per event."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bench.run.curve import Progress
 from bench.units import printable
 
 EVERY_SECONDS = 2.0
-"""Between two plain lines of one phase."""
+"""Time between two plain lines of one phase."""
 
 
 def line(now: Progress) -> str:
-    """One line: held / target, rate, p99, MemAvailable, time left; or the note that it is."""
+    """Return one line: held / target, rate, p99, MemAvailable, time left; or the note."""
     if now.note:
         return printable(f"{now.phase}: {now.note}")
     left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
@@ -43,25 +43,27 @@ def line(now: Progress) -> str:
 def emit(event: dict[str, Any]) -> None:
     """Write one event as a JSON line on standard output.
 
-    :raises KeyboardInterrupt: if nobody reads any more: the run has lost its master.
+    :raises KeyboardInterrupt: if the reader is gone: the program that started the run has ended
     """
     try:
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # it is flushed again at exit
         raise KeyboardInterrupt from None
 
 
 class _Paced(ABC):
-    """Lets one update through when the phase changes and every two seconds, and every note."""
+    """A view that shows every note, every new phase, and one other update every two seconds."""
 
     def __init__(self) -> None:
         self._shown = 0.0
         self._phase = ""
 
     def update(self, now: Progress) -> None:
-        if now.note:  # it will not be said again
+        if now.note:  # a note comes only once
             self.show(now)
             return
         moment = time.monotonic()
@@ -115,9 +117,9 @@ class Bar:
 
 @contextmanager
 def view(show: str, console: Console) -> Iterator[Callable[[Progress], None]]:
-    """What to call with each update: ``auto``, ``plain`` or ``ndjson``.
+    """Yield the function to call with each update, for ``auto``, ``plain`` or ``ndjson``.
 
-    ``auto`` is a bar on a terminal and plain lines elsewhere.
+    ``auto`` shows a bar on a terminal and plain lines elsewhere.
     """
     if show == "ndjson":
         yield Ndjson().update

@@ -15,13 +15,13 @@ from bench.scenario import Scenario
 Mode = Literal["pipelined", "sequential"]
 
 START_SECONDS = 300.0
-"""For a round to end on top of the time that its messages take; what is silent falls into it."""
+"""Time that a round may take on top of the time of its messages; silent connections use it."""
 
 SLOWEST = {"pipelined": 500, "sequential": 50}
-"""Messages a second that a round goes on with at the least: emulated hosts are that slow."""
+"""Least rate of a round, in messages a second: emulated hosts are that slow."""
 
 SILENCES = 10
-"""Connections without an answer, each for as long as it may take, that a client waits out."""
+"""Connections without an answer for which a client waits the full time limit."""
 
 
 def rounds(
@@ -32,7 +32,7 @@ def rounds(
     held: int,
     recorder: Recorder,
 ) -> Iterator[EchoRound]:
-    """The rounds that the scenario asks for, each once it is over.
+    """Yield the rounds that the scenario asks for, each when it is over.
 
     :param held: connections that all clients hold
     """
@@ -67,9 +67,9 @@ class Asking:
         self._session.ask(self._servers, "answer", "answering", START_SECONDS, on=on, how="byte")
 
     def round(self, number: int, mode: Mode, wanted: int) -> EchoRound:
-        """One round over so many connections, spread over the clients.
+        """Run one round over that many connections, spread over the clients.
 
-        A sequential one goes from client to client, so that one message at a time is under way.
+        A sequential round goes from client to client, so that one message is under way at a time.
         """
         began = self._servers_spent()
         if mode == "pipelined":
@@ -103,7 +103,7 @@ class Asking:
         told: list[Mapping[str, Any]] = []
         for at, client in enumerate(self._clients):
             share = wanted * (at + 1) // count - wanted * at // count
-            if share:  # none is all on the wire
+            if share:  # 0 means all connections in the message
                 told += self._ask([client], "sequential", number, share, share)
         return told
 

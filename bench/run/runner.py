@@ -1,4 +1,5 @@
-"""One run: agents up, phases led, evidence assembled into a :class:`Run`, agents gone."""
+"""One run: start the agents, lead the phases, assemble the evidence into a :class:`Run`, end the
+agents."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ from bench.run.phases import Conduct, Evidence
 from bench.scenario import Scenario
 
 _pages = ThreadPoolExecutor(1, "page")
-"""Draws the pages of all runs: matplotlib keeps the files of its fonts open for each thread."""
+"""Thread that draws the pages of all runs: matplotlib keeps its font files open per thread."""
 
 Progress = Callable[[curve.Progress], None]
 
@@ -57,14 +58,14 @@ def run(
 ) -> Run:
     """Run one scenario on one inventory, to the end.
 
-    That it can be kept is seen before a host is touched. Once the hosts are reached, results are
-    written whatever happens: a run that failed or was interrupted is kept with verdict ``aborted``
-    and all that it had gathered.
+    The results directory is checked before a host is touched. Once the hosts are reached, results
+    are written whatever happens: a run that failed or was interrupted is kept with verdict
+    ``aborted`` and all evidence gathered so far.
 
-    :param progress: called about once a second with where the run stands.
-    :raises InputError: for a plan that cannot be made or a run that cannot be kept; nothing was
-        touched.
-    :raises LabError: if the lab failed.
+    :param progress: called about once a second with the progress of the run
+    :raises InputError: for a plan that cannot be made or a run that cannot be kept; no host was
+        touched
+    :raises LabError: if the lab failed
     """
     topology = Topology(scenario, inventory)
     plan_for(topology)
@@ -104,13 +105,13 @@ def run(
             gathered = topology, conduct.found, recorder.points, run_id, started
             try:
                 made = _assemble(*gathered, ended)
-            except Exception as error:  # of whatever it has gathered: what there is, is kept
+            except Exception as error:  # whatever is wrong with the evidence, the run is kept
                 broken = error
                 made = _assemble(*gathered, ended or ("aborted", _unreckoned(error)), bare=True)
             drawn = _pages.submit(page.render, made)
             with ThreadPoolExecutor(1) as pool:
                 written = pool.submit(store.write, made)
-                # Meanwhile: a slow disk must not keep connections open.
+                # At the same time, because a slow disk must not keep connections open.
                 session.close(drained=ended is None)
             written.result()
             store.write_page(run_id, drawn.result())
@@ -126,7 +127,7 @@ def run(
                 store.discard(run_id)
             raise
         except KeyboardInterrupt:
-            with contextlib.suppress(LabError):  # the disk: an interrupted run stays one
+            with contextlib.suppress(LabError):  # a full disk: the run is still interrupted
                 keep(("aborted", "interrupted"))
             raise
         except Exception as error:
@@ -137,7 +138,7 @@ def run(
 
 
 UNKNOWN = Diagnosis(bound_by="unknown", sure="unsure")
-"""Of a run that was not looked into."""
+"""The diagnosis of a run without one."""
 
 
 def _unreckoned(error: Exception) -> str:
@@ -153,10 +154,10 @@ def _assemble(
     ended: tuple[Verdict, str] | None,
     bare: bool = False,
 ) -> Run:
-    """Put a run together.
+    """Assemble a run.
 
-    :param ended: its verdict, where that is known
-    :param bare: without what is reckoned from evidence, and so cannot fail
+    :param ended: its verdict and reason, if they are known
+    :param bare: leave out figures computed from evidence, so that assembling cannot fail
     """
     scenario, inventory = topology.scenario, topology.inventory
     held, seconds = found.peak.clients, found.ramp_seconds
@@ -212,7 +213,7 @@ NOT_RECKONED: dict[str, Any] = {
 
 
 def _reckoned(found: Evidence, shared_kernel: bool) -> dict[str, Any]:
-    """Fields of :class:`Measured` that are reckoned from what hosts printed."""
+    """Return the fields of :class:`Measured` that are computed from the hosts' output."""
     return {
         "connect_latency_us": curve.latency(found.latency),
         "kernel_bytes_per_connection": cost.kernel_bytes(found.hosts, shared_kernel),
@@ -230,7 +231,7 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _workers(hosts: Mapping[str, HostRecord]) -> Workers:
-    """Agent processes by side, and the PSS of one before it holds anything."""
+    """Return the agent processes by side, and the PSS of one before the first connection."""
     before = {
         name: host.phases["before"] for name, host in hosts.items() if "before" in host.phases
     }
@@ -248,12 +249,12 @@ def _workers(hosts: Mapping[str, HostRecord]) -> Workers:
 
 
 def packages() -> dict[str, str]:
-    """Versions of the Python packages that the controller runs with."""
+    """Return the versions of the controller's Python packages."""
     return dict(sorted((one.metadata["Name"], one.version) for one in metadata.distributions()))
 
 
 def _image(state: Path | None) -> dict[str, Any]:
-    """The manifest of the image that the lab's hosts run from, if the lab built one."""
+    """Return the manifest of the hosts' image; empty if the lab built none."""
     if state is None or not (state / "lab.json").is_file():
         return {}
     path = state / "lab.json"

@@ -1,4 +1,5 @@
-"""A long hold: connections come and go, echo rounds in between, and the agents' memory told."""
+"""A long hold: connections are closed and reopened, with echo rounds and a watch on the agents'
+memory."""
 
 from __future__ import annotations
 
@@ -15,28 +16,29 @@ from bench.results.format import AgentsMemory, Churn, EchoRound, MemoryPoint
 from bench.run import rounds
 from bench.run.curve import Recorder, latency, merge
 from bench.scenario import Scenario
+from bench.units import plural
 
 STRETCH_SECONDS = 30.0
-"""From one look at the agents' memory to the next, where no rounds say otherwise."""
+"""Time between two looks at the agents' memory, unless rounds set another interval."""
 
 LEAST_SECONDS = 1.0
-"""Of churn and waiting, however little of the hold is left."""
+"""Least time of churn or waiting, however little of the hold is left."""
 
 ANSWER_SECONDS = 300.0
-"""For an answer on top of the time that what was asked for takes."""
+"""Time that an answer may take on top of the time of the work itself."""
 
 STILL_SECONDS = 10.0
-"""Without a change in what both ends hold, until they are taken not to agree any more."""
+"""Time without a change in both ends' counts after which they are assumed not to agree."""
 
 SETTLE_SECONDS = 60.0
-"""For both ends to agree, however much moves meanwhile."""
+"""Time limit for both ends to agree, even while their counts still change."""
 
 POLL_SECONDS = 0.05
-"""Between two questions to the agents how many they hold."""
+"""Time between two requests for the agents' counts."""
 
 
 class Soak:
-    """One hold of this kind, kept as it goes."""
+    """One long hold, with the results so far."""
 
     def __init__(
         self,
@@ -64,10 +66,10 @@ class Soak:
         self._asking = rounds.Asking(session, scenario, clients, servers, recorder)
 
     def hold(self, held: Mapping[Agent, int], seconds: float, number: int) -> None:
-        """Hold for that long: stretches of churn, each with a round and a look at its end.
+        """Hold for that long, in stretches of churn; each ends with a round and a look at memory.
 
         :param held: connections of each client
-        :param number: of the first round
+        :param number: number of the first round
         """
         scenario = self._scenario
         every = scenario.round_every_seconds
@@ -129,9 +131,9 @@ class Soak:
         )
 
     def _settle(self) -> None:
-        """Wait until the servers hold what the clients hold, or nothing moves any more.
+        """Wait until the servers hold what the clients hold, or nothing changes any more.
 
-        :raises LabError: if clients hold connections then that no server has.
+        :raises LabError: if clients then hold connections that no server has
         """
         before = (-1, -1)
         began = moved = time.monotonic()
@@ -147,8 +149,8 @@ class Soak:
             self._session.wait(POLL_SECONDS, self._recorder.sample)
         if held[0] > held[1]:
             raise LabError(
-                f"the clients hold {held[0] - held[1]:,} connections after the churn that no "
-                "server has: they were lost on the way, or lead elsewhere; everything is closed"
+                f"after the churn the clients hold {plural(held[0] - held[1], 'connection')} that "
+                "no server has: lost on the way, or leading elsewhere; everything is closed"
             )
 
     def _held(self, agents: Sequence[Agent]) -> int:
@@ -156,7 +158,7 @@ class Soak:
         return sum(int(message["held"]) for message in status.values())
 
     def _look(self, t: float) -> None:
-        """Keep the agents' memory of now."""
+        """Record the agents' current memory."""
         told = self._session.ask(
             [*self._servers, *self._clients],
             "memory",
@@ -178,10 +180,11 @@ class Soak:
 
 
 def trend(points: Sequence[MemoryPoint]) -> AgentsMemory:
-    """The points, and the slopes of their second half by least squares, KiB a minute.
+    """Return the points and the slopes of their second half by least squares, in KiB a minute.
 
-    In the first half processes still come to know all that they will use: tables of descriptors
-    are touched for the first time, allocators keep what they were given. A leak goes on.
+    In the first half the memory of the processes still grows to what they need: descriptor tables
+    are touched for the first time, and allocators keep the memory that they were given. A leak
+    grows in the second half too.
     """
     late = points[len(points) // 2 :]
 

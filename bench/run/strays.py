@@ -1,4 +1,4 @@
-"""Connections that clients hold and no server has accepted: some of them lead elsewhere."""
+"""Stray connections: clients hold them, but no server has accepted them, so they lead elsewhere."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 PAUSE_SECONDS = 1.0
-"""Between a look at the clients and the servers' figures that it is compared with: a tick that was
-on its way while the clients were looked at is older than that look. How old a tick is says its own
-clock, up to the least time that one has taken: it may have been held up for seconds."""
+"""Time between a look at the clients and the servers' counts to compare it with: a tick that was on
+its way during the look is older than the look. A tick's age comes from the server's own clock, up
+to the least time that a tick has taken, because a tick may be delayed for seconds."""
 
 
 class Strays:
-    """Compares what clients hold with what servers have accepted by then.
+    """A comparison of the connections that clients hold with those that servers have accepted.
 
-    An established connection that is not accepted yet waits in a listener's queue, or the client
-    alone believes in it because the queue was full when its last segment came. So the clients are
-    ahead by the queues and by what is under way at the most (listen(2); net/ipv4/tcp_ipv4.c
-    ``tcp_v4_syn_recv_sock``). What servers have accepted counts even where it has been closed
-    since.
+    An established connection that is not accepted yet waits in a listener's queue, or only the
+    client has it because the queue was full when its last segment came. So the clients are ahead by
+    at most the queues and the connections under way (listen(2); net/ipv4/tcp_ipv4.c
+    ``tcp_v4_syn_recv_sock``). An accepted connection counts even if it has been closed since.
 
-    :param allowed: places in all queues, and connections under way, together
-    :param planned: every server and the connections of the plan that end at it: it counts for no
-        more, whatever it says
-    :param counted: what counts of a server: ``opened`` while connections only come; ``held`` where
-        they go as well
+    :param allowed: places in all queues plus connections under way
+    :param planned: every server and the planned connections that end at it; a server counts for no
+        more than these, whatever it reports
+    :param counted: the server's count to use: ``opened`` while connections are only opened,
+        ``held`` if they are closed as well
     """
 
     def __init__(
@@ -41,13 +40,13 @@ class Strays:
         self._counted, self._clock = counted, clock
         self._held: dict[Hashable, int] = {}
         self._accepted: dict[Hashable, tuple[float, int]] = {}
-        """When it was counted, by our clock, and the count."""
+        """Time of the count, by the controller's clock, and the count."""
         self._offset: dict[Hashable, float] = {}
-        """Our clock less that of the server, and the least time that a tick has taken."""
+        """Controller's clock less the server's clock, plus the least time that a tick has taken."""
         self._looked: tuple[float, int] | None = None
 
     def tick(self, agent: Hashable, role: str, message: Mapping[str, Any]) -> None:
-        """Take in one tick."""
+        """Record one tick."""
         if role == "client":
             self._held[agent] = message["held"]
             return
@@ -59,7 +58,7 @@ class Strays:
         )
 
     def found(self) -> int:
-        """How many more the clients hold than is possible; 0 as far as is known."""
+        """Return how many connections the clients hold beyond what is possible; 0 if none."""
         now = self._clock()
         if self._looked is None:
             self._looked = now, sum(self._held.values())

@@ -97,7 +97,7 @@ def test_what_is_said_at_the_end_of_the_hold_counts(
         (
             "server",
             'if event == "answering": message["echoes"] = 0',
-            r"^the clients had 300 echoes answered, and the servers answered 0: one of",
+            r"^the clients report 300 answered echoes, but the servers answered 0: one of",
         ),
     ],
 )

@@ -246,7 +246,7 @@ def test_a_limit_is_narrowed_from_both_sides(monkeypatch: pytest.MonkeyPatch) ->
     assert [one.held for one in made.steps[:4]] == [10_000, 20_000, 30_000, 40_000]
     assert all(one.held == 41_234 for one in failing)
     assert failing[0].errors == {"ENOSPC": 256}
-    assert world.notes[0] == "step: 10,000 more asked, 41,234 held, ENOSPC 256; halving"
+    assert world.notes[0] == "step: 10,000 more requested, 41,234 held, ENOSPC 256; halving"
     assert world.notes[-1].endswith("; that is the limit")
     assert len(world.notes) == len(failing)
 
@@ -363,7 +363,7 @@ def test_all_that_is_held_at_the_last_moment_is_all(monkeypatch: pytest.MonkeyPa
 
 def asked_for(world: World) -> list[int]:
     """What the steps that did not hold had asked for, one after the other."""
-    told = [note.partition(" more asked")[0] for note in world.notes]
+    told = [note.partition(" more requested")[0] for note in world.notes]
     return [int(text.removeprefix("step: ").replace(",", "")) for text in told]
 
 

@@ -83,6 +83,7 @@ def test_echoes_that_no_server_has_sent_are_not_believed() -> None:
     assert proven(101, session)[1].answered == 98
     session.echoes = 48
     with pytest.raises(
-        LabError, match=r"^the clients had 98 echoes answered, and the servers answered 96: one of"
+        LabError,
+        match=r"^the clients report 98 answered echoes, but the servers answered 96: one of",
     ):
         proven(101, session)
