@@ -1,1 +1,1 @@
-"""Who connects to what: addresses, ports and the agents' shares."""
+"""The plan of a run: addresses, ports and the agents' shares."""

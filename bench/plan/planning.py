@@ -1,4 +1,5 @@
-"""A scenario on an inventory: who connects from which addresses to which endpoints, how often."""
+"""The plan of a scenario on an inventory: the number of connections from each client address to
+each endpoint."""
 
 from __future__ import annotations
 
@@ -12,25 +13,26 @@ from bench.plan.topology import Topology
 from bench.plan.tuples import Plan, limit, plan
 from bench.results import facts
 from bench.results.format import HostRecord
+from bench.units import plural
 
 MOST_PAIRS = 100_000
-"""Pairs of client address and server endpoint that a run may have, all of which are proven before
-the first connection: 20,000 took 6 s between namespaces on two cores that were busy otherwise, all
-of them from one client. A client's spec has some 100 bytes for each, and is one line."""
+"""Most pairs of client address and server endpoint in a run. All of them are proven before the
+first connection: 20,000 pairs of one client took 6 s between namespaces on two busy cores. A
+client's spec is one line with about 100 bytes for each pair."""
 
 Sources = Mapping[str, Sequence[str]]
 """Client name to its source addresses."""
 
 
 def planned(topology: Topology) -> Sources:
-    """The clients' addresses as the inventory has them."""
+    """Return the clients' addresses as the inventory has them."""
     return {client.name: topology.sources(client) for client in topology.clients}
 
 
 def there(topology: Topology, hosts: Mapping[str, HostRecord]) -> tuple[Sources, int]:
-    """Of the clients' planned addresses, those that their hosts have; how many they have not.
+    """Return the clients' planned addresses that their hosts have, and the number of missing ones.
 
-    :raises LabError: if a server lacks an address that it should listen on.
+    :raises LabError: if a server lacks an address that it should listen on
     """
     local = {name: facts.Local(host) for name, host in hosts.items()}
 
@@ -50,17 +52,17 @@ def there(topology: Topology, hosts: Mapping[str, HostRecord]) -> tuple[Sources,
 
 
 def tuples(topology: Topology, sources: Sources) -> int:
-    """Connections that these addresses and the scenario's ports allow."""
+    """Return the number of connections that these addresses and the scenario's ports allow."""
     ports = topology.scenario.first_client_port, topology.scenario.last_client_port
     return limit(sources, topology.targets, *ports)
 
 
 def plan_for(topology: Topology, sources: Sources | None = None) -> Plan:
-    """The tuples of a run. Where the aim is a limit, no more than there are.
+    """Return the tuples of a run; for a run that looks for its limit, at most all that exist.
 
-    :param sources: by default those of the inventory.
-    :raises InputError: if the addresses do not allow that many connections, one is refused, or
-        there are more pairs of them than can be proven.
+    :param sources: client addresses; by default those of the inventory
+    :raises InputError: if the addresses do not allow that many connections, if an address is
+        refused, or if there are more pairs of addresses than can be proven
     """
     topology.check()
     _fence(topology)
@@ -79,14 +81,14 @@ def plan_for(topology: Topology, sources: Sources | None = None) -> Plan:
     if made.pairs > MOST_PAIRS:
         raise InputError(
             f"scenario {scenario.name}: got {made.pairs:,} pairs of client address and server "
-            f"endpoint, expected at most {MOST_PAIRS:,}, as each is proven before the first "
-            "connection: set client_addresses, server_addresses or server_ports to fewer"
+            f"endpoint, expected at most {MOST_PAIRS:,}, because each pair is proven before the "
+            "first connection: set fewer client_addresses, server_addresses or server_ports"
         )
     return made
 
 
 def _fence(topology: Topology) -> None:
-    """See that clients connect to no address that a lab may not use, whoever put it there.
+    """Check that clients connect to no address that a lab may not use, wherever it comes from.
 
     :raises InputError: naming the address and the reason
     """
@@ -98,10 +100,10 @@ def _fence(topology: Topology) -> None:
 
 
 def plan_there(topology: Topology, hosts: Mapping[str, HostRecord]) -> Plan:
-    """The same over the addresses that the hosts really have.
+    """Return the same as :func:`plan_for`, for the addresses that the hosts really have.
 
-    :raises LabError: if a server lacks an address that it should listen on.
-    :raises InputError: if the clients' addresses do not allow that many connections.
+    :raises LabError: if a server lacks an address that it should listen on
+    :raises InputError: if the clients' addresses do not allow that many connections
     """
     sources, missing = there(topology, hosts)
     try:
@@ -110,7 +112,7 @@ def plan_there(topology: Topology, hosts: Mapping[str, HostRecord]) -> Plan:
         if not missing:
             raise
         raise InputError(
-            f"{error}; {missing} planned client addresses are on no host: tune for this many "
+            f"{error}; {plural(missing, 'planned client address')} on no host: tune for this many "
             "with ansible-playbook playbooks/tune.yml -e "
             f"connections={topology.scenario.connections}"
         ) from error

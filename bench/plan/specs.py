@@ -1,4 +1,4 @@
-"""What each agent of a run is told to hold or to open: its part of the plan, as it is sent."""
+"""The specs that agents receive: each agent's part of the plan, to hold or to open."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bench.wire import ClientSpec, Endpoint, ServerSpec
 
 
 def server(topology: Topology, host: Host, tuples: Plan, nonce: str) -> ServerSpec:
-    """What a server holds of these tuples."""
+    """Return the spec of a server: its part of these tuples."""
     scenario = topology.scenario
     listening = topology.endpoints(host)
     fronts: list[Endpoint] = []
     share = tuples.held_by(listening)
-    if scenario.path == "proxied":  # whom the proxies choose is theirs
+    if scenario.path == "proxied":  # the proxies choose the server
         fronts = topology.targets
         share = -(-tuples.held_by(fronts) // len(topology.servers))
     return ServerSpec(
@@ -36,9 +36,11 @@ def server(topology: Topology, host: Host, tuples: Plan, nonce: str) -> ServerSp
 
 
 def client(topology: Topology, host: Host, tuples: Plan, nonce: str) -> ClientSpec:
-    """What a client opens of these tuples, and how."""
+    """Return the spec of a client: its part of these tuples, and how to open it."""
     scenario = topology.scenario
-    planned = sum(map(tuples.share, tuples.blocks))  # for a limit, maybe less than asked for
+    planned = sum(
+        map(tuples.share, tuples.blocks)
+    )  # in a search for a limit, maybe fewer than requested
     share = tuples.share(host.name) / planned
     return ClientSpec(
         nonce=nonce,

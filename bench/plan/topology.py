@@ -1,4 +1,4 @@
-"""The hosts and addresses of an inventory that a scenario uses, and what its clients connect to.
+"""The hosts and addresses of an inventory that a scenario uses, and its clients' targets.
 
 ========== =============================== ==================================
 path       servers listen on               clients connect to
@@ -25,38 +25,38 @@ BUILD = {
     "routers": "ansible-playbook lab.yml -e lab_routers=1",
     "proxies": "ansible-playbook lab.yml -e lab_proxies=2",
 }
-"""What builds a topology that an inventory of the lab's own hosts lacks."""
+"""Commands that build the hosts which an inventory of the lab's own hosts lacks."""
 
 NEEDS = {"direct": None, "routed": "routers", "proxied": "proxies"}
 """Group of the hosts between clients and servers."""
 
 
 def require(group: str, inventory: Inventory) -> None:
-    """See that a group has a host.
+    """Check that a group has a host.
 
-    :raises InputError: naming the group and the command that builds it.
+    :raises InputError: with the group and the command that builds it
     """
     if not inventory.of(group):
         raise InputError(
-            f"inventory {inventory.source}: group {group}: empty, expected a host or more; the "
-            f"lab's own hosts are built by {BUILD[group]}"
+            f"inventory {inventory.source}: group {group}: empty, expected a host or more; to "
+            f"build the lab's own hosts: {BUILD[group]}"
         )
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A scenario on an inventory. Everything in it is worked out once, when it is first asked for.
+    """A scenario on an inventory. Each property is computed once, at its first use.
 
-    A list is in the order of the inventory, endpoints of a host by address and then by port.
+    Lists are in the order of the inventory; a host's endpoints are sorted by address, then by port.
     """
 
     scenario: Scenario
     inventory: Inventory
 
     def check(self) -> None:
-        """See that the inventory has what the scenario's path needs.
+        """Check that the inventory has the hosts and addresses that the scenario's path needs.
 
-        :raises InputError: naming the group and the command that builds it, or the field.
+        :raises InputError: with the group and the command that builds it, or with the field
         """
         group = NEEDS[self.scenario.path]
         if group is not None:
@@ -71,7 +71,7 @@ class Topology:
 
     @functools.cached_property
     def family(self) -> int:
-        """IP version of the run: 4 or 6. ``auto`` is that of the first server's first address."""
+        """IP version of the run, 4 or 6; ``auto``: that of the first server's first address."""
         if self.scenario.family != "auto":
             return self.scenario.family
         return ipaddress.ip_address(self.servers[0].data_addresses[0]).version
@@ -88,16 +88,16 @@ class Topology:
 
     @functools.cached_property
     def proxies(self) -> list[Host]:
-        """The proxies that take part: none but on the path through them."""
+        """The proxies that take part; none unless the path goes through them."""
         proxied = self.scenario.path == "proxied"
         return self.inventory.of("proxies")[: self.scenario.proxies] if proxied else []
 
     def sources(self, client: Host) -> list[str]:
-        """Addresses that a client connects from."""
+        """Return the addresses that a client connects from."""
         return self._of_family(client.data_addresses)[: self.scenario.client_addresses]
 
     def listening(self, server: Host) -> list[str]:
-        """Addresses that a server listens on."""
+        """Return the addresses that a server listens on."""
         if self.scenario.path == "routed":
             addresses: Iterable[str] = server.routed_addresses
         else:
@@ -105,14 +105,14 @@ class Topology:
         return self._of_family(addresses)[: self.scenario.server_addresses]
 
     def endpoints(self, server: Host) -> list[Endpoint]:
-        """What a server listens on."""
+        """Return the endpoints that a server listens on."""
         ports = self.scenario.server_ports
         return [(address, port) for address in self.listening(server) for port in ports]
 
     def fronting(self, proxy: Host) -> str:
-        """The address of a proxy that clients connect to.
+        """Return the address of a proxy that clients connect to.
 
-        :raises InputError: if it has none of the run's IP version.
+        :raises InputError: if the proxy has no address of the run's IP version
         """
         addresses = self._of_family(proxy.data_addresses)
         if not addresses:
@@ -124,7 +124,7 @@ class Topology:
 
     @functools.cached_property
     def targets(self) -> list[Endpoint]:
-        """What clients connect to."""
+        """The endpoints that clients connect to."""
         if self.scenario.path == "proxied":
             fronts = map(self.fronting, self.proxies)
             return [(front, port) for front in fronts for port in self.scenario.server_ports]
@@ -132,7 +132,7 @@ class Topology:
 
     @functools.cached_property
     def controls(self) -> list[Endpoint]:
-        """Where clients have a server agent prove that it is of this run: through the path."""
+        """The endpoints, through the path, where server agents prove that they are of this run."""
         if self.scenario.path == "proxied":
             addresses = [self.fronting(proxy) for proxy in self.proxies]
         else:
@@ -141,14 +141,14 @@ class Topology:
 
     @functools.cached_property
     def fronts(self) -> list[Endpoint]:
-        """Of what clients connect to, that which is a proxy's."""
+        """The proxies' endpoints among those that clients connect to."""
         return [*self.targets, *self.controls] if self.scenario.path == "proxied" else []
 
     @functools.cached_property
     def translated(self) -> list[str]:
-        """Addresses that servers may see in place of the clients': those of routers in the path.
+        """Addresses of routers in the path, which servers may see instead of the clients'.
 
-        Routers translate IPv4 alone, to addresses of their own (roles/nat_router).
+        Routers translate only IPv4, to their own addresses (roles/nat_router).
         """
         if self.scenario.path != "routed" or self.family != 4:
             return []

@@ -1,8 +1,8 @@
-"""The address and port plan: who connects from which address and port to which.
+"""The plan of addresses and ports: the four-tuple of every connection.
 
-A TCP connection is named by four values (RFC 9293 section 3.3.1: local and remote address and
-port). The plan gives every connection a four-tuple of its own before the first is opened, so
-that nothing is left to the kernel's port search.
+Four values identify a TCP connection (RFC 9293 section 3.3.1: local and remote address and port).
+The plan gives every connection its own four-tuple before the first connection is opened, so the
+kernel never has to search for a port.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.errors import InputError
+from bench.units import plural
 from bench.wire import Endpoint, TupleBlock
 
 
@@ -21,22 +22,22 @@ class Plan:
 
     blocks: Mapping[str, Sequence[TupleBlock]]
     capacity: int
-    """Tuples that the addresses and ports allow in all."""
+    """Number of tuples that the addresses and ports allow."""
 
     def share(self, client: str) -> int:
-        """Connections that one client opens."""
+        """Return the number of connections that one client opens."""
         return sum(block["count"] for block in self.blocks[client])
 
     @property
     def pairs(self) -> int:
-        """Pairs of a source and an endpoint with connections between them."""
+        """Number of pairs of a source and an endpoint with connections between them."""
         return sum(
             len({(block["source"], block["target"], block["target_port"]) for block in blocks})
             for blocks in self.blocks.values()
         )
 
     def held_by(self, endpoints: Sequence[Endpoint]) -> int:
-        """Connections that end at the endpoints."""
+        """Return the number of connections that end at the endpoints."""
         wanted = set(endpoints)
         return sum(
             block["count"]
@@ -49,14 +50,14 @@ class Plan:
 def fair(total: int, capacities: Sequence[int]) -> list[int]:
     """Split ``total`` as evenly as the capacities allow.
 
-    Where none is full, shares differ by at most one.
+    If no part is full, the shares differ by at most one.
 
-    :raises ValueError: if the capacities do not hold ``total``.
+    :raises ValueError: if the capacities do not hold ``total``
     """
     if total > sum(capacities):
         raise ValueError(f"{total} does not fit into {sum(capacities)}")
     shares = [0] * len(capacities)
-    # Fill from the smallest up: each gets an even part of what is left, or all it can take.
+    # Fill from the smallest up: each part gets an even share of the rest, or all it can hold.
     order = sorted(range(len(capacities)), key=lambda index: (capacities[index], -index))
     left = total
     for position, index in enumerate(order):
@@ -71,7 +72,7 @@ def limit(
     first_port: int,
     last_port: int,
 ) -> int:
-    """Tuples that the addresses and ports allow in all; parameters as for :func:`plan`."""
+    """Return how many tuples the addresses and ports allow; parameters as for :func:`plan`."""
     ports = last_port - first_port + 1
     return ports * sum(len(_pairs(sources, targets)) for sources in clients.values())
 
@@ -83,11 +84,11 @@ def plan(
     first_port: int,
     last_port: int,
 ) -> Plan:
-    """Plan exactly ``connections`` tuples, none twice, split fairly.
+    """Plan exactly ``connections`` tuples, each used once, split evenly.
 
-    :param clients: client name to its source addresses.
-    :param targets: server endpoints.
-    :raises InputError: if there are more connections than tuples.
+    :param clients: client name to its source addresses
+    :param targets: server endpoints
+    :raises InputError: if there are more connections than tuples
     """
     ports = last_port - first_port + 1
     pairs = {name: _pairs(sources, targets) for name, sources in clients.items()}
@@ -105,7 +106,7 @@ def plan(
 
 
 def _pairs(sources: Sequence[str], targets: Sequence[Endpoint]) -> list[tuple[str, Endpoint]]:
-    """Every source with every target of the same address family, targets innermost."""
+    """Return every source with every target of the same address family, targets innermost."""
     family = {text: ipaddress.ip_address(text).version for text in sources}
     family.update({address: ipaddress.ip_address(address).version for address, _ in targets})
     return [
@@ -119,10 +120,10 @@ def _pairs(sources: Sequence[str], targets: Sequence[Endpoint]) -> list[tuple[st
 def _blocks(
     pairs: Sequence[tuple[str, Endpoint]], share: int, first_port: int, ports: int
 ) -> list[TupleBlock]:
-    """Blocks of one client: even over its pairs.
+    """Return the blocks of one client, evenly over its pairs.
 
-    Where a source has several targets, each target takes ports of its own as long as they last,
-    because two sockets bound to one address and port need SO_REUSEADDR (socket(7)).
+    If a source has several targets, each target gets its own ports as long as they last, because
+    two sockets bound to one address and port need SO_REUSEADDR (socket(7)).
     """
     next_port: dict[str, int] = {}
     blocks: list[TupleBlock] = []
@@ -149,4 +150,7 @@ def _blocks(
 
 def _describe(clients: Mapping[str, Sequence[str]], targets: Sequence[Endpoint], ports: int) -> str:
     addresses = sum(len(sources) for sources in clients.values())
-    return f"{addresses} client addresses x {ports} ports x {len(targets)} server endpoints"
+    return (
+        f"{plural(addresses, 'client address')} x {plural(ports, 'port')} x "
+        f"{plural(len(targets), 'server endpoint')}"
+    )

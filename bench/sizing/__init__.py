@@ -1,1 +1,1 @@
-"""How many hosts of which size a number of connections needs."""
+"""The size of a fleet: how many hosts of which size a number of connections needs."""

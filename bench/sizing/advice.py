@@ -1,4 +1,4 @@
-"""What a run on a fleet has to be told, and what the owner of its hosts has to know."""
+"""Settings for a run on a fleet, and notes for the owner of its hosts."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from bench.sizing.fleet import End, Fleet
 from bench.units import count
 
 NR_OPEN = 1_048_576
-"""fs.nr_open where nothing asks for more: the kernel's default (fs/file.c), and the least that the
-role tune_sysctl computes."""
+"""Default of fs.nr_open: the kernel's default (fs/file.c), and the least value that the role
+tune_sysctl computes."""
 
 NEIGHBOURS = 512
-"""Neighbours that a kernel keeps for good: gc_thresh2 (arp(7)). On one network segment every
-address is a neighbour, alias addresses too; above gc_thresh3 (1,024) their packets are dropped."""
+"""Neighbours that a kernel keeps permanently: gc_thresh2 (arp(7)). On one network segment every
+address is a neighbour, and so is every alias address. Above gc_thresh3 (1,024) their packets are
+dropped."""
 
 
 USUAL = Scenario(name="usual", title="what holds where nobody sets anything")
 
 
 def most(field: str) -> int:
-    """The most that a scenario takes for a field."""
+    """Return the largest value that a scenario's field takes."""
     bounds = (getattr(one, "le", None) for one in Scenario.model_fields[field].metadata)
     return int(next(bound for bound in bounds if bound is not None))
 
 
 def settings(fleet: Fleet) -> dict[str, Any]:
-    """Fields of the scenario that have to differ from their defaults."""
+    """Return the scenario's fields that have to differ from their defaults."""
     found: dict[str, Any] = {}
     if fleet.servers.ports > 1:
         first = USUAL.server_ports[0]
@@ -50,7 +51,7 @@ def settings(fleet: Fleet) -> dict[str, Any]:
 
 
 def sysctl(fleet: Fleet) -> dict[str, int]:
-    """Kernel parameters that the hosts need and that the tuning roles do not compute."""
+    """Return the kernel parameters that the hosts need and that the tuning roles do not compute."""
     found: dict[str, int] = {}
     if fleet.nofile > NR_OPEN:
         share = max(fleet.servers.largest, fleet.clients.largest)
@@ -64,32 +65,33 @@ def sysctl(fleet: Fleet) -> dict[str, int]:
 
 
 def notes(fleet: Fleet) -> list[str]:
-    """What else there is to do, or to expect."""
+    """Return notes on what else to do or to expect."""
     found = [
         f"boot {name} with thash_entries={end.ehash_entries} on the kernel command line: "
-        f"by itself the kernel makes {count(end.ehash_default)} entries, with about "
+        f"without it the kernel makes {count(end.ehash_default)} entries, with about "
         f"{math.ceil(end.largest / end.ehash_default)} connections in each"
         for name, end in (("servers", fleet.servers), ("clients", fleet.clients))
         if _crowded(end)
     ]
     if fleet.connections > most("connections"):
         found.append(
-            f"a run takes at most {count(most('connections'))} connections: so many take several "
-            "runs side by side, each on hosts and an inventory of its own"
+            f"a run takes at most {count(most('connections'))} connections: use several runs side "
+            "by side, each with its own hosts and inventory"
         )
     if fleet.ramp.seconds > most("ramp_timeout_seconds"):
         found.append(
             f"a run's ramp ends after {count(most('ramp_timeout_seconds'))} s at the latest: "
-            "more cores or more hosts open them faster"
+            "more cores or more hosts open the connections faster"
         )
     return found
 
 
 def _power_of_two(number: int) -> int:
-    """The least power of two that is not below a number."""
+    """Return the least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
 
 
 def _crowded(end: End) -> bool:
-    """Whether the kernel's own established-hash table has more connections than entries."""
+    """Return whether the kernel's default established-hash table has fewer entries than
+    connections."""
     return end.largest > end.ehash_default

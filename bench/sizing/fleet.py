@@ -1,9 +1,9 @@
-"""How many hosts a number of connections needs, and what each of them has to have.
+"""The number of hosts that a number of connections needs, and the requirements of each host.
 
-Pure arithmetic: nothing is read and nothing written. Servers and clients are machines with kernels
-of their own. Connections are shared evenly. A run shares them evenly over pairs of client address
-and server endpoint (:mod:`bench.plan.tuples`), so that a server may get as many more than here as
-it has endpoints, from each client.
+Pure arithmetic: nothing is read and nothing written. Servers and clients are machines with their
+own kernels. Here the hosts share the connections evenly. A run shares them evenly over pairs of
+client address and server endpoint (:mod:`bench.plan.tuples`), so from each client a server may get
+up to one connection per endpoint more than here.
 
 Errors name the options of ``python -m bench plan``.
 """
@@ -23,7 +23,7 @@ from bench.model import footprint, objects
 from bench.model.footprint import Duty, Machine, Ram
 from bench.sizing import layout
 from bench.sizing.rates import Rate
-from bench.units import count, size
+from bench.units import count, plural, size
 
 FIRST_PORT, LAST_PORT = 1024, 65_535
 """Source ports of a client address: all that need no privilege
@@ -34,13 +34,13 @@ CLIENT_PORTS = LAST_PORT - FIRST_PORT + 1
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for. Each figure by itself has been checked by whoever makes this."""
+    """The request for a plan. The caller has checked each figure by itself."""
 
     connections: int
     server: Machine
     client: Machine
     servers: int | None = None
-    """How many; None: as few as can hold the connections."""
+    """Number of servers; None: as few as can hold the connections."""
     server_ports: int = 1
     addresses_per_server: int = 1
     nofile: int = 1_048_576
@@ -54,13 +54,13 @@ class Wanted:
 
 
 class Model(BaseModel):
-    """Base of what a plan says."""
+    """Base of the parts of a plan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Share(Model):
-    """So many hosts with so many connections each."""
+    """A number of hosts with the same number of connections each."""
 
     hosts: int
     connections: int
@@ -71,25 +71,25 @@ class End(Model):
 
     hosts: int
     decided_by: str = Field(
-        description="limit that asks for so many hosts; none: one is enough; "
-        "option: more were asked for than any limit needs"
+        description="limit that requires that many hosts; none: one host is enough; "
+        "option: the option asks for more than any limit requires"
     )
     limits: dict[str, int] = Field(
-        description="connections that each limit lets one host hold, the least first"
+        description="connections that each limit lets one host hold, lowest first"
     )
-    shares: list[Share] = Field(description="who holds how many, the largest share first")
+    shares: list[Share] = Field(description="hosts by share of connections, largest first")
     cores: int
     workers: int = Field(description="processes that hold the largest share")
-    addresses: int = Field(description="addresses on the data plane, its own one among them")
+    addresses: int = Field(description="addresses on the data plane, including its own")
     ports: int = Field(description="ports of each address")
     ehash_entries: int = Field(description="established-hash table: a power of two, one each")
-    ehash_default: int = Field(description="entries that the kernel makes by itself")
+    ehash_default: int = Field(description="entries that the kernel makes by default")
     socket_bytes: float = Field(description="slab of one end of a connection, in bytes")
     ram: Ram = Field(description="memory for the largest share, in bytes")
 
     @property
     def largest(self) -> int:
-        """Connections of the host that has most."""
+        """Connections of the host that has the most."""
         return self.shares[0].connections
 
     @property
@@ -99,26 +99,24 @@ class End(Model):
 
 
 class Ramp(Model):
-    """How long it takes to open the connections where every core of an end is at work."""
+    """The time to open the connections if every core of an end is at work."""
 
     seconds: float
     connections_per_second: float = Field(description="of the whole fleet")
-    decided_by: Literal["servers", "clients", "both"] = Field(
-        description="the end that has less to give"
-    )
+    decided_by: Literal["servers", "clients", "both"] = Field(description="the slower end")
     per_core: float = Field(description="connections a second that one core opens at one end")
     source: str = Field(description="where that figure comes from")
 
 
 class Fleet(Model):
-    """The plan, whole."""
+    """The whole plan."""
 
     connections: int
     servers: End
     clients: End
     endpoints: int = Field(description="server addresses x server ports, over all servers")
     tuples: int = Field(
-        description="client addresses x client ports x endpoints: what addresses and ports allow"
+        description="tuples of addresses and ports: client addresses x client ports x endpoints"
     )
     kernel: str
     sizes_of: str = Field(description="kernel release whose object sizes stand for it")
@@ -128,9 +126,9 @@ class Fleet(Model):
 
 
 def plan(wanted: Wanted, rate: Rate) -> Fleet:
-    """As few hosts as can hold the connections, and what each of them needs.
+    """Return the fewest hosts that can hold the connections, and the requirements of each host.
 
-    :raises InputError: if such hosts cannot hold them, naming the option to change
+    :raises InputError: if such hosts cannot hold them, with the option to change
     """
     listeners = wanted.server_ports * wanted.addresses_per_server
     serving = _duty(wanted, "server", listeners)
@@ -180,7 +178,7 @@ def plan(wanted: Wanted, rate: Rate) -> Fleet:
 
 
 def _duty(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> Duty:
-    """What hosts of one end do. :raises InputError: if a worker can hold nothing."""
+    """Return the work of one end's hosts. :raises InputError: if a worker can hold nothing."""
     watched = end == "server" and wanted.watch == "epoll"
     socket = footprint.socket_bytes(wanted.kernel, end == "server", watched)
     ports = footprint.port_bytes(wanted.kernel, CLIENT_PORTS) if end == "client" else 0
@@ -195,10 +193,10 @@ def _duty(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> D
         spare=wanted.spare,
     )
     needs = {
-        f"a {end} worker has {RESERVE} open beside its connections, and {count(listeners)} to "
-        "listen": 1 + listeners,
-        f"a {end}'s agent has {RESERVE} open, and one for each of its workers, of which there is "
-        "one per core": duty.machine.cores,
+        f"a {end} worker needs {RESERVE} beside its connections, and "
+        f"{plural(listeners, 'listener')}": 1 + listeners,
+        f"a {end}'s agent needs {RESERVE}, and one for each worker, of which there is one per "
+        "core": duty.machine.cores,
     }
     why = max(needs, key=lambda text: needs[text])
     if wanted.nofile < needs[why] + RESERVE:
@@ -210,17 +208,18 @@ def _duty(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> D
 
 
 def _limits(end: str, duty: Duty, others: dict[str, int] | None = None) -> dict[str, int]:
-    """Each limit's maximum for one host, the least first.
+    """Return each limit's maximum for one host, the lowest first.
 
-    :raises InputError: if one of them leaves no room for a single connection
+    :raises InputError: if a limit leaves no room for a single connection
     """
     found = {**duty.limits(), **(others or {})}
     if not found["memory"]:
         least = math.ceil(duty.least_ram() / 2**20)
         raise InputError(
             f"--{end}-ram: got {size(duty.machine.ram)}, expected at least {count(least)} MiB: "
-            f"the system, {size(duty.floor)} that a run must leave free, {count(duty.workers(1))} "
-            "workers and what is spared come before the first connection"
+            f"the system, {size(duty.floor)} that a run must leave free, "
+            f"{plural(duty.workers(1), 'worker')} and the spare need memory before the first "
+            "connection"
         )
     if not found["pids"]:
         raise InputError(
@@ -232,14 +231,14 @@ def _limits(end: str, duty: Duty, others: dict[str, int] | None = None) -> dict[
 
 
 def _hosts(connections: int, limits: dict[str, int]) -> tuple[int, str]:
-    """How many hosts, and the limit that asks for so many."""
+    """Return the number of hosts, and the limit that requires that many."""
     name, most = next(iter(limits.items()))
     hosts = -(-connections // most)
     return hosts, name if hosts > 1 else "none"
 
 
 def _servers(wanted: Wanted, limits: dict[str, int]) -> tuple[int, str]:
-    """How many servers, and why. :raises InputError: if more are needed than asked for."""
+    """Return the number of servers, and why. :raises InputError: if more are needed than wanted."""
     needed, why = _hosts(wanted.connections, limits)
     asked = wanted.servers
     if asked is None or asked == needed:
@@ -247,18 +246,18 @@ def _servers(wanted: Wanted, limits: dict[str, int]) -> tuple[int, str]:
     if asked < needed:
         raise InputError(
             f"--servers: got {count(asked)}, expected at least {count(needed)}: {why} lets one "
-            f"hold {count(limits[why])} connections"
+            f"server hold {plural(limits[why], 'connection')}"
         )
     if asked > wanted.connections:
         raise InputError(
             f"--servers: got {count(asked)}, expected at most one for each of the "
-            f"{count(wanted.connections)} connections"
+            f"{plural(wanted.connections, 'connection')}"
         )
     return asked, "option"
 
 
 def _check_room(wanted: Wanted, servers: int, clients: int, addresses: int) -> None:
-    """Whether the prefix for benchmarks has addresses for all. :raises InputError: if not."""
+    """Check that the prefix for benchmarks has addresses for all. :raises InputError: if not."""
     start = layout.end(0, servers, wanted.addresses_per_server)
     if layout.end(start, clients, addresses) <= layout.ROOM:
         return
@@ -268,15 +267,16 @@ def _check_room(wanted: Wanted, servers: int, clients: int, addresses: int) -> N
         else "hosts with more memory (--server-ram, --client-ram) need fewer"
     )
     raise InputError(
-        f"--connections: {count(wanted.connections)} need {count(clients * addresses)} client "
-        f"addresses beside {count(servers * wanted.addresses_per_server)} of servers, expected no "
-        f"more than {layout.PREFIX} can give out of its {count(layout.PREFIX.num_addresses)}: "
-        f"{helps}"
+        f"--connections: {count(wanted.connections)} need "
+        f"{plural(clients * addresses, 'client address')} and "
+        f"{plural(servers * wanted.addresses_per_server, 'server address')}, expected no "
+        f"more than {layout.PREFIX} has usable among its "
+        f"{count(layout.PREFIX.num_addresses)}: {helps}"
     )
 
 
 def _shares(connections: int, hosts: int) -> list[Share]:
-    """An even split: shares that differ by at most one, the larger first."""
+    """Return an even split: shares that differ by at most one, the larger first."""
     base, more = divmod(connections, hosts)
     parts = [Share(hosts=more, connections=base + 1), Share(hosts=hosts - more, connections=base)]
     return [part for part in parts if part.hosts]

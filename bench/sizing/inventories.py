@@ -1,7 +1,7 @@
 """A fleet as an inventory directory: its hosts with their addresses, and every variable explained.
 
-What all hosts share is taken from ``inventory/example-remote``, where the variables are explained,
-with this fleet's values in it.
+The variables that all hosts share are copied from ``inventory/example-remote``, with their
+explanations and with this fleet's values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.errors import InputError
 from bench.sizing import layout
 from bench.sizing.fleet import End, Fleet
 from bench.sizing.layout import Block
-from bench.units import count, size
+from bench.units import count, plural, size
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "inventory" / "example-remote"
 
@@ -27,7 +27,7 @@ REACHED = {
     "server": ipaddress.IPv4Address("10.1.0.0"),
     "client": ipaddress.IPv4Address("10.2.0.0"),
 }
-"""Where ansible_host begins, for a person to replace: private addresses (RFC 1918)."""
+"""First addresses of ansible_host, for the user to replace: private addresses (RFC 1918)."""
 
 WIDTH = 100
 
@@ -35,11 +35,12 @@ WIDTH = 100
 def texts(
     fleet: Fleet, settings: Mapping[str, Any], sysctl: Mapping[str, int], command: Sequence[str]
 ) -> dict[str, str]:
-    """The files of the inventory, by their paths in it.
+    """Return the files of the inventory, by their paths in it.
 
     :param settings: fields of the scenario to override
-    :param sysctl: kernel parameters besides those that the roles compute
-    :param command: what the fleet was planned with: words, each option one with its value
+    :param sysctl: kernel parameters beside those that the roles compute
+    :param command: the command that planned the fleet, as words; an option and its value are one
+        word
     """
     shared = (EXAMPLE / "group_vars" / "all.yml").read_text(encoding="utf-8")
     shared = _with(shared, "connections", fleet.connections)
@@ -58,9 +59,9 @@ def texts(
 
 
 def write(folder: Path, content: Mapping[str, str]) -> None:
-    """Write the files into a directory that is new or empty; all of them or none.
+    """Write the files into a new or empty directory, all of them or none.
 
-    :raises InputError: if that is not possible, naming the directory
+    :raises InputError: if that is not possible, with the directory
     """
     _check(folder)
     made: list[Path] = []
@@ -84,8 +85,8 @@ def write(folder: Path, content: Mapping[str, str]) -> None:
 def _check(folder: Path) -> None:
     if "," in str(folder):
         raise InputError(
-            f"--write: got {folder}, expected a path without a comma: Ansible takes such a one for "
-            "a list of hosts"
+            f"--write: got {folder}, expected a path without a comma: Ansible takes a path with a "
+            "comma for a list of hosts"
         )
     expected = "expected a directory that is new or empty"
     try:
@@ -98,17 +99,17 @@ def _check(folder: Path) -> None:
 
 
 def _hosts(fleet: Fleet, command: Sequence[str]) -> Iterator[str]:
-    """hosts.yml, line by line."""
+    """Yield hosts.yml, line by line."""
     servers, clients = fleet.servers, fleet.clients
     yield "---"
-    yield f"# {count(fleet.connections)} connections. Written by"
+    yield f"# {plural(fleet.connections, 'connection')}. Written by"
     yield from _command(command)
     yield "#"
     yield from _comment(
-        "What to put in: ansible_host of every host below (the addresses here stand for yours), "
-        "and in group_vars/all.yml the login, its key, known_hosts and lab_data_interface. Every "
+        "Fill in ansible_host of every host below (the addresses here stand for yours), and in "
+        "group_vars/all.yml the login, its key, known_hosts and lab_data_interface. Every "
         f"lab_data_address has to be on that interface already, as a /{layout.PREFIX.prefixlen}, "
-        "so that all hosts reach each other; the tuning adds the alias addresses.",
+        "so that all hosts reach each other. The tuning adds the alias addresses.",
     )
     for name, end in (("Servers", servers), ("Clients", clients)):
         if end.ehash_entries > end.ehash_default:
@@ -142,7 +143,7 @@ def _hosts(fleet: Fleet, command: Sequence[str]) -> Iterator[str]:
 
 
 def _command(words: Sequence[str]) -> Iterator[str]:
-    """A command as comment lines that a shell takes once the # are gone."""
+    """Yield a command as comment lines, which a shell takes without the leading ``#``."""
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < WIDTH - 10:
@@ -156,13 +157,14 @@ def _command(words: Sequence[str]) -> Iterator[str]:
 def _what(role: str, end: End) -> str:
     addresses = "an address" if end.addresses == 1 else f"{count(end.addresses)} addresses"
     return (
-        f"{role}: each up to {count(end.largest)} in {count(end.workers)} workers. It needs "
-        f"{size(end.ram.needed)} of memory and {addresses}."
+        f"{role}: each host holds up to {plural(end.largest, 'connection')} in "
+        f"{plural(end.workers, 'worker')}, and needs {size(end.ram.needed)} of memory and "
+        f"{addresses}."
     )
 
 
 def _group(name: str, end: End, start: int) -> Iterator[str]:
-    """The hosts of one end, what their variables are explained at the first."""
+    """Yield the hosts of one end, with the variables explained at the first host."""
     reached = layout.offsets(0, end.hosts)
     blocks = layout.blocks(start, end.hosts, end.addresses)
     for number, (offset, block) in enumerate(zip(reached, blocks, strict=True), 1):
@@ -186,14 +188,14 @@ def _variables(reached: ipaddress.IPv4Address, block: Block) -> Iterator[tuple[s
 
 
 _EXPLAINED = {
-    "ansible_host": "Where SSH reaches the host, by name or address. Put yours in.",
-    "lab_data_address": "Its own address on the data plane, on lab_data_interface already.",
-    "alias_ips_first": "All its addresses there, its own one the first of them: consecutive ones "
-    "from this one on.",
-    "alias_ips_count": "So many.",
-    "alias_ips_prefix": "All its addresses there, its own one the first of them: those of this "
-    "prefix.",
-    "alias_ips_method": "One local route for all of them instead of an address each.",
+    "ansible_host": "Name or address that SSH connects to. Replace it with yours.",
+    "lab_data_address": "The host's own address on the data plane, already on lab_data_interface.",
+    "alias_ips_first": "The host's data addresses are consecutive. This is the first of them, its "
+    "own address.",
+    "alias_ips_count": "The number of these addresses, including the host's own.",
+    "alias_ips_prefix": "The host's data addresses are those of this prefix. The first of them is "
+    "its own address.",
+    "alias_ips_method": "One local route for the whole prefix instead of one address each.",
 }
 
 
@@ -210,18 +212,18 @@ def _comment(text: str, indent: int = 0) -> Iterator[str]:
 
 
 _SET = """
-# Fields of the scenario that this fleet needs different. -e '{"set": {...}}' takes the place of all
-# of them, --set of `python -m bench` that of one.
+# Fields of the scenario that this fleet needs different. -e '{"set": {...}}' replaces all of them,
+# --set of `python -m bench` replaces one.
 """
 
 
 def _with(text: str, key: str, value: object) -> str:
-    """The text of a YAML file with one of its top-level values, a line long, replaced."""
+    """Return the text of a YAML file with one of its top-level, one-line values replaced."""
     return _line(text, key, lambda _: _yaml(key, value))
 
 
 def _after(text: str, key: str, added: str) -> str:
-    """The text of a YAML file with lines added behind one of its top-level values."""
+    """Return the text of a YAML file with lines added after one of its top-level values."""
     return _line(text, key, lambda line: f"{line}\n{added}")
 
 
@@ -233,7 +235,7 @@ def _line(text: str, key: str, change: Callable[[str], str]) -> str:
 
 
 def _yaml(key: str, value: object) -> str:
-    """A variable as YAML: a list on as few lines as hold it, all else a line each."""
+    """Return a variable as YAML: a list on as few lines as possible, other values on one line."""
     if isinstance(value, Mapping):
         return "\n".join([f"{key}:", *(indent(_yaml(*item), "  ") for item in value.items())])
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Which addresses of the prefix for benchmarks each host of a fleet gets.
+"""The addresses of the benchmarking prefix that each host of a fleet gets.
 
-The role alias_ips takes addresses by count, inside the /24 of the first, or by prefix. So hosts
-that need few share a /24, each with consecutive addresses of it; a host that needs more than a
-/24 has gets a prefix of its own.
+The role alias_ips takes addresses by count, inside the /24 of the first address, or by prefix. So
+hosts that need few addresses share a /24 and get consecutive addresses of it. A host that needs
+more addresses than a /24 has gets its own prefix.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ PREFIX = ipaddress.IPv4Network("198.18.0.0/15")
 """RFC 2544 appendix C.2.2: reserved for benchmarks of interconnected devices."""
 
 USABLE = 254
-"""Addresses of a /24 without its network and its broadcast address."""
+"""Addresses of a /24 without its network and broadcast addresses."""
 
 MOST = 65_534
-"""Addresses of one host: those of a /16, the largest prefix that alias_ips and the inventory
+"""Most addresses of one host: those of a /16, the largest prefix that alias_ips and the inventory
 take."""
 
 ROOM = PREFIX.num_addresses // 256
-"""Blocks of a /24 in the prefix."""
+"""Number of /24 blocks in the prefix."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Block:
     """The addresses of one host."""
 
     first: ipaddress.IPv4Address
-    """Its own, on the interface before anything is tuned."""
+    """The host's own address, on the interface before any tuning."""
     count: int
     prefix: ipaddress.IPv4Network | None
-    """The prefix that they are all usable addresses of; None where they are given by count."""
+    """The prefix whose usable addresses they are; None if they are given by count."""
 
 
 def granted(addresses: int) -> int:
-    """Addresses that a host gets where it needs so many: those of a prefix above a /24's."""
+    """Return how many addresses a host gets if it needs that many: above a /24, a whole prefix."""
     return addresses if addresses <= USABLE else (1 << (addresses + 1).bit_length()) - 2
 
 
 def end(start: int, hosts: int, each: int) -> int:
-    """The first /24 of the prefix that is free again after hosts with ``each`` from ``start``."""
+    """Return the first free /24 of the prefix after hosts with ``each`` addresses."""
     if each <= USABLE:
         return start + -(-hosts // (USABLE // each))
     blocks = (granted(each) + 2) // 256
@@ -50,7 +50,7 @@ def end(start: int, hosts: int, each: int) -> int:
 
 
 def blocks(start: int, hosts: int, each: int) -> Iterator[Block]:
-    """The addresses of each host, from the /24 number ``start`` of the prefix on."""
+    """Yield the addresses of each host, from the /24 number ``start`` of the prefix on."""
     if each <= USABLE:
         yield from (
             Block(PREFIX.network_address + offset, each, None)
@@ -66,7 +66,7 @@ def blocks(start: int, hosts: int, each: int) -> Iterator[Block]:
 
 
 def offsets(start: int, hosts: int, each: int = 1) -> Iterator[int]:
-    """Where the addresses of each host begin, none of them the first or last of a /24."""
+    """Yield where the addresses of each host begin, without the first and last of each /24."""
     for number in range(hosts):
         block, place = divmod(number, USABLE // each)
         yield start + block * 256 + 1 + place * each

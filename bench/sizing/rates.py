@@ -1,4 +1,5 @@
-"""How fast one core opens connections at one end: as told, as past runs showed, or as built in."""
+"""The rate at which one core opens connections at one end: given, measured by past runs, or built
+in."""
 
 from __future__ import annotations
 
@@ -7,12 +8,14 @@ from typing import NamedTuple
 
 from bench.results.format import Run
 from bench.results.store import Store
+from bench.units import plural
 
 RUNS = 5
-"""Newest runs that count; their median is taken."""
+"""Number of newest runs whose median is used."""
 
 LEAST_CONNECTIONS = 100_000
-"""A run that held fewer is over in a second or two: start and end decide its figure."""
+"""Least connections of a run that counts: a smaller run is over in a second or two, so its start
+and end decide its rate."""
 
 
 class Rate(NamedTuple):
@@ -31,7 +34,7 @@ BUILT_IN = Rate(
 
 
 def of_runs(store: Store) -> Rate | None:
-    """The median rate of the newest runs that passed; None where there are none to go by."""
+    """Return the median rate of the newest runs that passed; None if there are none."""
     newest: list[tuple[float, Run]] = []
     for run in store.runs(newest_first=True):
         rate = per_core(run)
@@ -41,18 +44,19 @@ def of_runs(store: Store) -> Rate | None:
             break
     if not newest:
         return None
-    runs = "the newest run that passed" if len(newest) == 1 else f"{len(newest)} runs that passed"
+    runs = plural(len(newest), "run")
     middle = statistics.median(rate for rate, _ in newest)
-    return Rate(middle, f"measured: median of {runs}, the last of them {newest[0][1].run_id}")
+    return Rate(middle, f"measured: median of {runs} that passed, newest {newest[0][1].run_id}")
 
 
 def per_core(run: Run) -> float | None:
-    """What one core opened at one end, per second; None where the run cannot tell.
+    """Return how many connections a second one core opened at one end; None if the run cannot show
+    it.
 
-    Runs that were paced say nothing of what was possible, and neither do those that looked for a
-    limit, with their failing steps and their pauses, nor virtual machines, whose processors may be
-    emulated. On one kernel (``local``) the same cores worked for both ends. On
-    machines of their own the end with fewer cores is taken to have set the pace.
+    These runs do not show what is possible: paced runs, runs that looked for a limit (they have
+    failing steps and pauses), and runs on virtual machines, whose processors may be emulated. On
+    one kernel (``local``) the same cores worked for both ends. On separate machines the end with
+    fewer cores is assumed to have set the pace.
     """
     paced = run.config.get("connect_rate") is not None
     searched = run.config.get("expect") == "limit" or run.measured.steps

@@ -104,7 +104,7 @@ def test_the_memory_floor_stops_the_ramp(bed: Bed) -> None:
 
 
 def test_an_address_that_is_on_no_host(bed: Bed) -> None:
-    with pytest.raises(InputError, match=r"1 planned client addresses are on no host"):
+    with pytest.raises(InputError, match=r"1 planned client address on no host"):
         bed.run(clients=["198.18.1.77"])
     assert not list(bed.store.root.iterdir())
     assert bed.clean()

@@ -135,7 +135,7 @@ def test_units_of_sizes_and_counts_are_understood() -> None:
         ({"spare": "0.1"}, "--spare: got '0.1', expected a percentage such as 10%"),
         ({"rate": "0"}, "--rate: got '0', expected 1 to"),
         ({"connections": "1T"}, "--connections: got '1T', expected a whole number"),
-        ({"connections": "10G", "server_ram": "200TiB"}, "beside 1 of servers, expected no more"),
+        ({"connections": "10G", "server_ram": "200TiB"}, "and 1 server address, expected no more"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(
@@ -233,7 +233,7 @@ def test_the_commands_in_the_comments_do_what_they_say(tmp_path: Path) -> None:
     text = (folder / "hosts.yml").read_text()
     lines = [line.removeprefix("# ").strip() for line in text.splitlines()]
     commands = " ".join(lines).replace("\\ ", " ")
-    planned = re.search(r"(?<=python -m bench plan ).*? (?=# What)", commands)
+    planned = re.search(r"(?<=python -m bench plan ).*? (?=# Fill)", commands)
     assert planned
     again = CliRunner().invoke(app, ["plan", *planned[0].split(), "--results", "/none", "--json"])
     assert json.loads(again.stdout)["connections"] == 1_500_000

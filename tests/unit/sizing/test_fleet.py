@@ -217,8 +217,8 @@ def test_the_ramp_is_paced_by_the_end_with_fewer_cores() -> None:
         ({"nofile": 99, "server_ports": 500}, "--nofile: got 99, expected at least 565: a server"),
         (
             {"connections": 10**10, "server": Machine(1 << 48, 16), "nofile": 1 << 24},
-            r"need 157,\d+ client addresses beside 1 of servers, expected no more than "
-            r"198.18.0.0/15 can give out of its 131,072: more --server-ports or",
+            r"need 157,\d+ client addresses and 1 server address, expected no more than "
+            r"198.18.0.0/15 has usable among its 131,072: more --server-ports or",
         ),
         ({"connections": 10**12}, "hosts with more memory"),
     ],

@@ -88,7 +88,7 @@ def test_one_is_enough_and_what_cannot_be_read_is_passed_over(tmp_path: Path) ->
     os.close(os.open(tmp_path / "notes", os.O_CREAT))
     found = rates.of_runs(store)
     assert found is not None
-    assert found.source.startswith("measured: median of the newest run that passed")
+    assert found.source.startswith("measured: median of 1 run that passed, newest ")
 
 
 def test_no_directory_no_rate(tmp_path: Path) -> None:
