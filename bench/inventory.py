@@ -1,6 +1,6 @@
 """Hosts, groups and addresses, read through ``ansible-inventory --list``.
 
-The inventory is the only source of targets: what is not in ``servers`` is never connected to.
+The inventory is the only source of targets: clients connect to no host outside ``servers``.
 Variables are read as literals; ``ansible-inventory`` does not template them (compose them with
 the ``constructed`` inventory plugin instead).
 """
@@ -29,16 +29,16 @@ DEFAULT_PREFIXES = ("198.18.0.0/15",)
 
 
 class Allowed(NamedTuple):
-    """Where a host's data addresses may lie."""
+    """The networks that a host's data addresses may be in."""
 
     prefixes: Sequence[Network]
     public: bool
-    """Whether :data:`bench.fence.WORD` is there."""
+    """Whether the inventory has :data:`bench.fence.WORD`."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host as the inventory gives it."""
+    """One host of the inventory."""
 
     name: str
     groups: tuple[str, ...]
@@ -48,40 +48,40 @@ class Host:
     key_file: str | None
     known_hosts: str | None
     data_addresses: tuple[str, ...]
-    """Own one first; IPv4 before IPv6 where both are given by count."""
+    """The host's own address first; IPv4 before IPv6 if both are given by count."""
     routed_addresses: tuple[str, ...] = ()
-    """Those of them that are reached only through a router."""
+    """Those of the data addresses that are reached only through a router."""
     public: bool = False
-    """Whether they may be other people's (:data:`bench.fence.WORD`)."""
+    """Whether the addresses may be public (:data:`bench.fence.WORD`)."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The hosts that take part in a run, and what the lab is."""
+    """The hosts that take part in a run, and the kind of lab."""
 
     source: str
     substrate: str
     hosts: Mapping[str, Host]
     underlay: bool
-    """Whether the lab owns the machine underneath: the hosts then share one kernel."""
+    """Whether the lab owns the machine underneath, whose kernel the hosts then share."""
     state: Path | None
-    """Directory of the lab's own state, where the lab made the hosts."""
+    """Directory of the lab's own state, if the lab created the hosts."""
     connections: object
-    """What the lab is sized for (``connections``); None if the inventory does not say."""
+    """Number that the lab is sized for (``connections``); None if the inventory has none."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the scenario that these hosts need different (``set``)."""
+    """Fields of the scenario that these hosts override (``set``)."""
 
     def of(self, group: str) -> list[Host]:
-        """Hosts of a group, in the inventory's order."""
+        """Return the hosts of a group, in the inventory's order."""
         return [host for host in self.hosts.values() if group in host.groups]
 
 
 def load(sources: Sequence[Path] = (DEFAULT,), extra_vars: Sequence[str] = ()) -> Inventory:
-    """Read an inventory and check what a run needs of it.
+    """Read an inventory and check what a run needs.
 
-    :param sources: files or directories, as for ansible's ``-i``.
-    :param extra_vars: each a text for ansible-inventory's ``-e``.
-    :raises InputError: if it cannot be read, or a host, group or address is not as expected.
+    :param sources: files or directories, as for ansible's ``-i``
+    :param extra_vars: texts for ansible-inventory's ``-e``
+    :raises InputError: if it cannot be read, or a host, group or address is not as expected
     """
     for source in sources:
         if not source.exists():
@@ -112,9 +112,9 @@ def _listing(name: str, sources: Sequence[Path], extra_vars: Sequence[str]) -> M
 
 
 def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
-    """The inventory in the output of ``ansible-inventory --list``.
+    """Return the inventory in the output of ``ansible-inventory --list``.
 
-    :raises InputError: if a host, group or address is not as expected.
+    :raises InputError: if a host, group or address is not as expected
     """
     listing = _mapping(source, "the listing", _plain(listing))
     meta = _mapping(source, "_meta", listing.get("_meta", {}))
@@ -133,7 +133,7 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
     first: Mapping[str, Any] = next(iter(variables.values()), {})
     clients = sum("clients" in of_host for of_host in groups.values())
     wanted = first.get("lab_clients", clients)
-    if str(wanted) != str(clients):  # text, where it comes from the command line
+    if str(wanted) != str(clients):  # it is text if it comes from the command line
         raise InputError(
             f"inventory {source}: lab_clients: got {wanted!r}, expected 1 to the number of clients "
             "that the inventory lists"
@@ -172,7 +172,8 @@ def from_listing(source: str, listing: Mapping[str, Any]) -> Inventory:
 
 
 def _settings(found: Any) -> Mapping[str, Any]:
-    """Fields of a scenario; none where only Ansible could tell them, which has templates."""
+    """Return the overridden fields of a scenario; none if they have templates, which only Ansible
+    can resolve."""
     if not isinstance(found, Mapping):
         return {}
     text = json.dumps(found, default=str)
@@ -180,7 +181,7 @@ def _settings(found: Any) -> Mapping[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Values without the mark that ansible-inventory puts on composed text."""
+    """Return values without the mark that ansible-inventory puts on composed text."""
     if isinstance(value, Mapping):
         if set(value) == {"__ansible_unsafe"}:
             return value["__ansible_unsafe"]
@@ -195,7 +196,7 @@ def _mapping(source: str, what: str, value: Any) -> Mapping[str, Any]:
 
 
 def _members(source: str, listing: Mapping[str, Any], group: str) -> list[str]:
-    """Hosts of a group and of the groups below it, each once."""
+    """Return the hosts of a group and of the groups below it, each once."""
     found: dict[str, None] = {}
     left, seen = [group], {group}
     while left:
@@ -290,7 +291,7 @@ def _host(source: str, name: str, groups: tuple[str, ...], found: Mapping[str, A
 
 
 def _reached(where: str, address: str) -> str:
-    """Where SSH reaches the host: an IP address, or a name that can be looked up."""
+    """Return the address for SSH: an IP address, or a name that can be looked up."""
     try:
         address.encode("idna")  # as socket.getaddrinfo() does
     except UnicodeError:
@@ -306,7 +307,7 @@ def _counted6(
     number: Callable[[str, int, int, int], int],
     allowed: Allowed,
 ) -> list[Address]:
-    """A host's own IPv6 address and those that it has by count."""
+    """Return a host's own IPv6 address and its addresses given by count."""
     found = []
     own, first = text("lab_data_address6"), text("alias_ips_first6")
     if own is not None:
@@ -319,7 +320,7 @@ def _counted6(
 
 
 def _word(where: str, field: str, value: object) -> bool:
-    """A word that lifts a guard: said in full or not at all (``-e`` gives it as text)."""
+    """Return a flag that lifts a guard: only true or false (``-e`` gives it as text)."""
     if str(value).lower() not in ("true", "false"):
         raise InputError(f"{where}: {field}: got {value!r}, expected true or false")
     return str(value).lower() == "true"

@@ -1,4 +1,4 @@
-"""Scenarios: what to open, how fast, how long to hold, how to close. YAML checked by pydantic."""
+"""Scenarios: what to open, how fast, how long to hold, how to close. Pydantic checks the YAML."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 MOST_RATE = 1_000_000
-"""Connections a second that any scenario may open."""
+"""Most connections a second that a scenario may open."""
 
 MOST_ROUNDS = 1_000
-"""Echo rounds of one run."""
+"""Most echo rounds of one run."""
 
 
 class Scenario(BaseModel):
@@ -30,19 +30,19 @@ class Scenario(BaseModel):
     title: str
     connections: int = Field(1_000_000, ge=1, le=100_000_000)
     path: Literal["direct", "routed", "proxied"] = Field(
-        "direct", description="between clients and servers: nothing, a router, or proxies"
+        "direct", description="hosts between clients and servers: none, a router, or proxies"
     )
     family: Literal["auto", 4, 6] = Field(
-        "auto", description="IP version; auto: that of the first server's first address"
+        "auto", description="IP version; auto: the version of the first server's first address"
     )
     clients: int | None = Field(None, ge=1, description="client hosts that connect; none: all")
     client_addresses: int | None = Field(
-        None, ge=1, description="of each client's addresses, the first so many; none: all"
+        None, ge=1, description="number of each client's first addresses to use; none: all"
     )
     server_addresses: int | None = Field(
-        None, ge=1, description="of each server's addresses, the first so many; none: all"
+        None, ge=1, description="number of each server's first addresses to use; none: all"
     )
-    proxies: int | None = Field(None, ge=1, description="proxies that are used; none: all")
+    proxies: int | None = Field(None, ge=1, description="number of proxies to use; none: all")
     server_ports: list[Port] = Field(default=[5000], min_length=1, max_length=1024)
     control_port: Port = 4999
     first_client_port: Port = 1024
@@ -58,14 +58,14 @@ class Scenario(BaseModel):
     )
     connect_timeout_ms: int = Field(5_000, ge=10, le=120_000)
     retries: int = Field(5, ge=0, le=100, description="tries after the first, per connection")
-    backoff_ms: int = Field(50, ge=1, le=60_000, description="before the first retry; doubles")
+    backoff_ms: int = Field(50, ge=1, le=60_000, description="wait before the first retry; doubles")
     ramp_timeout_seconds: float = Field(600, gt=0, le=7_200)
     silence_seconds: float = Field(
         20,
         ge=6,
         le=600,
-        description="a host that says nothing for this long is given up; agents that do not hear "
-        "the controller for this long close everything",
+        description="the controller gives up a host that is silent for this long; agents close "
+        "everything when the controller is silent for this long",
     )
     hold_seconds: float = Field(10, ge=0, le=86_400)
     watch: Literal["epoll", "none"] = "epoll"
@@ -76,7 +76,7 @@ class Scenario(BaseModel):
     liveness: Literal["none", "sample", "all"] = "sample"
     liveness_sample: int = Field(1_000, ge=1, le=1_000_000)
     echo_timeout_ms: int = Field(
-        5_000, ge=10, le=120_000, description="how long an echo may take before it counts as none"
+        5_000, ge=10, le=120_000, description="time limit for an echo; a later answer is missing"
     )
     rounds: int = Field(
         0,
@@ -88,25 +88,25 @@ class Scenario(BaseModel):
         128, ge=1, le=65_536, description="connections under way in a round, per client worker"
     )
     round_timeout_ms: int = Field(
-        5_000, ge=10, le=120_000, description="how long one answer of a round may take"
+        5_000, ge=10, le=120_000, description="time limit for one answer of a round"
     )
     sequential_sample: int = Field(
         0,
         ge=0,
         le=100_000_000,
-        description="connections of one more round, each asked once the one before has answered",
+        description="connections of one more round, each asked after the answer of the one before",
     )
     round_every_seconds: float = Field(
         0,
         ge=0,
         le=3_600,
-        description="one more echo round so often, until the hold ends; 0: none of these",
+        description="interval of further echo rounds until the hold ends; 0: no such rounds",
     )
     churn_percent: float = Field(
         0,
         ge=0,
         le=50,
-        description="of the held connections, closed and opened again each second of the hold",
+        description="part of the held connections to close and reopen in each second of the hold",
     )
     drain: Literal["rst", "fin"] = "rst"
     drain_rate: int = Field(0, ge=0, le=1_000_000, description="closes a second; 0: no cap")
@@ -115,10 +115,10 @@ class Scenario(BaseModel):
     )
     expect: Literal["all", "floor", "limit"] = Field(
         "all",
-        description="what passes: all connections held, all that fit above the floor, or what "
-        "stopped the run is found and all that is held is alive",
+        description="a run passes if it holds all connections; if it reaches the memory floor; or "
+        "if the limit is found and all held connections are alive",
     )
-    expect_lost: int = Field(0, ge=0, description="lost connections that still pass")
+    expect_lost: int = Field(0, ge=0, description="most lost connections of a run that passes")
     step: float = Field(
         0.0625, gt=0, le=1, description="part of the connections that a step towards a limit adds"
     )
@@ -126,24 +126,24 @@ class Scenario(BaseModel):
         0.002,
         gt=0,
         le=1,
-        description="a limit is found when a failing step is no larger than this part of what is "
-        "held",
+        description="a limit is found when a failing step is no larger than this part of the held "
+        "connections",
     )
     source_ports: Literal["plan", "kernel"] = Field(
-        "plan", description="who chooses clients' source ports; kernel: ip_local_port_range"
+        "plan", description="the plan or the kernel (ip_local_port_range) chooses source ports"
     )
     nofile: Literal["hard", "soft"] | Annotated[int, Field(ge=256, le=2**31 - 1)] = Field(
         "hard",
-        description="limit on open files that the agents live with; a number: at most so many",
+        description="limit on open files that the agents use; a number: at most that many",
     )
     workers: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="agent processes per host and side; none: as many as nofile demands",
+        description="agent processes per host and side; none: as many as nofile requires",
     )
     server_workers: int | None = Field(
-        None, ge=1, le=1024, description="the same on servers alone; none: as workers says"
+        None, ge=1, le=1024, description="the same for servers only; none: as in workers"
     )
 
     @model_validator(mode="after")
@@ -203,12 +203,12 @@ class Scenario(BaseModel):
         return self
 
     def processes(self, server: bool) -> int | None:
-        """Agent processes of a host of one side, where their number is given."""
+        """Return the agent processes of a host of one side, if their number is given."""
         return (self.server_workers if server else None) or self.workers
 
 
 def names() -> list[str]:
-    """Names of the scenarios that come with the lab."""
+    """Return the names of the scenarios that come with the lab."""
     folder = resources.files("bench") / "scenarios"
     return sorted(
         entry.name.removesuffix(".yml") for entry in folder.iterdir() if entry.name.endswith(".yml")
@@ -216,20 +216,20 @@ def names() -> list[str]:
 
 
 def parse_value(value: object) -> object:
-    """A value as YAML reads it, where it came as text (Ansible gives ``-e key=5`` as text).
+    """Return a value as YAML reads it, if it came as text (Ansible gives ``-e key=5`` as text).
 
-    Text that is no YAML stays as it is: whatever it is for will refuse it.
+    Text that is not YAML stays as it is, and the field that it is for refuses it.
     """
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets in masses
+    except (yaml.YAMLError, ValueError, RecursionError):  # an invalid date, very many brackets
         return value
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a mapping; values are YAML scalars or lists.
+    """Return ``KEY=VALUE`` texts as a mapping; values are YAML scalars or lists.
 
-    :raises InputError: for a text that is not of that form.
+    :raises InputError: for a text of another form
     """
     parsed: dict[str, Any] = {}
     for text in settings:
@@ -248,10 +248,10 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 def load(
     name: str, overrides: Mapping[str, Any] | None = None, connections: object = None
 ) -> Scenario:
-    """The scenario of that name, with fields overridden.
+    """Return the scenario of that name, with fields overridden.
 
-    :param connections: what the lab is sized for, where the scenario names no number of its own.
-    :raises InputError: for an unknown name or field, or a value out of range.
+    :param connections: the number that the lab is sized for, used if the scenario has no number
+    :raises InputError: for an unknown name or field, or a value out of range
     """
     known = names()
     if name not in known:

@@ -1,9 +1,9 @@
-"""What the controller and the agents say to each other: one JSON object a line.
+"""The messages between the controller and the agents: one JSON object per line.
 
-The one module that both sides share, so it uses the standard library alone and runs on
+This is the only module that both sides share, so it uses the standard library alone and runs on
 Python 3.9. The controller writes commands (key ``op``) to an agent's standard input; the agent
-writes events (key ``event``) to its standard output. End of input means: stop and close
-everything, and so does a controller that says nothing for ``silence_seconds``
+writes events (key ``event``) to its standard output. At the end of its input an agent stops and
+closes everything. It does the same if the controller is silent for ``silence_seconds``
 (:class:`AgentOptions`).
 
 ========== ====================================================== ==========================
@@ -14,46 +14,46 @@ serve      spec: :class:`ServerSpec`                              serving {worke
 open       (none); the servers' data ports take connections, and  opened {}
            no longer the handshake alone
 prepare    spec: :class:`ClientSpec`                              prepared {workers}
-ramp       upto: connections to have been tried by its end, all   ramped (:class:`Ramped`)
-           if absent; most_lost: given up, at which it ends, 0
-           or absent = no bound; goes on where the last ended
-halt       (none); ends the ramp early, keeps what is held        halted {}
+ramp       upto: connections to try in all, every one if absent;  ramped (:class:`Ramped`)
+           most_lost: losses that end the ramp, 0 or absent = no
+           bound; continues the ramp before
+halt       (none); ends the ramp early, keeps held connections    halted {}
 collect    phase, count: list of [address, port] or null,         collected (:class:`Collected`)
            state: of the sockets to count, as ss(8) names it
 count      :class:`CountSpec`'s fields                            counted (:class:`Counted`)
 answer     on: bool; how: tagged|byte, tagged if absent; the      answering {on, echoes, wrong}
            server answers echoes or rounds, or has stopped
-echo       mode: sample|all|fresh (those that the last ramp       echoed {asked, answered,
-           opened), sample: int, patience_ms: int, drop: bool;    wrong, dropped}
-           with drop, who does not answer is reset
+echo       mode: sample|all|fresh (connections of the last ramp), echoed {asked, answered,
+           sample: int, patience_ms: int, drop: bool; with drop,  wrong, dropped}
+           connections without an answer are reset
 round      number: from 1; mode: pipelined|sequential; sample:    rounded (:class:`Rounded`)
            int, 0 = all; window: under way at a time in a worker
-           that is pipelined; patience_ms
+           of a pipelined round; patience_ms
 churn      rate: connections a second for the agent, seconds;     churned (:class:`Churned`)
-           closes held ones by RST and opens the same four-tuples
-           again; ``halt`` ends it early
+           closes held connections by RST and reopens the same
+           four-tuples; ``halt`` ends it early
 memory     (none)                                                 memory {own_kib}: pss_kib of
                                                                   :class:`Collected` less files
 verify     (none); looks at every held socket                     verified {alive, dead}
 drain      how: rst|fin, rate: connections a second, 0 = no limit drained {closed, seconds}
 status     (none)                                                 status {held, errors,
                                                                   cpu_seconds}
-beat       (none), every few seconds: the controller is there     (none)
+beat       (none), every few seconds: the controller is alive     (none)
 stop       (none)                                                 stopped {}
 ========== ====================================================== ==========================
 
-``facts``, ``collect`` and ``count`` need no task; all others but ``stop`` come after ``serve`` or
-``prepare``.
+``facts``, ``collect`` and ``count`` need no task. All other commands except ``stop`` come after
+``serve`` or ``prepare``.
 
 A process started in the mode ``trial`` is one side of a small experiment instead
 (:mod:`bench.agent.stage`). It takes ``trial`` {name, args}, then ``go`` {the trial's own fields}
 for each further step, answers each with ``told`` {the trial's own figures}, says ``alive`` every
 second, and ends like an agent.
 
-An agent says ``hello`` (:class:`Hello`) first, ``alive`` every second, instead of it ``tick``
-(:class:`Tick`) from ``serve`` or ``prepare`` on, ``floor`` {mem_free_kib, floor_kib} once memory
-falls below its floor, and ``error`` {kind: input|fault|refused, message} instead of an answer when
-a command fails.
+An agent first sends ``hello`` (:class:`Hello`), then ``alive`` every second. From ``serve`` or
+``prepare`` on it sends ``tick`` (:class:`Tick`) instead of ``alive``. It sends ``floor``
+{mem_free_kib, floor_kib} when memory falls below its floor, and ``error`` {kind:
+input|fault|refused, message} instead of an answer when a command fails.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ import json
 from typing import Any, Dict, List, Optional, Tuple, TypedDict, Union
 
 VERSION = 1
-"""Said in ``hello``; a controller takes no other. Each session pushes the agent of its own
+"""Version in ``hello``; a controller accepts no other. Each session pushes the agent of its own
 checkout, so messages may change without a new number."""
 
 PUSHED = r"(?P<folder>/tmp/connlab\.[A-Za-z0-9_]{10})/agent\.pyz"
-"""All of the path of a pushed agent, as a regular expression. The controller draws the name of the
-directory, and mkdir(1) makes it for this agent alone."""
+"""Full path of a pushed agent, as a regular expression. The controller draws the random name of the
+directory, and mkdir(1) creates it for this agent alone."""
 
 UNASKED = ("tick", "floor", "alive")
 """Events that answer no command."""
@@ -88,20 +88,20 @@ SOURCES = (
     "conntrack_stat",
     "kernel_log",
 )
-"""Names of the texts in :class:`Collected`, all that there can be: they name files in the run's
-directory on the controller."""
+"""All names of texts that :class:`Collected` may have: they become files in the run's directory on
+the controller."""
 
 LINE_BYTES = 16 << 20
-"""Most that a line may have, newline included. The largest is the evidence of a host: some 300 KB
-with a hundred slab caches, and a few MB on machines with thousands of them."""
+"""Most bytes of a line, including its newline. The longest line is the evidence of a host: some 300
+KB with a hundred slab caches, and a few MB on machines with thousands of them."""
 
 TEXT_BYTES = 4 << 20
-"""Most that one of :data:`SOURCES` may have, as UTF-8: an agent sends no longer one, and whatever
-it sends is read and kept. ``conntrack_stat`` has a line of some 150 bytes for each processor, of
-which a kernel has 8,192 at most; others have less."""
+"""Most bytes of the text of one of :data:`SOURCES`, as UTF-8. An agent sends no longer text, so the
+controller can read and keep all that it sends. ``conntrack_stat`` has a line of some 150 bytes for
+each processor, of which a kernel has at most 8,192; other texts are shorter."""
 
 SILENCE_SECONDS = 20.0
-"""Without a word, until either side takes the other for dead, where nothing else is said."""
+"""Default time of silence after which either side treats the other as dead."""
 
 TCP_STATES = {
     "established": 1,
@@ -115,43 +115,43 @@ TCP_STATES = {
     "closing": 11,
 }
 """The states of a connection as ss(8) names them, and the kernel's numbers (net/tcp_states.h).
-A socket that listens is no connection, one that is closed is in no table."""
+A listening socket is not a connection, and a closed socket is in no table."""
 
 COUNT_BY = ("port", "state", "peer", "none")
-"""What connections are counted by: port, state, remote address, or all of them as one."""
+"""Keys that connections are counted by: port, state, remote address, or one total."""
 
 COUNT_SIDES = ("local", "peer")
-"""Whose ports are meant: the host's own, or those at the other end."""
+"""Ends whose ports are meant: the host itself, or its peers."""
 
 COUNT_RANGES = 256
-"""Port ranges that may be asked for: the kernel goes through them for every socket."""
+"""Most port ranges of one count: the kernel goes through them for every socket."""
 
 Endpoint = Tuple[str, int]
 """(IP address as text, TCP port)."""
 
 
 class LockOptions(TypedDict):
-    """Who holds a host during a run (:mod:`bench.agent.hostlock`)."""
+    """The holder of a host during a run (:mod:`bench.agent.hostlock`)."""
 
     owner: str
-    """16 hex digits: one controller."""
+    """16 hex digits that identify one controller."""
     who: str
     """User and machine of the controller."""
     run: str
-    """What is being done."""
+    """The work in progress, such as the run's scenario."""
 
 
 class AgentOptions(TypedDict):
-    """What an agent is started with."""
+    """The options that an agent is started with."""
 
     silence_seconds: float
-    """Without a word from the controller, until the agent closes everything and ends."""
+    """Time of silence of the controller after which the agent closes everything and ends."""
     lock: Optional[LockOptions]
-    """None for what only looks."""
+    """None for an agent that only looks."""
 
 
 class Hello(TypedDict):
-    """First line of an agent."""
+    """The first line of an agent."""
 
     event: str
     version: int
@@ -179,23 +179,23 @@ class Facts(TypedDict):
     cap_sys_resource: bool
     sysctl: Dict[str, str]
     addresses: List[str]
-    """Addresses and prefixes that the host answers for."""
+    """Addresses and prefixes that are local to the host."""
     ehash_entries: int
     roles: Dict[str, Any]
     """Role name to the role's own record (``/var/lib/connlab/<role>.json``)."""
 
 
 class ServerSpec(TypedDict):
-    """What one server agent holds."""
+    """The task of one server agent."""
 
     nonce: str
     """Hex; names this run and keys the handshake and the echoes."""
     endpoints: List[Endpoint]
     fronts: List[Endpoint]
-    """Of proxies that lead to the endpoints: clients may connect to them as well."""
+    """Endpoints of proxies that lead to the server's endpoints: clients may connect to them too."""
     control: Endpoint
     connections: int
-    """How many it must be able to hold."""
+    """Connections that the agent must be able to hold."""
     backlog: int
     listener: str
     """``shared`` or ``reuseport``."""
@@ -204,16 +204,16 @@ class ServerSpec(TypedDict):
     acceptors: int
     """Workers awake at a time on a shared listener."""
     nap_ms: float
-    """How long an acceptor sleeps once the queue is empty."""
+    """Time that an acceptor sleeps when the queue is empty."""
     memory_floor_kib: int
     nofile: Union[str, int]
-    """``hard``: the soft limit on open files is raised as far as it goes; ``soft``: it is kept; a
-    number: it is set to that, or as near as it goes."""
+    """``hard``: raise the soft limit on open files to the hard limit; ``soft``: keep it; a number:
+    set it to that number, or as near as possible."""
     workers: int
-    """How many; 0: as many as the limit on open files demands. With a number a worker goes on to
-    what accept(2) lets it."""
+    """Number of workers; 0: as many as the limit on open files requires. With a given number, a
+    worker accepts until accept(2) fails."""
     limit: bool
-    """Go as far as this host lets one: being short of workers is no error."""
+    """Go as far as the host allows: too few workers are not an error."""
 
 
 class TupleBlock(TypedDict):
@@ -227,22 +227,22 @@ class TupleBlock(TypedDict):
 
 
 class ClientSpec(TypedDict):
-    """What one client agent opens."""
+    """The task of one client agent."""
 
     nonce: str
     controls: List[Endpoint]
-    """Control port of every server agent: all must prove that they know the nonce."""
+    """Control port of every server agent; all agents must prove that they know the nonce."""
     fronts: List[Endpoint]
-    """Targets and control ports that are proxies': which server they choose, and from where they
-    connect to it, is theirs."""
+    """Proxies' targets and control ports. A proxy chooses the server and the address from which it
+    connects."""
     routers: List[str]
-    """Addresses of routers that translate, which a server may see in place of the client's. Any
-    other address is that of a relay outside the lab."""
+    """Addresses of routers that translate, which a server may see instead of the client's address.
+    Any other address belongs to a relay outside the lab."""
     blocks: List[TupleBlock]
     max_in_flight: int
     """Connects under way at a time, for the whole agent."""
     connect_rate: float
-    """Connections a second for this agent; 0 is no limit."""
+    """Connections a second for this agent; 0: no limit."""
     connect_timeout_ms: int
     retries: int
     """Tries after the first, per connection."""
@@ -254,15 +254,15 @@ class ClientSpec(TypedDict):
     nofile: Union[str, int]
     """As in :class:`ServerSpec`."""
     workers: int
-    """How many; 0: as many as the limit on open files demands."""
+    """Number of workers; 0: as many as the limit on open files requires."""
     source_ports: str
-    """``plan``: those of the blocks; ``kernel``: connect(2) picks one, blocks only say how many."""
+    """``plan``: the blocks' ports; ``kernel``: connect(2) picks one, blocks only give the count."""
     limit: bool
     """As in :class:`ServerSpec`."""
 
 
 class Tick(TypedDict):
-    """Once a second. Counters run from the start; ``latency`` holds the buckets' totals."""
+    """An agent's state, once a second. Counters run from the start; ``latency`` has bucket sums."""
 
     event: str
     t: float
@@ -277,20 +277,20 @@ class Tick(TypedDict):
     errors: Dict[str, int]
     latency: Dict[str, int]
     mem_available_kib: int
-    """MemAvailable as the kernel gives it."""
+    """The kernel's MemAvailable."""
     mem_free_kib: int
-    """What is really free or reclaimable, see ``bench.agent.memory``."""
+    """Memory that is really free or reclaimable, see ``bench.agent.memory``."""
     slab_kib: int
 
 
 class Ramped(TypedDict):
-    """End of a ramp. ``reason`` is complete, memory, halted or lost; counters run from the start,
-    ``seconds`` is this ramp's."""
+    """The end of a ramp. ``reason`` is complete, memory, halted or lost. Counters run from the
+    start; ``seconds`` is the time of this ramp."""
 
     event: str
     reason: str
     tried: int
-    """Connections of the plan that have been tried at least once."""
+    """Planned connections that have been tried at least once."""
     held: int
     lost: int
     errors: Dict[str, int]
@@ -299,39 +299,39 @@ class Ramped(TypedDict):
 
 
 class Rounded(TypedDict):
-    """End of an echo round: one byte on each of many held connections, one byte back."""
+    """The end of an echo round: one byte on each of many held connections, one byte back."""
 
     event: str
     asked: int
-    """Connections that a byte was written on, or should have been and had been closed."""
+    """Connections on which a byte was written, or would have been if they had not been closed."""
     answered: int
     wrong: int
-    """With another byte than the server's of this run, or with more than one."""
+    """Answers with another byte than this run's server sends, or with more than one byte."""
     silent: int
-    """No answer in time, or closed."""
+    """Connections without an answer in time, or closed."""
     seconds: float
     latency: Dict[str, int]
-    """Of the right answers, from before write(2) until read: buckets' counts."""
+    """Latency of the right answers, from before write(2) until read: buckets' counts."""
     cpu_seconds: float
-    """That the agent and its workers spent meanwhile, user and system."""
+    """User and system time of the agent and its workers meanwhile."""
 
 
 class Churned(TypedDict):
-    """End of a time of churn: what was closed is open again or lost."""
+    """The end of a stretch of churn: each closed connection is open again or lost."""
 
     event: str
     closed: int
     opened: int
     lost: int
-    """Not open again: given up after the last retry, or because of ``halt``."""
+    """Not reopened: given up after the last retry, or because of ``halt``."""
     errors: Dict[str, int]
     latency: Dict[str, int]
-    """Of the new connections, from connect(2) to established: buckets' counts."""
+    """Latency of the new connections, from connect(2) to established: buckets' counts."""
     seconds: float
 
 
 class Collected(TypedDict):
-    """Evidence of one host in one phase."""
+    """The evidence of one host in one phase."""
 
     event: str
     phase: str
@@ -342,36 +342,37 @@ class Collected(TypedDict):
     missing: Dict[str, str]
     held: int
     held_each: List[int]
-    """The same by worker."""
+    """Held connections by worker."""
     established: Optional[int]
-    """Lines of ``ss`` in the state and on the endpoints asked for, null if none were."""
+    """Lines of ``ss`` in the requested state and on the requested endpoints, null without
+    endpoints."""
     workers: int
     pss_kib: int
     """Sum over the agent's parent and workers, ``/proc/<pid>/smaps_rollup``."""
 
 
 class CountSpec(TypedDict):
-    """Which connections to count, and by what."""
+    """The connections to count, and the key to count by."""
 
     ranges: List[Tuple[int, int]]
-    """Of ports, first and last, at most :data:`COUNT_RANGES`."""
+    """Port ranges, first and last port, at most :data:`COUNT_RANGES`."""
     side: str
-    """Of :data:`COUNT_SIDES`."""
+    """One of :data:`COUNT_SIDES`."""
     states: List[str]
-    """Of :data:`TCP_STATES`."""
+    """Some of :data:`TCP_STATES`."""
     by: str
-    """Of :data:`COUNT_BY`."""
+    """One of :data:`COUNT_BY`."""
 
 
 class Counted(TypedDict):
-    """Connections of one host's network namespace."""
+    """The counted connections of one host's network namespace."""
 
     event: str
     counts: Dict[str, int]
-    """By port, state or address; empty if by none of them."""
+    """Connections by port, state or address; empty for one total."""
     total: int
     seconds: float
-    """What the kernel's answer and reading it took."""
+    """Time of the kernel's answer and of reading it."""
 
 
 class WireError(ValueError):
@@ -379,12 +380,12 @@ class WireError(ValueError):
 
 
 def encode(message: Any) -> bytes:
-    """One line for one message, newline included."""
+    """Return one message as one line, including the newline."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Dict[str, Any]:
-    """The message in a line. :raises WireError: if it is not a JSON object."""
+    """Return the message in a line. :raises WireError: if it is not a JSON object."""
     try:
         message = json.loads(line)
     except ValueError as error:
@@ -394,14 +395,14 @@ def decode(line: bytes) -> Dict[str, Any]:
     return message
 
 
-# Latency histogram: 16 buckets per power of two, so a bucket is at most 1/16 wide.
+# Latency histogram: 16 buckets per power of two, so a bucket's width is at most 1/16 of its value.
 SUB_BITS = 4
 BUCKETS = 27 << SUB_BITS
-"""Up to 2**30 µs (18 minutes); longer ones fall into the last bucket."""
+"""Buckets up to 2**30 µs (18 minutes); longer latencies fall into the last bucket."""
 
 
 def bucket_of(microseconds: int) -> int:
-    """Histogram bucket of a latency in µs."""
+    """Return the histogram bucket of a latency in µs."""
     if microseconds < 1 << SUB_BITS:
         return max(microseconds, 0)
     shift = microseconds.bit_length() - 1 - SUB_BITS
@@ -410,7 +411,7 @@ def bucket_of(microseconds: int) -> int:
 
 
 def bucket_top(index: int) -> int:
-    """The largest latency in µs that falls into a bucket."""
+    """Return the largest latency in µs that falls into a bucket."""
     if index < 1 << SUB_BITS:
         return index
     shift = (index >> SUB_BITS) - 1
@@ -418,7 +419,8 @@ def bucket_top(index: int) -> int:
 
 
 def percentile(histogram: Dict[int, int], share: float) -> int:
-    """Latency in µs that ``share`` (0..1) of the samples do not exceed; 0 if there are none."""
+    """Return the latency in µs that ``share`` (0..1) of the samples do not exceed; 0 without
+    samples."""
     total = sum(histogram.values())
     if not total:
         return 0
@@ -438,18 +440,18 @@ ECHO_BYTES = 12
 
 
 def proof(nonce: str, role: str, challenge: bytes) -> bytes:
-    """HMAC-SHA256 (RFC 2104) of the side's role and the peer's challenge."""
+    """Return the HMAC-SHA256 (RFC 2104) of the side's role and the peer's challenge."""
     return hmac.new(bytes.fromhex(nonce), role.encode() + challenge, hashlib.sha256).digest()
 
 
 def echo_request(nonce: str, number: int) -> bytes:
-    """What a client writes on its connection ``number``: the number and its tag."""
+    """Return what a client writes on its connection ``number``: the number and its tag."""
     head = number.to_bytes(4, "big")
     return head + proof(nonce, "echo", head)[: ECHO_BYTES - 4]
 
 
 def echo_reply(nonce: str, request: bytes) -> Optional[bytes]:
-    """What the server answers, or None if the request is not of this run."""
+    """Return the server's answer, or None if the request is not from this run."""
     head = request[:4]
     if len(request) != ECHO_BYTES or not hmac.compare_digest(
         request, head + proof(nonce, "echo", head)[: ECHO_BYTES - 4]
@@ -459,21 +461,22 @@ def echo_reply(nonce: str, request: bytes) -> Optional[bytes]:
 
 
 ROUND_STEP = 37
-"""From one round to the next a connection's byte moves by this. Odd, so that it takes 256 rounds
-until one comes again."""
+"""Step of a connection's byte from one round to the next. It is odd, so a byte repeats only after
+256 rounds."""
 
 
 def round_byte(number: int, round_number: int) -> int:
-    """What a client writes on its connection ``number`` in a round: neighbours write others."""
+    """Return the byte that a client writes on its connection ``number`` in a round; neighbouring
+    connections have other bytes."""
     return (number + ROUND_STEP * round_number) & 0xFF
 
 
 @functools.lru_cache(maxsize=1)
 def round_answers(nonce: str) -> bytes:
-    """What a server answers each of the 256 bytes of a round with, for ``bytes.translate()``.
+    """Return a server's answers to the 256 bytes of a round, as a table for ``bytes.translate()``.
 
-    A cyclic permutation (S. Sattolo, Information Processing Letters 22, 1986) drawn by HMAC from
-    the nonce: no byte is its own answer, so what only comes back as it went is wrong.
+    It is a cyclic permutation (S. Sattolo, Information Processing Letters 22, 1986) drawn by HMAC
+    from the nonce. No byte is its own answer, so a byte that merely comes back is wrong.
     """
     table = bytearray(range(256))
     for last in range(255, 0, -1):
