@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 LONGEST = 253
-"""Characters of a host name (RFC 1035 section 2.3.4, as text); a file's name may have 255 bytes
-(limits.h, NAME_MAX)."""
+"""Most characters of a host name (RFC 1035 section 2.3.4, as text); a file's name may have 255
+bytes (limits.h, NAME_MAX)."""
 
 EXPECTED = f"1 to {LONGEST} of the characters A-Z a-z 0-9 . _ - and neither a dot nor a dash first"
 

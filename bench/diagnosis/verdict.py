@@ -1,4 +1,4 @@
-"""Whether a run met its scenario's expectation, and why, in one sentence."""
+"""The verdict of a run against its scenario's expectation, and its reason in one sentence."""
 
 from __future__ import annotations
 

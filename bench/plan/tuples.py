@@ -18,7 +18,7 @@ from bench.wire import Endpoint, TupleBlock
 
 @dataclass(frozen=True)
 class Plan:
-    """Blocks of tuples by client, and how many connections each server address gets."""
+    """Blocks of tuples by client, and the number of tuples that addresses and ports allow."""
 
     blocks: Mapping[str, Sequence[TupleBlock]]
     capacity: int

@@ -10,7 +10,7 @@ from bench.results.format import AgentsMemory, Bound, Churn, EchoRound, MemoryPo
 from bench.units import count, latency, plural, printable, size
 
 COLUMNS = 100
-"""Longest line of the summary."""
+"""Most columns of a line of the summary."""
 
 
 def summary(run: Run, folder: Path | None = None) -> list[str]:

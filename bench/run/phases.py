@@ -390,7 +390,7 @@ class Conduct:
         self.collect("after", state="connected")
         after = [self.found.hosts[server.name].phases["after"] for server in self.servers]
         if any(phase.established is None for phase in after):
-            return  # not counted: nothing is proven
+            return  # without a count nothing is proven
         left = self._counts("after").ss
         # The sockets of an earlier, killed agent stay in TIME-WAIT and outlive its run.
         if left and self._waiting:

@@ -20,7 +20,7 @@ address is a neighbour, and so is every alias address. Above gc_thresh3 (1,024) 
 dropped."""
 
 
-USUAL = Scenario(name="usual", title="what holds where nobody sets anything")
+USUAL = Scenario(name="usual", title="the defaults of every scenario")
 
 
 def most(field: str) -> int:
