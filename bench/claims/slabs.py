@@ -16,7 +16,7 @@ ALIKE = frozenset(objects.parts(server=True)) | {"TCPv6"}
 
 
 @dataclass(frozen=True)
-class Ends:
+class ServerMemory:
     """The kernel memory of the servers' ends of a run's connections."""
 
     each: float
@@ -30,7 +30,7 @@ class Ends:
     """Whether sockets outside the run were opened or closed."""
 
 
-def of_servers(run: Run, shared_kernel: bool) -> Ends:
+def of_servers(run: Run, shared_kernel: bool) -> ServerMemory:
     """Return the servers' ends of a run whose connections were not watched.
 
     If the server has its own kernel, the growth of its slabs is the result. On a shared kernel,
@@ -50,7 +50,7 @@ def of_servers(run: Run, shared_kernel: bool) -> Ends:
         phases = next(iter(servers.values())).phases
         by_cache = per_socket(phases["before"], phases["peak"])
         each = round(sum(by_cache.values()), 1)
-        return Ends(
+        return ServerMemory(
             each,
             {name: round(part, 1) for name, part in by_cache.items()},
             dict.fromkeys(releases, each),
@@ -61,7 +61,7 @@ def of_servers(run: Run, shared_kernel: bool) -> Ends:
     for release in releases:
         same = {name: host for name, host in servers.items() if host.kernel == release}
         by_kernel[release] = cost.kernel_bytes(same, shared_kernel=False).server or 0.0
-    return Ends(
+    return ServerMemory(
         found.server or 0.0,
         dict(found.by_cache),
         by_kernel,

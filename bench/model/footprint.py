@@ -95,7 +95,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Duty:
+class Load:
     """The work of the hosts of one end, and their limits."""
 
     machine: Machine

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bench.hosts.agent import Agent
 from bench.hosts.session import Session
 from bench.results.format import Step
-from bench.run.curve import Recorder, merge
+from bench.run.curve import Recorder, added, merge
 from bench.scenario import Scenario
 
 MOST_FAILURES = 16
@@ -179,7 +179,7 @@ class Ceiling:
                 self._servers, "status", "status", ANSWER_SECONDS, self._recorder.sample
             ).values()
             held = sum(int(message["held"]) for message in told)
-            self._server_errors = _sum(message["errors"] for message in told)
+            self._server_errors = added(message["errors"] for message in told)
             now = time.monotonic()
             if held != last:
                 last, moved, refused = held, now, self._server_errors
@@ -208,7 +208,7 @@ class Ceiling:
 
     def _fresh_errors(self, totals: Sequence[Mapping[str, int]]) -> dict[str, int]:
         """Return the errors since the last step, both sides together."""
-        before, self._errors = self._errors, _sum(totals)
+        before, self._errors = self._errors, added(totals)
         grown = {name: count - before.get(name, 0) for name, count in self._errors.items()}
         return {name: count for name, count in sorted(grown.items()) if count > 0}
 
@@ -218,11 +218,3 @@ class Ceiling:
         available = points[-1].mem_available_kib if points else 0
         said = f"{asked:,} more requested, {step.held:,} held{errors}; {what_next}"
         self._recorder.note("step", said, available)
-
-
-def _sum(totals: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for counts in totals:
-        for name, count in counts.items():
-            found[name] = found.get(name, 0) + count
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,6 +46,14 @@ class Progress:
     """Time to the target at the current rate, or to the end of the hold; None if unknown."""
     note: str = ""
     """Text to show instead of the figures."""
+
+
+def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of several agents' counts, by name."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
 
 
 def merge(histograms: Iterable[Mapping[str, int]]) -> dict[int, int]:

@@ -80,10 +80,10 @@ class Asking:
         seconds = [float(message["seconds"]) for message in told]
         made = EchoRound(
             mode=mode,
-            asked=_sum(told, "asked"),
-            answered=_sum(told, "answered"),
-            wrong=_sum(told, "wrong"),
-            silent=_sum(told, "silent"),
+            asked=_total(told, "asked"),
+            answered=_total(told, "answered"),
+            wrong=_total(told, "wrong"),
+            silent=_total(told, "silent"),
             seconds=round(max(seconds) if mode == "pipelined" else sum(seconds), 6),
             latency_us=latency(merge(message["latency"] for message in told)),
             client_cpu_seconds=round(sum(float(one["cpu_seconds"]) for one in told), 6),
@@ -128,5 +128,5 @@ class Asking:
         )
 
 
-def _sum(told: Sequence[Mapping[str, Any]], name: str) -> int:
+def _total(told: Sequence[Mapping[str, Any]], name: str) -> int:
     return sum(int(message[name]) for message in told)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -169,7 +169,7 @@ def _assemble(
         lost_in_hold=found.lost_in_hold,
         held_end=found.held_end,
         retried=found.retried,
-        errors=_sum(found.errors.values()),
+        errors=curve.added(found.errors.values()),
         liveness=found.liveness,
         rounds=found.rounds,
         churn=found.churn,
@@ -220,14 +220,6 @@ def _reckoned(found: Evidence, shared_kernel: bool) -> dict[str, Any]:
         "userland_bytes_per_connection": cost.userland_bytes(found.hosts),
         "workers": _workers(found.hosts),
     }
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for count in counts:
-        for name, number in count.items():
-            total[name] = total.get(name, 0) + number
-    return dict(sorted(total.items()))
 
 
 def _workers(hosts: Mapping[str, HostRecord]) -> Workers:

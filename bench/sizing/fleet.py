@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.agent.workers import RESERVE
 from bench.errors import InputError
 from bench.model import footprint, objects
-from bench.model.footprint import Duty, Machine, Ram
+from bench.model.footprint import Load, Machine, Ram
 from bench.sizing import layout
 from bench.sizing.rates import Rate
 from bench.units import count, plural, size
@@ -59,7 +59,7 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Share(Model):
+class HostShare(Model):
     """A number of hosts with the same number of connections each."""
 
     hosts: int
@@ -77,7 +77,7 @@ class End(Model):
     limits: dict[str, int] = Field(
         description="connections that each limit lets one host hold, lowest first"
     )
-    shares: list[Share] = Field(description="hosts by share of connections, largest first")
+    shares: list[HostShare] = Field(description="hosts by share of connections, largest first")
     cores: int
     workers: int = Field(description="processes that hold the largest share")
     addresses: int = Field(description="addresses on the data plane, including its own")
@@ -131,8 +131,8 @@ def plan(wanted: Wanted, rate: Rate) -> Fleet:
     :raises InputError: if such hosts cannot hold them, with the option to change
     """
     listeners = wanted.server_ports * wanted.addresses_per_server
-    serving = _duty(wanted, "server", listeners)
-    opening = _duty(wanted, "client", 0)
+    serving = _load(wanted, "server", listeners)
+    opening = _load(wanted, "client", 0)
 
     server_limits = _limits("server", serving)
     servers, why_servers = _servers(wanted, server_limits)
@@ -177,12 +177,12 @@ def plan(wanted: Wanted, rate: Rate) -> Fleet:
     )
 
 
-def _duty(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> Duty:
+def _load(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> Load:
     """Return the work of one end's hosts. :raises InputError: if a worker can hold nothing."""
     watched = end == "server" and wanted.watch == "epoll"
     socket = footprint.socket_bytes(wanted.kernel, end == "server", watched)
     ports = footprint.port_bytes(wanted.kernel, CLIENT_PORTS) if end == "client" else 0
-    duty = Duty(
+    load = Load(
         machine=wanted.server if end == "server" else wanted.client,
         socket=socket,
         common=ports + round(listeners * socket),
@@ -196,7 +196,7 @@ def _duty(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> D
         f"a {end} worker needs {RESERVE} beside its connections, and "
         f"{plural(listeners, 'listener')}": 1 + listeners,
         f"a {end}'s agent needs {RESERVE}, and one for each worker, of which there is one per "
-        "core": duty.machine.cores,
+        "core": load.machine.cores,
     }
     why = max(needs, key=lambda text: needs[text])
     if wanted.nofile < needs[why] + RESERVE:
@@ -204,28 +204,28 @@ def _duty(wanted: Wanted, end: Literal["server", "client"], listeners: int) -> D
             f"--nofile: got {count(wanted.nofile)}, expected at least "
             f"{count(needs[why] + RESERVE)}: {why}"
         )
-    return duty
+    return load
 
 
-def _limits(end: str, duty: Duty, others: dict[str, int] | None = None) -> dict[str, int]:
+def _limits(end: str, load: Load, others: dict[str, int] | None = None) -> dict[str, int]:
     """Return each limit's maximum for one host, the lowest first.
 
     :raises InputError: if a limit leaves no room for a single connection
     """
-    found = {**duty.limits(), **(others or {})}
+    found = {**load.limits(), **(others or {})}
     if not found["memory"]:
-        least = math.ceil(duty.least_ram() / 2**20)
+        least = math.ceil(load.least_ram() / 2**20)
         raise InputError(
-            f"--{end}-ram: got {size(duty.machine.ram)}, expected at least {count(least)} MiB: "
-            f"the system, {size(duty.floor)} that a run must leave free, "
-            f"{plural(duty.workers(1), 'worker')} and the spare need memory before the first "
+            f"--{end}-ram: got {size(load.machine.ram)}, expected at least {count(least)} MiB: "
+            f"the system, {size(load.floor)} that a run must leave free, "
+            f"{plural(load.workers(1), 'worker')} and the spare need memory before the first "
             "connection"
         )
     if not found["pids"]:
         raise InputError(
-            f"--{end}-cores: got {count(duty.machine.cores)}, expected at most the "
-            f"{count(footprint.tasks(duty.machine.ram))} processes that a login may have on "
-            f"{size(duty.machine.ram)}: each core gets a worker"
+            f"--{end}-cores: got {count(load.machine.cores)}, expected at most the "
+            f"{count(footprint.tasks(load.machine.ram))} processes that a login may have on "
+            f"{size(load.machine.ram)}: each core gets a worker"
         )
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
@@ -275,16 +275,19 @@ def _check_room(wanted: Wanted, servers: int, clients: int, addresses: int) -> N
     )
 
 
-def _shares(connections: int, hosts: int) -> list[Share]:
+def _shares(connections: int, hosts: int) -> list[HostShare]:
     """Return an even split: shares that differ by at most one, the larger first."""
     base, more = divmod(connections, hosts)
-    parts = [Share(hosts=more, connections=base + 1), Share(hosts=hosts - more, connections=base)]
+    parts = [
+        HostShare(hosts=more, connections=base + 1),
+        HostShare(hosts=hosts - more, connections=base),
+    ]
     return [part for part in parts if part.hosts]
 
 
 def _end(
-    duty: Duty,
-    shares: list[Share],
+    load: Load,
+    shares: list[HostShare],
     decided_by: str,
     limits: dict[str, int],
     addresses: int,
@@ -296,14 +299,14 @@ def _end(
         decided_by=decided_by,
         limits=limits,
         shares=shares,
-        cores=duty.machine.cores,
-        workers=duty.workers(largest),
+        cores=load.machine.cores,
+        workers=load.workers(largest),
         addresses=addresses,
         ports=ports,
         ehash_entries=footprint.ehash_entries(largest),
-        ehash_default=footprint.ehash_default(duty.machine.ram),
-        socket_bytes=round(duty.socket, 1),
-        ram=duty.ram(largest),
+        ehash_default=footprint.ehash_default(load.machine.ram),
+        socket_bytes=round(load.socket, 1),
+        ram=load.ram(largest),
     )
 
 
