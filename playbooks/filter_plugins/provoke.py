@@ -1,4 +1,4 @@
-"""What a provoked limit came to: predicted, measured, named."""
+"""Rows of the table of provoked limits: predicted, measured, named."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def provoke_row(case: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the table.
+    """Return one row of the table.
 
-    :param case: its entry in ``vars/provocations.yml``
-    :param outcome: what the action ``bench_run`` returned
+    :param case: the case's entry in ``vars/provocations.yml``
+    :param outcome: the result of the action ``bench_run``
     """
     run = outcome["ansible_facts"]["bench_run"]
     predicted, found, counts = run["predicted"], run["diagnosis"], run["measured"]["established"]
@@ -57,5 +57,5 @@ class FilterModule:
     """The filters of the playbook."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name to filter."""
+        """Return the filters by name."""
         return {"provoke_row": provoke_row}

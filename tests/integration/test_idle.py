@@ -120,8 +120,9 @@ def test_a_host_that_answers_nonsense_is_refused_and_named(
     done = play("-e", "idle_directories=[]", path=lying(tmp_path, LIES[lie]))
     said = " ".join(done.stdout.split() + done.stderr.split())
     assert done.returncode != 0, done.stdout + done.stderr
-    line = r"host a: (could not be asked for a run in progress: .*: see to it|a run holds it: .*),"
-    assert re.search(rf"{line} or go on in spite of it: -e lab_force=true", said), said
+    unknown = "could not be asked for a run in progress: .*: check the host"
+    line = rf"host a: ({unknown}|a run holds it: .*),"
+    assert re.search(rf"{line} or continue anyway: -e lab_force=true", said), said
     assert not (tmp_path / "changed").exists()
 
 
@@ -131,7 +132,7 @@ def test_a_host_that_answers_nonsense_is_passed_over_by_force(play: Play, tmp_pa
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "host a: could not be asked for a run in progress: " in said
-    assert ": goes on, since lab_force is true" in said
+    assert ": continuing, because lab_force is true" in said
     assert (tmp_path / "changed").exists()
 
 

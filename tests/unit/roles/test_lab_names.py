@@ -84,7 +84,7 @@ def test_a_management_network_that_is_none_is_one_line(prefix: str) -> None:
 @pytest.mark.parametrize("interface", ["../x", "", "a b", "x" * 16, "."])
 def test_an_interface_that_has_no_name_is_one_line(interface: str) -> None:
     [said] = names({"lab_data_interface": interface})
-    assert said.startswith(f"lab_data_interface: got '{interface}', expected the name of an int")
+    assert said.startswith(f"lab_data_interface: got '{interface}', expected an interface name")
 
 
 def of_role(role: str, name: str) -> str:
