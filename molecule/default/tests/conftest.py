@@ -1,4 +1,4 @@
-"""What the lab's hosts ought to have, computed from the inventory and the roles' own formulas."""
+"""Fixtures of the tests on the lab's hosts: inventory variables, records, new sessions."""
 
 import json
 import shlex
@@ -37,13 +37,16 @@ ansible_runner.get_ansible_inventory = lambda *args: unmarked(marked_inventory(*
 
 @pytest.fixture
 def variables(host: Host) -> Variables:
-    """The host's variables in the inventory."""
+    """Return the host's inventory variables."""
     return dict(host.ansible.get_variables())
 
 
 @pytest.fixture
 def record(host: Host) -> Callable[[str], Variables]:
-    """Read a role's record on the host, as the login: it has to be readable by everybody."""
+    """Return a function that reads a role's record on the host.
+
+    It reads as the login, because the record has to be readable by all users.
+    """
 
     def read(role: str) -> Variables:
         return dict(json.loads(host.check_output(f"cat /var/lib/connlab/{role}.json")))
@@ -53,7 +56,7 @@ def record(host: Host) -> Callable[[str], Variables]:
 
 @pytest.fixture
 def new_session(variables: Variables) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Log in anew, sharing no connection, and run a command."""
+    """Return a function that runs a command in a new login, without a shared connection."""
 
     def run(
         command: str, *options: str, user: str | None = None

@@ -1,4 +1,4 @@
-"""The nofile limit, as a new session of the login and a service really have it."""
+"""The nofile limit that a new session of the login and a service really have."""
 
 import subprocess
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Hosts let in the lab's key and its ordinary user, nobody else."""
+"""Hosts accept only the lab's key, and only for its ordinary user."""
 
 import subprocess
 from collections.abc import Callable

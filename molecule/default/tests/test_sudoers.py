@@ -1,4 +1,4 @@
-"""docs/sudoers: enough for what a benchmark reads, and for nothing else."""
+"""docs/sudoers allows what a benchmark reads, and nothing else."""
 
 import shlex
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ PLACE = "/etc/sudoers.d/zz-connlab-least"
 
 @pytest.fixture
 def login(host: Host) -> Iterator[str]:
-    """A login that may do what the file says, for one test."""
+    """Create a login with the rights that the file grants, for one test."""
     text = SUDOERS.read_text(encoding="utf-8").replace("\nlab ", f"\n{LOGIN} ")
     with host.sudo():
         host.check_output(f"useradd --no-create-home --shell /bin/sh {LOGIN}")
@@ -28,7 +28,7 @@ def login(host: Host) -> Iterator[str]:
 
 
 def sudo(host: Host, login: str, command: str) -> tuple[int, str]:
-    """Exit status and output of a command that the login runs by sudo(8)."""
+    """Return exit status and output of a command that the login runs with sudo(8)."""
     with host.sudo():
         done = host.run(f"su {login} -c {shlex.quote(f'sudo -n {command}')}")
     return int(done.rc), str(done.stdout) + str(done.stderr)

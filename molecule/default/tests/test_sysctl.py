@@ -1,4 +1,4 @@
-"""Every kernel parameter of the field has its value, on the host or on the machine underneath."""
+"""Every kernel parameter of the role has its value, on the host or on the machine underneath."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ shares = load("lab_common", "filter_plugins", "connlab_share")
 
 
 def here(key: str, variables: Variables) -> str | None:
-    """Return a parameter of the machine underneath, which runs this test, if hosts share it."""
+    """Return a parameter of the machine underneath, which runs this test, or None without one."""
     if not variables["groups"].get("underlay"):
         return None
     path = Path("/proc/sys") / key.replace(".", "/")
@@ -35,7 +35,7 @@ def on_host(host: Host) -> dict[str, tuple[str, bool]]:
 
 
 def expected(host: Host, variables: Variables, shared: bool) -> dict[str, Any]:
-    """Return the values that the inventory's connections ask for."""
+    """Return the values that the inventory's number of connections requires."""
     groups = variables["groups"]
     all_shares = shares.connlab_shares(variables["connections"], groups)
     memory = int(host.check_output("grep MemTotal /proc/meminfo").split()[1])
@@ -64,7 +64,7 @@ def test_every_parameter_is_at_least_what_the_connections_ask_for(
         assert formulas.raised(key, now, wanted) == now, f"{key}: wanted {wanted}, found {now}"
         assert settings[key]["wanted"] == wanted, key
         held = settings[key]["set"]
-        # Another lab may have raised what all share since; a host's own values stay.
+        # Another lab may have raised a shared value since; a host's own values stay.
         assert now == (held if own else formulas.raised(key, now, held)), key
 
 

@@ -1,4 +1,4 @@
-"""Clients reach the routed addresses through their router, and the server sees its addresses."""
+"""Clients reach the routed addresses through their router, whose addresses the server sees."""
 
 import collections
 import json
@@ -12,11 +12,11 @@ testinfra_hosts = ["ansible://clients"]
 
 INVENTORY = PROJECT / "molecule" / "inventory-paths"
 CONNECTIONS = 40
-"""To each of the server's addresses."""
+"""Number of connections to each of the server's addresses."""
 
 UNIT = "connlab-paths-peer"
 
-# Tells each caller the address that it is seen with.
+# Sends each client the source address that the server sees.
 SERVER = """
 import socket, sys
 with socket.create_server(("0.0.0.0", 7000)) as listener:
@@ -82,7 +82,7 @@ def test_the_server_sees_the_routers_addresses_in_turn(host: Host, variables: Va
         server.run(f"sudo -n systemctl stop {UNIT}")
     counts = collections.Counter(map(tuple, seen))
     assert counts.pop((own, variables["lab_data_address"])) == CONNECTIONS
-    # Each rule's turns go on from one connection to the next, whichever address it is for.
+    # Each rule takes the next address for each new connection, whichever destination it has.
     through = collections.Counter(source for _, source in counts.elements())
     assert through == {
         router: CONNECTIONS * len(routed) // 2,

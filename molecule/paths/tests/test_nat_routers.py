@@ -1,4 +1,4 @@
-"""A router translates, and is set up to do so again after a boot."""
+"""A router translates addresses, and is set up to do so again after a reboot."""
 
 import json
 from collections.abc import Callable

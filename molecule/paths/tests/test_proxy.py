@@ -1,4 +1,4 @@
-"""Each proxy runs as many processes as its connections ask for, and each is what was planned."""
+"""Each proxy runs as many processes as its connections require, each with the planned values."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ testinfra_hosts = ["ansible://proxies"]
 formulas = load("reverse_proxy", "filter_plugins", "reverse_proxy")
 
 PORTS = {4999, 5000, 5001}
-# Asks every process for what it says of itself, as the login.
+# Asks every process for `show info`, as the login.
 ASK = """
 import glob, json, socket
 said = {}
@@ -29,7 +29,7 @@ print(json.dumps(said))
 
 
 def ports(variables: Variables) -> set[int]:
-    """Return the ports that a proxy listens on: the first one has the transparent frontend too."""
+    """Return the ports that a proxy listens on; the first proxy has the transparent one too."""
     first = variables["groups"]["proxies"][0] == variables["inventory_hostname"]
     return PORTS | {5002} if first else PORTS
 
@@ -46,7 +46,7 @@ def test_the_processes_are_those_that_the_limits_ask_for(
     kept = record("reverse_proxy")
     probe = {
         "cores": int(host.check_output("nproc")),
-        # A hard limit of a service: what tune_limits has granted is no more than it can have.
+        # The hard limit of a service: tune_limits grants no more than a service can have.
         "nofile": int(record("tune_limits")["settings"]["nofile.hard"]["set"]),
     }
     share = int(variables["connections"]) // len(variables["groups"]["proxies"])

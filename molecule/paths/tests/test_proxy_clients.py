@@ -1,4 +1,4 @@
-"""What the server sees of a client behind each kind of frontend."""
+"""The client address that the server sees behind each kind of frontend."""
 
 import collections
 import json
@@ -15,11 +15,12 @@ testinfra_hosts = ["ansible://clients"]
 
 INVENTORY = PROJECT / "molecule" / "inventory-paths"
 CONNECTIONS = 60
-"""Held at once through each frontend of each proxy."""
+"""Number of connections held at once through each frontend of each proxy."""
 
 UNIT = "connlab-proxy-peer"
 
-# Tells each caller what it is seen as, and what a PROXY header says; holds all of them.
+# Sends each client the source address that the server sees, and the PROXY header; holds all
+# connections.
 SERVER = """
 import json, select, socket, sys
 listeners = [socket.create_server((sys.argv[1], port)) for port in (5000, 5001, 5002)]
@@ -61,7 +62,7 @@ def about(name: str) -> Variables:
 
 @pytest.fixture(scope="module", autouse=True)
 def listening() -> Iterator[None]:
-    """The server's end of the frontends' ports, gone afterwards."""
+    """Listen on the frontends' ports on the server, and stop afterwards."""
     server = other("server1")
     command = f"python3 -c {shlex.quote(SERVER)} {about('server1')['lab_data_address']}"
     server.check_output(f"sudo -n systemd-run --quiet --collect --unit={UNIT} {command}")
@@ -76,7 +77,7 @@ def listening() -> Iterator[None]:
 
 
 def seen(host: Host, proxy: str, port: int) -> list[dict[str, Any]]:
-    """Return what the server said on connections that were held through a proxy all at once."""
+    """Return the server's answers on connections held through a proxy at the same time."""
     address = about(proxy)["lab_data_address"]
     command = f"python3 -c {shlex.quote(CLIENT)} {address} {port} {CONNECTIONS}"
     return list(json.loads(host.check_output(command)))
@@ -93,7 +94,7 @@ def test_plain_shows_the_proxys_addresses_in_equal_parts(host: Host, proxy: str)
     counts = collections.Counter(each["peer"][0] for each in seen(host, proxy, 5000))
     assert set(counts) == sources(proxy)
     processes = len(other(proxy).check_output("pgrep -x haproxy").split())
-    # Each process counts for itself.
+    # Each process balances its own connections.
     assert max(counts.values()) - min(counts.values()) <= processes
 
 

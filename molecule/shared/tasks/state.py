@@ -1,7 +1,7 @@
-"""Print what tuning may change on a machine, as JSON lists of "name = value".
+"""Print all settings that tuning may change on a machine, as JSON lists of "name = value".
 
-Sysctls, limits, files, addresses, routes and nftables tables. Run by the login, so that the
-limits are those of its session; root's rights come from sudo.
+They are sysctls, limits, files, addresses, routes and nftables tables. The script runs as the
+login, so that the limits are those of its session; sudo gives it root's rights.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Keys that move by themselves, and why they do.
+# Keys that change by themselves, each with the reason.
 MOVING = {
     r"fs\.(dentry-state|file-nr|inode-nr|inode-state|aio-nr)": "counts what is open and cached",
     r"fs\.quota\..*": "counts file system events",
-    r"kernel\.(ns_last_pid|pty\.nr|random\.uuid|random\.entropy_avail)": "moves with every process",
-    r"kernel\.random\.boot_id": "says that a host has booted since, not how it is set up",
+    r"kernel\.(ns_last_pid|pty\.nr|random\.uuid|random\.entropy_avail)": "changes per process",
+    r"kernel\.random\.boot_id": "changes with each boot, and is not a setting",
     r"kernel\.perf_(event_max_sample_rate|cpu_time_max_percent)": "lowered by the kernel on load",
     r"net\.netfilter\.nf_conntrack_count": "counts tracked connections",
-    r"net\.ipv[46]\.(conf|neigh)\.(?!(all|default|lo|data0|mgmt0)\.).*": "comes with an "
-    "interface, and other labs on this machine make and remove theirs",
+    r"net\.ipv[46]\.(conf|neigh)\.(?!(all|default|lo|data0|mgmt0)\.).*": "belongs to an "
+    "interface, and other labs on this machine create and remove theirs",
 }
 DIRECTORIES = (
     "/etc/connlab",
@@ -41,7 +41,7 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def run(*command: str) -> str:
-    """Return what a command prints as root; keys that root may not read are left out."""
+    """Return the output of a command that runs as root; keys unreadable to root are left out."""
     prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
     environment = {**os.environ, "PATH": PATH}
     done = subprocess.run(
@@ -53,14 +53,14 @@ def run(*command: str) -> str:
 
 
 def sysctls() -> dict[str, str]:
-    """Return every sysctl that does not move by itself."""
+    """Return every sysctl that does not change by itself."""
     moving = re.compile("|".join(f"(?:{pattern})" for pattern in MOVING))
     rows = [line.split(" = ", 1) for line in run("sysctl", "-a").splitlines() if " = " in line]
     return {row[0]: row[1] for row in rows if not moving.fullmatch(row[0])}
 
 
 def files(directories: list[str]) -> dict[str, str]:
-    """Return the digest of each file, and of each directory that it is one."""
+    """Return the digest of each file, and the word "directory" for each directory."""
     listed = run("find", *[each for each in directories if Path(each).exists()], "-print0")
     result = {}
     for path in filter(None, listed.split("\0")):
@@ -72,7 +72,7 @@ def files(directories: list[str]) -> dict[str, str]:
 
 
 def addresses() -> dict[str, str]:
-    """Return the data interface's addresses and routes, local ones, rules, and nftables tables."""
+    """Return addresses and routes of data0 and lo, policy rules, and nftables tables."""
     links = json.loads(run("ip", "-j", "addr", "show"))
     found = {
         f"{link['ifname']} {entry['local']}/{entry['prefixlen']}": entry["scope"]
@@ -80,7 +80,7 @@ def addresses() -> dict[str, str]:
         if link["ifname"] in ("lo", "data0")
         for entry in link["addr_info"]
     }
-    # Of all tables: without a device, as an unreachable one is, or through a device of the lab.
+    # Routes of all tables, if they have no device (unreachable routes) or one of the lab's.
     for route in json.loads(run("ip", "-j", "-4", "route", "show", "table", "all")):
         device = route.get("dev", "")
         if device in ("", "lo", "data0"):
@@ -89,7 +89,7 @@ def addresses() -> dict[str, str]:
     if "data0" in {link["ifname"] for link in links}:
         rules = run("ip", "-N", "rule", "show").splitlines()
         found |= {f"rule {rule.strip()}": "" for rule in rules}
-    # The machine underneath has tables of its own, if it has nft at all.
+    # The machine underneath has its own tables, if it has nft at all.
     if shutil.which("nft", path=PATH) and "data0" in {link["ifname"] for link in links}:
         tables = json.loads(run("nft", "-j", "list", "tables"))["nftables"]
         named = [entry["table"] for entry in tables if "table" in entry]

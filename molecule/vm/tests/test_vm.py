@@ -1,4 +1,4 @@
-"""A guest is a machine of its own, with nothing but the lab around it."""
+"""A guest is a separate machine, which reaches nothing but the lab."""
 
 from conftest import Variables
 from testinfra.host import Host
