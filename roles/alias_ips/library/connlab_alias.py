@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: alias addresses of an interface, with a record and a way back."""
+"""Ansible module: add alias addresses to an interface, with a record for the revert."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ansible.module_utils.connlab_record import (
 
 DOCUMENTATION = r"""
 module: connlab_alias
-short_description: Give an interface alias addresses or a local route, and take them back
+short_description: Add alias addresses or a local route to an interface, and remove them
 description:
-  - Adds what the interface lacks in one run of C(ip -batch), reads it back, and removes nothing
-    that it did not add.
+  - Adds the missing addresses and routes in one run of C(ip -batch), reads them back, and removes
+    nothing that it did not add.
 options:
   state:
-    description: What to do.
+    description: Whether the addresses and routes are added or removed.
     type: str
     choices: [present, absent]
     default: present
@@ -38,27 +38,27 @@ options:
     description: The interface.
     type: str
   addresses:
-    description: Addresses it is to have.
+    description: Addresses that the interface has to have.
     type: list
     elements: str
     default: []
   routes:
-    description: Prefixes that are to be local as a whole (method anyip).
+    description: Prefixes that become local as a whole (method anyip).
     type: list
     elements: str
     default: []
   lab_name:
-    description: Name of the lab, the name of the systemd-networkd drop-in.
+    description: Name of the lab, part of the name of the systemd-networkd drop-in.
     type: str
     default: connlab
   record:
-    description: The JSON file that keeps what was found.
+    description: The JSON file that records the original state.
     type: path
     required: true
 author: connlab
 """
 EXAMPLES = r"""
-- name: Give data0 a second address
+- name: Add a second address to data0
   connlab_alias:
     interface: data0
     addresses: [198.18.1.2]
@@ -66,13 +66,13 @@ EXAMPLES = r"""
 """
 RETURN = r"""
 reported:
-  description: What could not be made to last, with the reason.
+  description: Settings that do not survive a reboot, with the reason.
   returned: state present
   type: dict
 remarks:
   description: >-
-    What somebody else has changed since, and what became of it; of a revert, what the one before
-    has kept. Also shown as warnings.
+    Settings that another user or program changed since the tune, and how each was handled; after
+    a revert, the settings that the previous revert kept. Also shown as warnings.
   returned: always
   type: list
 """
@@ -88,8 +88,8 @@ def bits(address: str) -> str:
 def dropin(lab_name: str, interface: str, addresses: list[str], routes: list[str]) -> str:
     """Return the systemd-networkd drop-in that brings aliases back at boot (systemd.network(5)).
 
-    A section each, of 32 or 128 bits, so that no alias is the secondary of another address and
-    none adds a route of its own.
+    Each alias has its own section, with a prefix of 32 or 128 bits, so that no alias becomes a
+    secondary address of another one, and none adds a route of its own.
     """
     parts = [
         f"# Lab {lab_name}: alias addresses of {interface}. Written by the role alias_ips,\n"
@@ -106,7 +106,7 @@ def dropin(lab_name: str, interface: str, addresses: list[str], routes: list[str
 def commands(add: Iterable[str], verb: str, interface: str) -> list[str]:
     """Return ip(8) commands that add or delete addresses.
 
-    An address of the lab is its alone: no time is lost on detecting an IPv6 duplicate.
+    IPv6 addresses skip duplicate address detection, because no other host uses the lab's addresses.
     """
     return [
         f"address {verb} {bits(each)} dev {interface}"
@@ -126,7 +126,7 @@ def listing(addresses: Iterable[str], routes: Iterable[str]) -> str:
 
 
 def strays(interface: str, added: Iterable[str], have: dict[str, str]) -> list[str]:
-    """Return one line for each alias that somebody has given other bits since: it is kept."""
+    """Return a line for each alias whose prefix length was changed since: it is kept."""
     return [
         f"{interface}: {have[each]} kept, changed since the tune (set {bits(each)}, found none)"
         for each in added
@@ -135,7 +135,7 @@ def strays(interface: str, added: Iterable[str], have: dict[str, str]) -> list[s
 
 
 def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
-    """Add what is missing, take away what an earlier run added and nobody wants any more."""
+    """Add what is missing, and remove what an earlier run added and is no longer wanted."""
     given = module.params
     interface = given["interface"]
     record = load_record(given["record"], ROLE)
@@ -160,7 +160,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     drop_routes = [e for e in added_routes if e not in given["routes"] and e in local]
     files, record["reported"] = {}, {}
     path = dropin_path(interface, f"90-{given['lab_name']}")
-    # Those the interface had by itself are in its own configuration and none of the lab's.
+    # Addresses that the interface had before belong to its own configuration, not to the lab.
     ours = [e for e in given["addresses"] if e not in have or e in added]
     our_routes = [e for e in given["routes"] if e not in local or e in added_routes]
     if path and (ours or our_routes):
@@ -172,7 +172,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     diffs = place_files(record, files, write=False)
     record.update(added=ours, added_routes=our_routes)
     if not module.check_mode:
-        # Whatever happens from here on, a revert finds all that may have been added.
+        # From here on the record has everything that may have been added, for a revert.
         pending = {"added": [*ours, *drop], "added_routes": [*our_routes, *drop_routes]}
         save_record(given["record"], {**record, **pending})
         ip.batch(
@@ -204,7 +204,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
-    """Remove what was added, restore the files, prove both, and remove the record."""
+    """Remove what was added, restore the files, verify both, and remove the record."""
     given = module.params
     if not Path(given["record"]).exists():
         return {"changed": False, "diff": [], "remarks": []}
@@ -227,7 +227,7 @@ def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
         left = [e for e in drop if e in ip.addresses(interface)] if drop else []
         left += [each for each in drop_routes if each in ip.routes()]
         left += [entry["after_header"] for entry in restore_files(record, write=False)]
-        failed = [f"{interface}: wanted without {' '.join(left)}, found with"] if left else []
+        failed = [f"{interface}: not reverted: {' '.join(left)}"] if left else []
         kept = conclude(given["record"], record, kept, failed)
     return {"changed": True, "diff": diffs, "remarks": kept}
 

@@ -32,23 +32,23 @@ options:
     type: str
     required: true
   interface:
-    description: The interface that is to have the addresses.
+    description: The interface that gets the addresses.
     type: str
     required: true
   addresses:
-    description: Addresses that it is to have.
+    description: Addresses that the interface gets.
     type: list
     elements: str
     default: []
   routes:
-    description: Prefixes that are to be local as a whole (method anyip).
+    description: Prefixes that become local as a whole (method anyip).
     type: list
     elements: str
     default: []
 author: connlab
 """
 EXAMPLES = r"""
-- name: Ask for an address
+- name: Check that an address is free
   connlab_alias_probe:
     host: client1
     interface: data0
@@ -56,29 +56,29 @@ EXAMPLES = r"""
 """
 RETURN = r"""
 asked:
-  description: How many addresses were asked for.
+  description: Number of addresses that were asked for.
   returned: always
   type: int
 wanted:
-  description: What was to be asked for, interface, addresses and routes.
+  description: The parameters of the request, interface, addresses and routes.
   returned: always
   type: dict
 unasked:
-  description: Why none was asked for, where the interface resolves no addresses.
+  description: The reason why no address was asked for, if the interface resolves no addresses.
   returned: always
   type: str
 """
 
 MOST_OF_PREFIX = 1 << 16
-"""Addresses of a prefix that are asked for, the first: what bench/ takes sources from is no
-larger."""
+"""Number of addresses of a prefix that are asked for, starting with the first. The
+inventory reader in bench/ accepts no larger prefix."""
 
 NAMED = 3
-"""Addresses of those taken that the message names."""
+"""Number of taken addresses that the message names."""
 
 
 def candidates(ip: Ip, addresses: Iterable[str], routes: Iterable[str]) -> list[str]:
-    """Return the addresses that this host is to have and has on no interface yet."""
+    """Return the addresses that this host does not have yet on any interface."""
     have = {
         entry["local"]
         for each in ip.json("addr", "show")
@@ -95,14 +95,14 @@ def candidates(ip: Ip, addresses: Iterable[str], routes: Iterable[str]) -> list[
 
 
 def refusal(host: str, interface: str, answers: dict[str, str]) -> str:
-    """Return the line that names addresses that other hosts have."""
+    """Return the error message for addresses that other hosts have."""
     named = [f"{each} is taken: {mac} answers for it" for each, mac in answers.items()]
     more = f", and {len(named) - NAMED} more" if len(named) > NAMED else ""
     return f"host {host}: alias_ips: {', '.join(named[:NAMED])} on {interface}{more}"
 
 
 def probe(given: dict[str, Any], ip: Ip) -> dict[str, Any]:
-    """Ask for what is missing. Errors: ValueError, one line, where an address is taken; OSError."""
+    """Ask for the missing addresses. Errors: ValueError, one line, if one is taken; OSError."""
     wanted = {field: given[field] for field in ("interface", "addresses", "routes")}
     result = {"changed": False, "asked": 0, "wanted": wanted, "unasked": ""}
     missing = candidates(ip, given["addresses"], given["routes"])
@@ -111,7 +111,7 @@ def probe(given: dict[str, Any], ip: Ip) -> dict[str, Any]:
     host, interface = given["host"], link(given["interface"])
     unasked = silent(interface)
     if unasked:
-        return {**result, "unasked": f"{interface.name} is {unasked}: nobody to ask"}
+        return {**result, "unasked": f"{interface.name} is {unasked}: no host to ask"}
     if interface.kind != ARPHRD_ETHER:
         raise ValueError(
             f"host {host}: alias_ips_interface: {interface.name} is hardware of type "

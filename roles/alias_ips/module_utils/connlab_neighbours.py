@@ -1,10 +1,11 @@
-"""Asks the network whether somebody has an address already, before this host takes it.
+"""Ask the network whether another host has an address, before this host takes it.
 
-IPv4 by ARP probes (RFC 5227 2.1.1), IPv6 by the neighbour solicitations of Duplicate Address
-Detection (RFC 4862 5.4), both from the unspecified address: no neighbour learns anything from them,
-and nothing is changed on this host. All addresses are asked for together.
+IPv4 addresses are asked for with ARP probes (RFC 5227 2.1.1), IPv6 addresses with the neighbour
+solicitations of Duplicate Address Detection (RFC 4862 5.4). Both come from the unspecified address,
+so no neighbour learns anything from them, and nothing changes on this host. All addresses are asked
+for together.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 PROBES = 3
-"""Times that each address is asked for (RFC 5227 1.1 PROBE_NUM): a frame may be lost."""
+"""Number of probes for each address (RFC 5227 1.1 PROBE_NUM): a frame may be lost."""
 
 GAP = 0.25
-"""Seconds from one round of probes to the next. RFC 5227 has 1 to 2 for links of any kind; a
+"""Seconds from one round of probes to the next. RFC 5227 has 1 to 2 for any kind of link; a
 benchmark's data plane answers within milliseconds."""
 
 LAST = 0.5
-"""Seconds for answers after the last probe."""
+"""Seconds to wait for answers after the last probe."""
 
 PACE = 10_000
-"""Probes a second, at most: each is a broadcast that every host of the segment looks at."""
+"""Maximum number of probes a second: every host of the segment has to process each broadcast."""
 
 PACE_STEP = 0.01
 """Seconds between two bursts of probes."""
 
 BUFFER = 1 << 22
-"""Bytes of answers that may wait."""
+"""Size of the receive buffer, bytes."""
 
 # include/uapi/linux/if_ether.h, if_arp.h, if.h, sockios.h, if_packet.h, asm-generic/socket.h
 ETH_P_ARP, ETH_P_IPV6 = 0x0806, 0x86DD
@@ -56,7 +57,7 @@ SOLICITATION, ADVERTISEMENT = 135, 136
 """ICMPv6 types (RFC 4861 4.3, 4.4)."""
 
 HOP_LIMIT = 255
-"""Of all messages of neighbour discovery (RFC 4861 7.1): none has come through a router."""
+"""Hop limit of all messages of neighbour discovery (RFC 4861 7.1): none came through a router."""
 
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _ARP_HEAD = (ARPHRD_ETHER, 0x0800, 6, 4)
@@ -68,17 +69,17 @@ _IS_NEIGHBOUR = (
     (0x30, 0, 0, 20),  # ldb [20]: the next header
     (0x15, 0, 3, socket.IPPROTO_ICMPV6),  # jeq, else to the end
     (0x30, 0, 0, 54),  # ldb [54]: the type
-    (0x15, 2, 0, SOLICITATION),  # jeq to what keeps it
+    (0x15, 2, 0, SOLICITATION),  # jeq to the instruction that accepts the frame
     (0x15, 1, 0, ADVERTISEMENT),  # the same
-    (0x06, 0, 0, 0),  # ret: nothing of it
-    (0x06, 0, 0, 0xFFFF),  # ret: the frame
+    (0x06, 0, 0, 0),  # ret: drop the frame
+    (0x06, 0, 0, 0xFFFF),  # ret: accept the frame
 )
-"""Classic BPF (Documentation/networking/filter.rst): of IPv6 frames those of neighbour discovery,
-so that a host under load does not fill the buffer."""
+"""Classic BPF (Documentation/networking/filter.rst) that accepts only the IPv6 frames of neighbour
+discovery, so that a host under load does not fill the buffer."""
 
 
 class Link(NamedTuple):
-    """An interface as the kernel has it."""
+    """An interface as the kernel describes it."""
 
     name: str
     flags: int
@@ -89,8 +90,8 @@ class Link(NamedTuple):
 
 
 def link(name: str) -> Link:
-    """Return an interface. Errors: OSError where there is none."""
-    socket.if_nametoindex(name)  # refuses a name that is too long, which the requests would cut
+    """Return an interface. Errors: OSError if there is none of this name."""
+    socket.if_nametoindex(name)  # refuses a long name, which the requests would truncate
     request = struct.pack("16s24x", name.encode())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         flags = fcntl.ioctl(any_socket, SIOCGIFFLAGS, request)
@@ -100,13 +101,13 @@ def link(name: str) -> Link:
 
 
 def own_macs() -> set[bytes]:
-    """Return the hardware addresses of all this host's Ethernet interfaces: no strangers'."""
+    """Return the hardware addresses of all this host's own Ethernet interfaces."""
     links = [link(name) for _, name in socket.if_nameindex()]
     return {each.mac for each in links if each.kind == ARPHRD_ETHER}
 
 
 def silent(interface: Link) -> str:
-    """Return why nobody can be asked on an interface that resolves no addresses, or nothing."""
+    """Return why an interface resolves no addresses, or an empty string if it does."""
     if interface.flags & IFF_LOOPBACK:
         return "a loopback interface"
     if interface.flags & IFF_NOARP:
@@ -115,7 +116,7 @@ def silent(interface: Link) -> str:
 
 
 def arp_probe(mac: bytes, address: str) -> bytes:
-    """Return the Ethernet frame of an ARP probe: a request of the sender 0.0.0.0."""
+    """Return the Ethernet frame of an ARP probe: a request from the sender 0.0.0.0."""
     wanted = ipaddress.IPv4Address(address).packed
     body = _ARP.pack(*_ARP_HEAD, REQUEST, mac, bytes(4), bytes(6), wanted)
     return _ethernet(BROADCAST, mac, ETH_P_ARP, body)
@@ -124,8 +125,8 @@ def arp_probe(mac: bytes, address: str) -> bytes:
 def solicitation(mac: bytes, address: str) -> bytes:
     """Return the Ethernet frame of a neighbour solicitation that detects a duplicate.
 
-    From the unspecified address to the solicited-node multicast address of the one that is asked
-    for (RFC 4291 2.7.1), without the option that names the sender (RFC 4861 4.3).
+    It goes from the unspecified address to the solicited-node multicast address of `address`
+    (RFC 4291 2.7.1), without the option that names the sender (RFC 4861 4.3).
     """
     wanted = ipaddress.IPv6Address(address).packed
     group = bytes.fromhex("ff0200000000000000000001ff") + wanted[13:]
@@ -138,7 +139,7 @@ def solicitation(mac: bytes, address: str) -> bytes:
 
 
 def _ethernet(to: bytes, mac: bytes, kind: int, body: bytes) -> bytes:
-    # The shortest frame has 60 bytes without its checksum (IEEE 802.3); not every driver pads.
+    # The shortest frame is 60 bytes without its checksum (IEEE 802.3), and not every driver pads.
     return (to + mac + struct.pack("!H", kind) + body).ljust(60, b"\0")
 
 
@@ -153,8 +154,9 @@ def checksum(data: bytes) -> int:
 def claim(frame: bytes) -> tuple[str, bytes] | None:
     """Return the address that a frame's sender has or is about to take, and its MAC; or None.
 
-    Of ARP the sender's address, in requests too, and the address of another one's probe; of
-    neighbour discovery that of an advertisement, and that of another one's detection.
+    In ARP that is the sender's address, in requests too, or the address that another host probes.
+    In neighbour discovery it is the target of an advertisement or of another host's duplicate
+    address detection.
     """
     kind = frame[12:14]
     if kind == struct.pack("!H", ETH_P_ARP):
@@ -182,17 +184,17 @@ def _neighbour_claim(mac: bytes, body: bytes) -> tuple[str, bytes] | None:
     kind, code, _, _, target = _NEIGHBOUR.unpack_from(body, _IPV6.size)
     if (version >> 28, following, hops, code) != (6, socket.IPPROTO_ICMPV6, HOP_LIMIT, 0):
         return None
-    # A solicitation of a known source asks for a neighbour; of none it detects a duplicate.
+    # A solicitation with a source address looks for a neighbour; without one it detects duplicates.
     if kind == ADVERTISEMENT or (kind == SOLICITATION and source == _UNSPECIFIED):
         return str(ipaddress.IPv6Address(target)), mac
     return None
 
 
 class Wire:
-    """ARP and neighbour discovery on one interface, by packet(7). As root."""
+    """ARP and neighbour discovery on one interface, through packet(7). Needs root."""
 
     def __init__(self, interface: Link) -> None:
-        """Open it. Errors: OSError, also without CAP_NET_RAW."""
+        """Open the sockets. Errors: OSError, also without CAP_NET_RAW."""
         self._sockets: list[socket.socket] = []
         try:
             for protocol in (ETH_P_ARP, ETH_P_IPV6):
@@ -202,7 +204,7 @@ class Wire:
             raise
 
     def _open(self, interface: Link, protocol: int) -> None:
-        # Of no protocol until it is bound: no frame of another interface gets in.
+        # Without a protocol until it is bound, so that no frame of another interface is queued.
         opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._sockets.append(opened)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
@@ -211,7 +213,7 @@ class Wire:
             kept = ctypes.create_string_buffer(code)
             program = struct.pack("HL", len(_IS_NEIGHBOUR), ctypes.addressof(kept))
             opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-            # Another one's detection goes to a group that this host is not in yet.
+            # Another host's detection goes to a group that this host has not joined yet.
             index = socket.if_nametoindex(interface.name)
             members = struct.pack("iHH8s", index, PACKET_MR_ALLMULTI, 0, bytes(8))
             opened.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, members)
@@ -219,7 +221,7 @@ class Wire:
         opened.setblocking(False)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; where there is no room it is lost. Errors: OSError for another reason."""
+        """Send a frame; it is dropped if the queue is full. Errors: OSError for other reasons."""
         try:
             self._sockets[0].send(frame)
         except OSError as error:
@@ -227,7 +229,7 @@ class Wire:
                 raise
 
     def heard(self, seconds: float) -> Iterator[bytes]:
-        """Yield frames of others as they come, for that long."""
+        """Yield the frames of other hosts as they arrive, for `seconds`."""
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
             ready, _, _ = select.select(self._sockets, [], [], left)
@@ -240,17 +242,17 @@ class Wire:
                     yield frame
 
     def close(self) -> None:
-        """Close it."""
+        """Close the sockets."""
         while self._sockets:
             self._sockets.pop().close()
 
 
 def taken(interface: Link, addresses: Iterable[str], wire: Wire | None = None) -> dict[str, str]:
-    """Return those addresses that another host has, each with its MAC.
+    """Return the addresses that another host has, each with that host's MAC.
 
-    Takes PROBES rounds of GAP seconds, or as long as they need at PACE, and LAST seconds.
+    Takes PROBES rounds of GAP seconds, or longer if PACE requires it, and then LAST seconds.
 
-    Errors: OSError where nothing can be sent.
+    Errors: OSError if nothing can be sent.
     """
     wanted = list(dict.fromkeys(str(ipaddress.ip_address(each)) for each in addresses))
     frames = [(solicitation if ":" in each else arp_probe)(interface.mac, each) for each in wanted]

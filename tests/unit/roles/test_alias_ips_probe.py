@@ -278,7 +278,7 @@ def test_on_an_interface_without_arp_there_is_nobody_to_ask(
 ) -> None:
     taken = {"198.18.1.7": "52:54:00:12:34:56"}
     done = probe(LINK._replace(flags=flags), taken, addresses=["198.18.1.7"])
-    assert (done["asked"], done["unasked"]) == (0, f"data0 is {why}: nobody to ask")
+    assert (done["asked"], done["unasked"]) == (0, f"data0 is {why}: no host to ask")
 
 
 @pytest.mark.parametrize("flags", [0x1002, 0x1003, 0x1040])
