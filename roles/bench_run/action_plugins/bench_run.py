@@ -1,15 +1,14 @@
-"""Run a scenario as an Ansible task: a thin shell around ``python -m bench run``.
+"""Run a scenario as an Ansible task: a thin wrapper around ``python -m bench run``.
 
-Arguments: ``scenario`` (name), ``set`` (fields to override; with it those that the inventory sets
-do not count), ``results`` (directory), ``dry_run`` (check only; implied by check mode). Returns
-``summary`` (lines), ``verdict``, ``run_json`` (path) and the fact ``bench_run``: run.json without
-its curve.
+Arguments: ``scenario`` (name), ``set`` (fields to override, which replace the inventory's ``set``),
+``results`` (directory), ``dry_run`` (check only; implied by check mode). Returns ``summary``
+(lines), ``verdict``, ``run_json`` (path) and the fact ``bench_run``: run.json without its curve.
 
-With ``preflight`` it is ``python -m bench preflight``: the hosts are asked whether the run would
-fit. Returns ``fits``, ``summary`` and ``variables`` for the tuning roles; fails where it does not.
+With ``preflight`` it runs ``python -m bench preflight``, which asks the hosts whether the run would
+fit. Returns ``fits``, ``msg`` and ``variables`` for the tuning roles; fails if it does not fit.
 
-With ``claims`` (names; none are all) it is ``python -m bench claims run`` with ``profile``. Returns
-``summary`` (the table), ``verdicts`` (claim to verdict) and ``claims_json`` (path).
+With ``claims`` (names; none for all) it runs ``python -m bench claims run`` with ``profile``.
+Returns ``summary`` (the table), ``verdicts`` (claim to verdict) and ``claims_json`` (path).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ INTERRUPTED = 130
 
 
 def _units() -> Any:
-    """Load bench/units.py, which knows what a screen can show."""
+    """Return the module bench/units.py, which makes text safe for a terminal."""
     path = PROJECT / "bench" / "units.py"
     spec = importlib.util.spec_from_file_location("connlab_units", path)
     if spec is None or spec.loader is None:
@@ -48,7 +47,7 @@ UNITS = _units()
 
 
 class ActionModule(ActionBase):
-    """The action; runs on the controller, whatever host the task is for."""
+    """The action; it runs on the controller, whichever host the task is for."""
 
     _VALID_ARGS = frozenset(
         {"scenario", "set", "results", "dry_run", "preflight", "claims", "profile"}
@@ -56,7 +55,7 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        """Run the scenario and hand back what came of it."""
+        """Run the command and return its result."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         command = self._command(task_vars or {})
         child = subprocess.Popen(
@@ -70,7 +69,7 @@ class ActionModule(ActionBase):
         try:
             ended = self._follow(child)
         except BaseException:
-            # An interrupt reaches the child too; it closes what it opened before it ends.
+            # An interrupt reaches the child too, which closes what it opened before it ends.
             child.terminate()
             raise
         finally:
@@ -117,7 +116,7 @@ class ActionModule(ActionBase):
             command += ["--results", str(PROJECT / args.get("results", "results"))]
         command += self._hosts(task_vars)
         if "set" in args:
-            command += ["--extra-vars", '{"set": {}}']  # what the variable says is in the argument
+            command += ["--extra-vars", '{"set": {}}']  # the argument has the variable's fields
         for key, value in overrides.items():
             text = value if isinstance(value, str) else json.dumps(value)
             command += ["--set", f"{key}={text}"]
@@ -138,7 +137,7 @@ class ActionModule(ActionBase):
         return command
 
     def _hosts(self, task_vars: Mapping[str, Any]) -> list[str]:
-        """Options that have the command read the inventory as this play does."""
+        """Return the options that make the command read the same inventory as this play."""
         words = ["--progress", "ndjson"]
         for source in task_vars.get("ansible_inventory_sources") or []:
             words += ["--inventory", str(source)]
@@ -147,7 +146,7 @@ class ActionModule(ActionBase):
         return words
 
     def _follow(self, child: subprocess.Popen[str]) -> dict[str, Any]:
-        """Show the progress; return the last event that is not progress."""
+        """Show the progress, and return the last event that is not progress."""
         last: dict[str, Any] = {}
         for event in _events(child):
             if event.get("event") == "progress":
