@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: put back what experiments that were killed have left on a host."""
+"""Ansible module: restore settings that killed experiments left changed on a host."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from ansible.module_utils.connlab_journal import heal
 
 DOCUMENTATION = r"""
 module: connlab_guard
-short_description: Put back what experiments that were killed have left
+short_description: Restore settings that killed experiments left changed
 description:
-  - Undoes the changes in the journals of guards that are gone, the latest first. What others have
-    changed since is kept and named, as a failure.
-  - In check mode it says what it would put back.
+  - Undoes the changes in the journals of guards that are gone, the latest first. A setting that
+    another user or program changed since is kept and named, and the module fails.
+  - In check mode it shows what it would restore.
 options: {}
 author: [connlab]
 """
 EXAMPLES = r"""
-- name: Put back what guards that were killed have left
+- name: Restore settings that killed guards left changed
   connlab_guard:
 """
 RETURN = r"""
-healed: {type: list, elements: str, returned: always, description: [What was put back.]}
+healed: {type: list, elements: str, returned: always, description: [Restored settings.]}
 """
 
 
