@@ -1,4 +1,4 @@
-"""Which nofile limit a number of connections asks for, and how much of it a host can give."""
+"""Compute the nofile limit that a number of connections requires, and what a host can grant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-# Descriptors that a process which holds connections has open besides (log, epoll, pipes).
+# Descriptors that a process needs in addition to its connections (log, epoll, pipes).
 DESCRIPTOR_RESERVE = 4096
 # capabilities(7), include/uapi/linux/capability.h
 CAP_SYS_RESOURCE = 24
@@ -16,7 +16,7 @@ CAP_SYS_RESOURCE = 24
 def may_raise(bounding_set: str) -> bool:
     """Return whether a process with this CapBnd (proc(5), hexadecimal) may raise a hard limit.
 
-    setrlimit(2) wants CAP_SYS_RESOURCE for it, and no login can have a capability that is not in
+    setrlimit(2) requires CAP_SYS_RESOURCE, and no login can have a capability that is not in
     PID 1's bounding set.
     """
     return bool(int(bounding_set, 16) >> CAP_SYS_RESOURCE & 1)
@@ -27,13 +27,13 @@ def tune_limits_plan(
 ) -> dict[str, Any]:
     """Return the nofile limit to set: {"wanted", "effective", "reported"}.
 
-    probe: {"hard", "bounding_set", "login_hard", "nr_open"}, of the login that is limited;
-    share: connections of this host; nofile: a person's own figure or "" for the computed one;
-    nr_open: what fs.nr_open is going to be, where it is not that yet (check mode).
+    probe: {"hard", "bounding_set", "login_hard", "nr_open"} of the login; share: connections of
+    this host; nofile: the user's own limit, or "" for the computed one; nr_open: the planned
+    fs.nr_open, if it is not set yet (check mode).
 
-    Errors: AnsibleFilterError where a person's own figure is none, or lies above fs.nr_open:
-    setrlimit(2) refuses that even to root, pam_limits then ends every login with "Permission
-    denied", and nobody could log in to mend it.
+    Errors: AnsibleFilterError if the user's own limit is not a number, or is above fs.nr_open.
+    setrlimit(2) refuses such a limit even to root, pam_limits then ends every login with
+    "Permission denied", and nobody could log in to fix it.
     """
     ceiling = max(int(probe["nr_open"]), int(nr_open or 0))
     own = str(nofile).strip()
@@ -43,12 +43,12 @@ def tune_limits_plan(
     if own and wanted > ceiling:
         raise AnsibleFilterError(
             f"tune_limits_nofile: wanted {wanted}, found fs.nr_open {ceiling}: a hard limit above "
-            "it locks every login out; raise it first (tune_sysctl_extra: fs.nr_open)"
+            "it locks out every login; raise it first (tune_sysctl_extra: fs.nr_open)"
         )
     held = int(probe["hard"])
     effective = max(wanted, held) if state == "raise" else wanted
     reported = {}
-    # A limit that a session already has is below nr_open unless nr_open was lowered since.
+    # A session's own limit can be above nr_open only if nr_open was lowered since.
     if effective > ceiling:
         effective = ceiling
         reported["nofile"] = f"wanted {wanted}, effective {effective}: fs.nr_open"
@@ -56,7 +56,7 @@ def tune_limits_plan(
         effective = int(probe["login_hard"])
         reported["nofile"] = (
             f"wanted {wanted}, effective {effective}: the host's PID 1 has no CAP_SYS_RESOURCE, "
-            "so no login can raise its hard limit (pam_limits keeps the old one and says nothing)"
+            "so no login can raise its hard limit (pam_limits silently keeps the old one)"
         )
     return {"wanted": wanted, "effective": effective, "reported": reported}
 
@@ -66,8 +66,9 @@ def tune_limits_files(
 ) -> dict[str, str]:
     """Return the files that grant a nofile limit, as {path: text}.
 
-    limits.d for logins, through pam_limits; a drop-in for what systemd starts, which PAM does not
-    reach: for the services named, or for every service where the list is empty.
+    They are a file in limits.d for logins, which pam_limits reads, and systemd drop-ins for
+    services, to which PAM does not apply: one for each of `services`, or one for all services if
+    the list is empty.
     """
     head = f"# Lab {lab_name}: written by the role tune_limits, reverted by playbooks/revert.yml.\n"
     logins = "".join(
@@ -87,5 +88,5 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {"tune_limits_plan": tune_limits_plan, "tune_limits_files": tune_limits_files}

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: the nofile limit of logins and services, with a record and a way back."""
+"""Ansible module: grant a nofile limit to logins and services, with a record for the revert."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ansible.module_utils.connlab_record import (
 
 DOCUMENTATION = r"""
 module: connlab_limits
-short_description: Grant a nofile limit to logins and services, and take it back
+short_description: Grant a nofile limit to logins and services, and revoke it
 description:
-  - Tells the limits of this very session (O(state=probe)), places the files that grant others
-    (O(state=present)), or restores what was found before the first change (O(state=absent)).
+  - Returns the limits of the module's own session (O(state=probe)), writes the files that grant a
+    limit (O(state=present)), or restores the original files (O(state=absent)).
 options:
   state:
-    description: What to do.
+    description: Whether the limits are read, granted or restored.
     type: str
     choices: [probe, present, absent]
     default: present
@@ -40,27 +40,27 @@ options:
     description: The hard limit that they grant.
     type: int
   wanted:
-    description: The hard limit that the connections ask for.
+    description: The hard limit that the connections require.
     type: int
   found:
-    description: What a session had before, C(hard) and C(soft).
+    description: The limits that a session had before, C(hard) and C(soft).
     type: dict
     default: {}
   nr_open:
-    description: What fs.nr_open is going to be, in check mode.
+    description: The planned fs.nr_open, in check mode.
     type: int
     default: 0
   reported:
-    description: What could not be granted, each with the reason; recorded.
+    description: Limits that could not be granted, each with the reason; written to the record.
     type: dict
     default: {}
   record:
-    description: The JSON file that keeps what was found.
+    description: The JSON file that records the original state.
     type: path
 author: connlab
 """
 EXAMPLES = r"""
-- name: See what this session may open
+- name: Read the limits of this session
   connlab_limits:
     state: probe
 """
@@ -75,8 +75,8 @@ soft:
   type: int
 remarks:
   description: >-
-    What somebody else has changed since, and what became of it; of a revert, what the one before
-    has kept. Also shown as warnings.
+    Settings that another user or program changed since the tune, and how each was handled; after
+    a revert, the settings that the previous revert kept. Also shown as warnings.
   returned: state present or absent
   type: list
 """
@@ -85,7 +85,7 @@ ROLE = "tune_limits"
 
 
 def field(text: str, name: str, column: int) -> str:
-    """Return a word of the line that starts with `name`. Errors: ValueError where there is none."""
+    """Return a word of the line that starts with `name`. Errors: ValueError without such a line."""
     for line in text.splitlines():
         if line.startswith(name):
             return line[len(name) :].split()[column]
@@ -93,12 +93,12 @@ def field(text: str, name: str, column: int) -> str:
 
 
 def number(limit: str) -> int:
-    """Return a limit as proc(5) prints it as a number."""
+    """Return a limit that proc(5) prints, as a number."""
     return 2**63 - 1 if limit == "unlimited" else int(limit)
 
 
 def login_service() -> int:
-    """Return the process whose limits a new login starts from: our ancestor just below PID 1."""
+    """Return the process whose limits a new login inherits: the ancestor just below PID 1."""
     pid = os.getpid()
     while True:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
@@ -109,10 +109,10 @@ def login_service() -> int:
 
 
 def look() -> dict[str, Any]:
-    """Return the limits of this session and what they could be raised to."""
+    """Return the limits of this session, and what they could be raised to."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A login is a child of sshd, sshd of PID 1: without CAP_SYS_RESOURCE each hands down at
-    # most its own hard limit.
+    # A login is a child of sshd, which is a child of PID 1. Without CAP_SYS_RESOURCE each passes
+    # on at most its own hard limit.
     hards = []
     for pid in (1, login_service()):
         try:
@@ -130,21 +130,21 @@ def look() -> dict[str, Any]:
 
 
 def reload_systemd(module: AnsibleModule, diffs: list[dict[str, str]]) -> None:
-    """Have systemd read its drop-ins again, where one changed and it is running."""
+    """Make systemd reload its drop-ins, if one changed and systemd is running."""
     touched = any("/systemd/" in entry["before_header"] + entry["after_header"] for entry in diffs)
     if touched and Path("/run/systemd/system").is_dir():
         module.run_command(["systemctl", "daemon-reload"], check_rc=True)
 
 
 def present(module: AnsibleModule) -> dict[str, Any]:
-    """Place the files and write the record."""
+    """Write the files and the record."""
     given = module.params
     write = not module.check_mode
     nr_open = int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii"))
     if given["nofile"] > (nr_open if write else max(nr_open, given["nr_open"])):
         raise ValueError(
             f"nofile: wanted {given['nofile']}, found fs.nr_open {nr_open}: "
-            "a hard limit above it locks every login out"
+            "a hard limit above it locks out every login"
         )
     record = load_record(given["record"], ROLE)
     record["kept"] = []
@@ -166,7 +166,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
-    """Restore the files found, prove it, and remove the record."""
+    """Restore the original files, verify them, and remove the record."""
     given = module.params
     write = not module.check_mode
     if not Path(given["record"]).exists():
