@@ -1,6 +1,6 @@
-"""The sysctl values a number of connections asks for, and the plan to reach them.
+"""Compute the sysctl values that a number of connections requires, and the plan to set them.
 
-Pure functions from numbers to values; what runs on the hosts is in library/connlab_sysctl.py.
+Pure functions from numbers to values; library/connlab_sysctl.py runs on the hosts.
 Sources: Documentation/networking/ip-sysctl.rst and nf_conntrack-sysctl.rst,
 Documentation/admin-guide/sysctl/{fs,net}.rst and the kernel files named at each value.
 """
@@ -14,8 +14,8 @@ from ansible.errors import AnsibleFilterError
 
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 BUCKETS = "net.netfilter.nf_conntrack_buckets"
-# sysctl.d(5) applies a file from its top. nr_open comes first: whoever raises a nofile limit
-# between two lines must not find it above nr_open.
+# sysctl.d(5) applies a file from the top. nr_open comes first, so that a nofile limit that is
+# raised at the same time is never above it.
 KEYS = (
     "fs.nr_open",
     "fs.file-max",
@@ -32,16 +32,16 @@ KEYS = (
     "net.netfilter.nf_conntrack_max",
     BUCKETS,
 )
-# Only where the module is loaded: without it nothing is tracked and nothing is missing.
+# Keys that exist only if the module is loaded: without it nothing is tracked, so none is missing.
 IF_LOADED = frozenset(key for key in KEYS if key.startswith("net.netfilter."))
-# The sysctls above that the kernel keeps in an int.
+# Largest value of the sysctls above that the kernel keeps in an int.
 INT_MAX = 2**31 - 1
-# Descriptors that a process which holds connections has open besides (log, epoll, pipes).
+# Descriptors that a process needs in addition to its connections (log, epoll, pipes).
 DESCRIPTOR_RESERVE = 4096
 
 
 class Value(NamedTuple):
-    """A wanted value and the formula it comes from, for people to read."""
+    """A wanted value and its formula as text for a reader."""
 
     text: str
     formula: str
@@ -53,41 +53,41 @@ def power_of_two(number: int) -> int:
 
 
 def with_spare(sockets: int) -> int:
-    """Return `sockets`, an eighth on top, and 65,536 for the rest of the machine."""
+    """Return `sockets` plus an eighth, plus 65,536 for the rest of the machine."""
     return min(sockets + sockets // 8 + 65_536, INT_MAX)
 
 
 def computed(sockets: int, largest: int, memory_kib: int, page_bytes: int) -> dict[str, Value]:
-    """Return what `sockets` TCP sockets on one kernel ask for, by key, as /proc/sys prints it.
+    """Return the values that `sockets` TCP sockets on one kernel require, as in /proc/sys, by key.
 
-    sockets: all on this kernel, in every network namespace; largest: most in one namespace and
-    one process; memory_kib: MemTotal; page_bytes: the page size, the unit of tcp_mem.
+    sockets: all on this kernel, in every network namespace; largest: the largest number in one
+    namespace and one process; memory_kib: MemTotal; page_bytes: the page size, the unit of tcp_mem.
     """
     pages = memory_kib * 1024 // page_bytes
     # tcp_init_mem() and tcp_init(), net/ipv4/tcp.c: pressure at a sixteenth of memory, and a
-    # largest buffer of a 128th of memory, 6 MiB (receive) or 4 MiB (send) at the most.
-    # A byte that nobody has read, or a FIN, costs its socket one page of tcp_mem. Its hard limit
-    # stays at half of memory: what TCP takes there is gone for the sockets themselves.
+    # maximum buffer of a 128th of memory, but no more than 6 MiB (receive) or 4 MiB (send).
+    # An unread byte, or a FIN, costs its socket one page of tcp_mem. The hard limit of tcp_mem
+    # stays at half of memory, because the sockets themselves need the rest.
     pressure = max(1, min(max(pages // 16, sockets), pages // 3))
     part = pressure * page_bytes // (2 * sockets)
     largest_buffer = memory_kib * 1024 // 128
 
     def buffers(default: int, most: int) -> str:
-        # sk->sk_rcvbuf and sk_sndbuf start at the second figure; the kernel's own is enough.
+        # sk->sk_rcvbuf and sk_sndbuf start at the second figure; the kernel's default is enough.
         middle = min(default, max(4096, part // 4096 * 4096))
         return f"4096 {middle} {max(default, min(most, largest_buffer))}"
 
     burst = power_of_two(largest // 16)
     processes = "one process may hold all of a host's connections"
     values = {
-        # alloc_fdtable(), fs/file.c, doubles the table: a limit between two powers is not reached.
+        # alloc_fdtable(), fs/file.c, doubles the table: no limit between two powers is reached.
         "fs.nr_open": Value(
             str(min(max(power_of_two(largest + DESCRIPTOR_RESERVE), 1_048_576), 2**30)),
             f"power of two >= connections + {DESCRIPTOR_RESERVE}, {processes}",
         ),
         # files_maxfiles_init(), fs/file_table.c: counts every open file of the kernel.
         "fs.file-max": Value(str(with_spare(sockets)), "sockets x 9/8 + 65536"),
-        # ep_insert(), fs/eventpoll.c: ENOSPC beyond it, counted per user over all namespaces.
+        # ep_insert(), fs/eventpoll.c: ENOSPC above it, counted per user over all namespaces.
         "fs.epoll.max_user_watches": Value(
             str(with_spare(sockets)), "sockets x 9/8 + 65536, each registered once"
         ),
@@ -117,11 +117,11 @@ def computed(sockets: int, largest: int, memory_kib: int, page_bytes: int) -> di
             f"{pressure * 3 // 4} {pressure} {pressure * 3 // 2}",
             "pressure at a page per socket, at least memory / 16, hard limit half of memory",
         ),
-        # tcp_too_many_orphans(): beyond it the kernel resets what a process left when it ended.
+        # tcp_too_many_orphans(): above it the kernel resets the sockets that a dead process left.
         "net.ipv4.tcp_max_orphans": Value(
             str(min(sockets, INT_MAX)), "sockets: a process that ends leaves all of its own"
         ),
-        # inet_twsk_alloc(), net/ipv4/inet_timewait_sock.c: beyond it TIME_WAIT is cut short.
+        # inet_twsk_alloc(), net/ipv4/inet_timewait_sock.c: above it TIME_WAIT is skipped.
         "net.ipv4.tcp_max_tw_buckets": Value(
             str(min(largest, INT_MAX)), "connections: all of a host's may be closed at once"
         ),
@@ -129,8 +129,8 @@ def computed(sockets: int, largest: int, memory_kib: int, page_bytes: int) -> di
         "net.netfilter.nf_conntrack_max": Value(
             str(with_spare(largest)), "connections x 9/8 + 65536, counted per namespace"
         ),
-        # The hash table is one for all namespaces, and the kernel rounds it up to whole pages of
-        # 8-byte heads (nf_ct_alloc_hashtable()): 8192 of them fill the largest page size, 64 KiB.
+        # All namespaces share one hash table, which the kernel rounds up to whole pages of 8-byte
+        # heads (nf_ct_alloc_hashtable()). 8192 heads fill a page of the largest size, 64 KiB.
         BUCKETS: Value(
             str(-(-with_spare(sockets) // 8192) * 8192), "a bucket per entry, in whole pages"
         ),
@@ -139,12 +139,12 @@ def computed(sockets: int, largest: int, memory_kib: int, page_bytes: int) -> di
 
 
 def normal(text: object) -> str:
-    """Return a sysctl's text with single spaces: the kernel prints tabs between figures."""
+    """Return a sysctl's text with single spaces; the kernel prints tabs between figures."""
     return " ".join(str(text).split())
 
 
 def figures(text: str) -> list[int] | None:
-    """Return the whole numbers of a value, or None where it is not made of them."""
+    """Return the whole numbers of a value, or None if it has anything else."""
     try:
         return [int(word) for word in text.split()] or None
     except ValueError:
@@ -152,9 +152,9 @@ def figures(text: str) -> list[int] | None:
 
 
 def raised(key: str, found: str, wanted: str) -> str:
-    """Return the value that grants what both grant: nothing is lowered.
+    """Return the value that satisfies both `found` and `wanted`; it lowers nothing.
 
-    Figures one by one take the larger, a port range the wider; a value that is not made of the
+    It takes the larger of each figure, and the wider port range. A value that does not have the
     same number of figures (a name, for example) cannot be compared and becomes the wanted one.
     """
     old, new = figures(found), figures(wanted)
@@ -166,9 +166,9 @@ def raised(key: str, found: str, wanted: str) -> str:
 
 
 def wishes(extra: Mapping[str, Any], state: str) -> dict[str, tuple[str, str]]:
-    """Return a person's own values as {key: (value, state)}.
+    """Return the user's own values as {key: (value, state)}.
 
-    Errors: AnsibleFilterError, naming the key, where a value is not one.
+    Errors: AnsibleFilterError, naming the key, if a value, a state or a key is invalid.
     """
     result = {}
     for key, entry in extra.items():
@@ -197,7 +197,7 @@ _KEY_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 
 
 def tune_sysctl_keys(extra: Mapping[str, Any]) -> list[str]:
-    """Return every key to look at: those computed and a person's own."""
+    """Return every key to read: the computed ones and the user's own."""
     return [*KEYS, *(key for key in wishes(extra, "raise") if key not in KEYS)]
 
 
@@ -209,11 +209,12 @@ def tune_sysctl_plan(
     state: str,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return what to set on a kernel, from what it has.
+    """Return the plan for a kernel, from its current values.
 
     probe: {"memory_kib", "page_bytes", "keys": {key: {"found": text or None, "writable"}}};
-    only: look at these keys alone. Returns {"settings": [{key, found, wanted, value, formula}]}
-    of what can be written here and {"elsewhere": {key: {found, wanted, state, why}}} of the rest.
+    only: plan only these keys. The plan has {"settings": [{key, found, wanted, value, formula}]}
+    with the keys that can be written here, and {"elsewhere": {key: {found, wanted, state, why}}}
+    with the others.
     """
     own = wishes(extra, state)
     goals = {
@@ -245,7 +246,7 @@ def tune_sysctl_plan(
 
 
 def tune_sysctl_unwritable(plans: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the keys that any of these hosts' plans could not write, in a fixed order."""
+    """Return the keys that at least one of the hosts could not write, in a fixed order."""
     keys = {key for plan in plans for key in plan.get("elsewhere", {})}
     return [key for key in KEYS if key in keys] + sorted(keys - set(KEYS))
 
@@ -253,9 +254,9 @@ def tune_sysctl_unwritable(plans: Iterable[Mapping[str, Any]]) -> list[str]:
 def tune_sysctl_elsewhere(
     plan: Mapping[str, Any], underlay: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return where each key that a host could not write stands now.
+    """Return the status of each key that a host could not write.
 
-    underlay: {"settings", "reported"} of the machine underneath, None where the lab does not own
+    underlay: {"settings", "reported"} of the machine underneath, or None if the lab does not own
     one. Returns {"observed": {key: {found, set, wanted, where}}, "reported": {key: why}}.
     """
     observed, reported = {}, {}
@@ -284,7 +285,7 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {
             "tune_sysctl_keys": tune_sysctl_keys,
             "tune_sysctl_plan": tune_sysctl_plan,

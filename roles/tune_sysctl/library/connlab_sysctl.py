@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: kernel parameters with a read-back, a record and a way back."""
+"""Ansible module: set kernel parameters, with a read-back and a record for the revert."""
 
 from __future__ import annotations
 
@@ -45,19 +45,18 @@ from ansible.module_utils.connlab_sysctl_tree import (
 
 DOCUMENTATION = r"""
 module: connlab_sysctl
-short_description: Set kernel parameters, prove them, and put them back
+short_description: Set kernel parameters, verify them, and restore them
 description:
-  - Reads keys (O(state=probe)), brings them and their sysctl.d file to wanted values with one
-    run of C(sysctl -p) and reads them back (O(state=present)), or restores what was found
-    before the first change (O(state=absent)).
+  - Reads keys (O(state=probe)), sets them and their sysctl.d file with one run of C(sysctl -p) and
+    reads them back (O(state=present)), or restores the original values (O(state=absent)).
 options:
   state:
-    description: What to do.
+    description: Whether the keys are read, set or restored.
     type: str
     choices: [probe, present, absent]
     default: present
   keys:
-    description: Keys to look at, for O(state=probe).
+    description: Keys to read, for O(state=probe).
     type: list
     elements: str
     default: []
@@ -67,7 +66,7 @@ options:
     elements: dict
     default: []
   observed:
-    description: Keys of this kernel that were set elsewhere; proven here and recorded.
+    description: Keys of this kernel that were set elsewhere; verified here and recorded.
     type: dict
     default: {}
   reported:
@@ -75,18 +74,18 @@ options:
     type: dict
     default: {}
   path:
-    description: The sysctl.d file, or nothing for values that end with this boot.
+    description: The sysctl.d file, or empty for values that last until the next boot.
     type: str
     default: ""
   content:
-    description: The sysctl.d file's text, also what is applied without a file.
+    description: The text of the sysctl.d file, which is applied even without a path.
     type: str
     default: ""
   record:
-    description: The JSON file that keeps the values found.
+    description: The JSON file that records the original values.
     type: path
   where:
-    description: Whose kernel parameters these are.
+    description: Whether the kernel parameters are a host's or those of the machine underneath.
     type: str
     choices: [host, underlay]
     default: host
@@ -97,7 +96,7 @@ options:
 author: connlab
 """
 EXAMPLES = r"""
-- name: Hold a million descriptors in one process
+- name: Allow a million descriptors in one process
   connlab_sysctl:
     settings: [{key: fs.nr_open, value: "1048576", wanted: "1048576"}]
     content: "fs.nr_open = 1048576\n"
@@ -110,13 +109,13 @@ keys:
   returned: state probe
   type: dict
 settings:
-  description: Each key as found before the first change and as set now.
+  description: Each key with its original value and the value set now.
   returned: state present
   type: dict
 remarks:
   description: >-
-    What somebody else has changed since, and what became of it; of a revert, what the one before
-    has kept. Also shown as warnings.
+    Settings that another user or program changed since the tune, and how each was handled; after
+    a revert, the settings that the previous revert kept. Also shown as warnings.
   returned: state present or absent
   type: list
 """
@@ -128,7 +127,7 @@ LIMITS = Path("/etc/security/limits.conf")
 
 
 def look(module: AnsibleModule) -> dict[str, Any]:
-    """Return what the kernel has now."""
+    """Return the kernel's current values, its memory and its page size."""
     memory = Path("/proc/meminfo").read_text(encoding="ascii").split()
     return {
         "keys": probe(module.params["keys"]),
@@ -149,10 +148,10 @@ def run_sysctl(module: AnsibleModule, path: str, content: str) -> str:
 
 
 def ended(record: Record) -> bool:
-    """Return whether the values that a record names have ended with an earlier boot.
+    """Return whether the values that a record names were lost at a reboot.
 
-    They have unless there is a file that brought them back: one that the role was about to place
-    when it was interrupted, or has removed again, is as it was found.
+    They were, unless a file restored them at boot. A file that the role had not written yet when it
+    was interrupted, or that it has removed again, has its original text.
     """
     if record.get("boot_id", boot_id()) == boot_id():
         return False
@@ -162,14 +161,14 @@ def ended(record: Record) -> bool:
 
 
 def present(module: AnsibleModule) -> dict[str, Any]:
-    """Bring the kernel and the file to their values, prove it, and write the record."""
+    """Set the kernel's values and the file, verify them, and write the record."""
     given = module.params
     path, kept = given["path"], given["record"]
     record = load_record(kept, ROLE)
     peers = load_peers(given["peers"], kept, ROLE)
     record["kept"] = []
     if ended(record):
-        # What was set ended with that boot; so did what it had found.
+        # The values that were set were lost at the reboot, and so were the original ones.
         record.update(settings={}, since={})
     record["boot_id"] = boot_id()
     wanted = {entry["key"]: entry["value"] for entry in given["settings"]}
@@ -184,7 +183,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         diffs.append(runtime_diff({key: now[key] for key in stale}, stale))
     if diffs and not module.check_mode:
         before = {name: read_text(name) for name in (kept, path) if name}
-        # The values found are safe on disk before the first of them is changed.
+        # The original values are on disk before the first of them is changed.
         save_peers(peers, sorted(heirs))
         save_record(kept, record)
         try:
@@ -193,7 +192,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         except (SysctlError, OSError):
             if path:
                 write_text(path, before[path])
-            # What could not be undone is left to a revert.
+            # Values that could not be restored here are left to a revert.
             if not heirs and not mismatches({key: now[key] for key in stale}, ROOT):
                 write_text(kept, before[kept])
             raise
@@ -223,10 +222,10 @@ def present(module: AnsibleModule) -> dict[str, Any]:
 
 
 def nofile_above(limit: int) -> str | None:
-    """Return which nofile limit of a login would be above `limit`, with its file, or None.
+    """Return a login's nofile limit that is above `limit`, with its file, or None.
 
-    setrlimit(2) refuses a hard limit above fs.nr_open even to root, and pam_limits(8) ends the
-    session then.
+    setrlimit(2) refuses a hard limit above fs.nr_open even to root, and pam_limits(8) then ends the
+    session.
     """
     for path in [LIMITS, *sorted(LIMITS.with_name("limits.d").glob("*.conf"))]:
         for line in (read_text(path) or "").splitlines():
@@ -239,7 +238,7 @@ def nofile_above(limit: int) -> str | None:
 
 
 def locks_out(record: Record, peers: Mapping[str, Record]) -> str | None:
-    """Return why fs.nr_open may not go back to what was found, None where it may."""
+    """Return why fs.nr_open must not be restored to its original value, or None if it may be."""
     if NR_OPEN not in record["since"] or above(record, NR_OPEN, peers) is not None:
         return None
     found, now = record["settings"][NR_OPEN]["found"], read_key(NR_OPEN, ROOT) or ""
@@ -248,11 +247,11 @@ def locks_out(record: Record, peers: Mapping[str, Record]) -> str | None:
     granted = nofile_above(int(found))
     if granted is None:
         return None
-    return f"{NR_OPEN}: wanted {found}, found {now}: {granted}, and would lock every login out"
+    return f"{NR_OPEN}: wanted {found}, found {now}: {granted}, and would lock out every login"
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
-    """Restore the values and the file found, prove it, and remove the record."""
+    """Restore the original values and the file, verify them, and remove the record."""
     given = module.params
     write = not module.check_mode
     if not Path(given["record"]).exists():
