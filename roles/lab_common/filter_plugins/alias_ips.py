@@ -1,4 +1,4 @@
-"""Which addresses a host is to have besides its own, and what is wrong with them."""
+"""Expand the alias addresses of a host, and check those of a whole lab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# More than this by the method address takes the kernel longer than a run; anyip is one route.
+# Adding more than this by the method address takes longer than a run; anyip adds one route.
 MOST_ADDRESSES = 65_534
 METHODS = ("address", "anyip")
 FIELDS = (
@@ -24,13 +24,13 @@ FIELDS = (
     "alias_ips_prefix",
     "alias_ips_method",
 )
-# RFC 4632: a /24 is the block that the lab's plan gives to one host; 254 of its 256 addresses
-# are neither its network nor its broadcast address.
+# The lab's plan gives each host a /24 (RFC 4632). Of its 256 addresses 254 are usable, without the
+# network and broadcast addresses.
 BLOCK_BITS = 24
 
 
 def _fence() -> Any:
-    """Load bench/fence.py: filters run on the controller, in a checkout of the project."""
+    """Return the module bench/fence.py: filters run on the controller, in a checkout."""
     path = Path(__file__).resolve().parents[3] / "bench" / "fence.py"
     spec = importlib.util.spec_from_file_location("connlab_fence", path)
     if spec is None or spec.loader is None:
@@ -44,7 +44,7 @@ FENCE = _fence()
 
 
 class Wrong(ValueError):
-    """A field that is not what it has to be: its name, its value, what was expected."""
+    """An invalid field: its name, its value, and what was expected."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         super().__init__(f"{field}: {value!s}: expected {expected}")
@@ -59,9 +59,9 @@ def address(field: str, value: object) -> Address:
 
 
 def consecutive(field: str, first: Address, count: int) -> Iterator[Address]:
-    """Yield `count` addresses from `first` on, all usable and of one block.
+    """Yield `count` usable addresses of one block, starting with `first`.
 
-    Errors: Wrong where they would pass the end of first's /24 (IPv6: /64).
+    Errors: Wrong if they would go beyond the end of the /24 (IPv6: /64) of `first`.
     """
     bits = BLOCK_BITS if first.version == 4 else 64
     block = ipaddress.ip_network(f"{first}/{bits}", strict=False)
@@ -75,7 +75,7 @@ def consecutive(field: str, first: Address, count: int) -> Iterator[Address]:
 
 
 def prefix_addresses(prefix: Network) -> Iterator[Address]:
-    """Yield a prefix's addresses without its network and broadcast address. Errors: Wrong."""
+    """Yield a prefix's addresses without its network and broadcast addresses. Errors: Wrong."""
     if prefix.num_addresses - 2 > MOST_ADDRESSES:
         expected = f"at most {MOST_ADDRESSES} addresses (or alias_ips_method: anyip)"
         raise Wrong("alias_ips_prefix", prefix, expected)
@@ -91,7 +91,7 @@ def read_prefix(field: str, value: object) -> Network:
 
 
 def alias_ips_expand(fields: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return {"addresses", "routes"} that a host's alias_ips_* fields ask for.
+    """Return the {"addresses", "routes"} that a host's alias_ips_* fields define.
 
     Errors: Wrong, naming field, value and what was expected.
     """
@@ -119,7 +119,7 @@ def alias_ips_expand(fields: Mapping[str, Any]) -> dict[str, list[str]]:
         prefix = read_prefix("alias_ips_prefix", fields["alias_ips_prefix"])
         if method == "anyip":
             if prefix.version == 6:
-                # bind(2) wants an IPv6 address that is configured (inet6_bind(), af_inet6.c), and
+                # bind(2) requires a configured IPv6 address (inet6_bind(), af_inet6.c), and
                 # neighbour discovery does not answer for a route.
                 raise Wrong("alias_ips_prefix", prefix, "an IPv4 prefix with the method anyip")
             routes.append(str(prefix))
@@ -146,18 +146,18 @@ def outside(each: Network, allowed: Sequence[Network]) -> bool:
 
 
 def alias_ips_fields(host: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a host's variables that name its addresses."""
+    """Return the variables of a host that define its addresses."""
     return {name: host.get(name) for name in FIELDS}
 
 
 def alias_ips_errors(
     hosts: Mapping[str, Mapping[str, Any]], prefixes: Sequence[Any], public: bool = False
 ) -> list[str]:
-    """Return one line per error in the addresses of a lab's hosts, none where all is well.
+    """Return one line for each error in the addresses of a lab's hosts, none if all are valid.
 
     hosts: each host's lab_data_address, lab_data_address6 and alias_ips_* fields; prefixes: the
-    only ones that may be used; public: whether they may be other people's (bench/fence.py). Lines
-    read "host: field: value: expected ...".
+    only permitted prefixes; public: whether public addresses are permitted (bench/fence.py). Lines
+    have the form "host: field: value: expected ...".
     """
     lines: list[str] = []
     allowed: list[Network] = []
@@ -220,7 +220,7 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {
             "alias_ips_expand": alias_ips_expand,
             "alias_ips_fields": alias_ips_fields,

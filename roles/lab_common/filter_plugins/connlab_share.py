@@ -1,4 +1,4 @@
-"""How many of a lab's connections fall to each host."""
+"""Compute each host's share of a lab's connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_CONNECTIONS = 100_000_000
 def whole_connections(connections: Any) -> int:
     """Return `connections` as a number (`-e connections=50000` arrives as text).
 
-    Errors: AnsibleFilterError where it is not a whole number from 1 to 100,000,000.
+    Errors: AnsibleFilterError if it is not a whole number from 1 to 100,000,000.
     """
     text = str(connections).strip()
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_CONNECTIONS:
@@ -24,11 +24,11 @@ def whole_connections(connections: Any) -> int:
 
 
 def connlab_shares(connections: Any, groups: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return the sockets or tracked connections that each host has to hold.
+    """Return the number of sockets or tracked connections that each host has to hold.
 
-    Clients share the connections evenly, servers too, both rounded up. A proxy holds two sockets
-    for each connection through it. A router holds none, but every connection may pass it, so
-    that all of them count for what it tracks.
+    The connections are divided evenly among the clients, and among the servers, rounded up. A proxy
+    holds two sockets for each connection through it. A router holds no sockets, but every
+    connection may pass it, so it has to be able to track all of them.
     """
     total = whole_connections(connections)
     shares: dict[str, int] = {}
@@ -42,7 +42,7 @@ def connlab_shares(connections: Any, groups: Mapping[str, Sequence[str]]) -> dic
 
 
 def connlab_share(connections: Any, groups: Mapping[str, Sequence[str]], host: str) -> int:
-    """Return one host's part of `connlab_shares`; a host in none of the groups: all of it."""
+    """Return one host's share of `connlab_shares`, or all connections if it is in no group."""
     return connlab_shares(connections, groups).get(host, whole_connections(connections))
 
 
@@ -50,5 +50,5 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {"connlab_share": connlab_share, "connlab_shares": connlab_shares}

@@ -1,4 +1,4 @@
-"""Files, commands, mounts and the lock: what all work on the machine underneath needs."""
+"""Files, commands, mounts and the lock, for the modules that work on the lab's machine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from ansible.module_utils.connlab_layout import LabError
 
 RUN = Path("/run/connlab")
-"""What labs note about this machine: owners, and limits as they were found."""
+"""Directory of the labs' notes about this machine: owners and original limits."""
 
 LIMIT = 60.0
-"""Seconds for a command: those of the lab take milliseconds."""
+"""Seconds that a command may take; the lab's commands take milliseconds."""
 
 
 def run(
     *command: str | Path, check: bool = True, text: str | None = None, limit: float = LIMIT
 ) -> str:
-    """Output of a command.
+    """Return the output of a command.
 
     :param text: its standard input.
     :param limit: seconds that it may take.
-    :raises LabError: if it fails and check is set, takes too long, or is not there.
+    :raises LabError: if it fails and check is set, takes too long, or is not installed.
     """
     try:
         done = subprocess.run(
@@ -51,7 +51,7 @@ def run(
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text)
@@ -60,9 +60,9 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def private(path: Path) -> None:
-    """Make a directory that only its owner enters, or make one so.
+    """Create a directory that only its owner may enter, or change an existing one to that.
 
-    Hosts' files have setuid programs, and whatever a host's root puts there.
+    The hosts' files contain setuid programs, and anything that a host's root writes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
@@ -71,12 +71,12 @@ def private(path: Path) -> None:
 
 
 def is_private(path: Path) -> bool:
-    """Whether only its owner enters a directory."""
+    """Return whether only its owner may enter a directory."""
     return path.is_dir() and path.stat().st_mode & 0o7777 == 0o700
 
 
 def read(path: Path) -> str:
-    """The text of a file, empty where there is none."""
+    """Return the text of a file, or an empty string if there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -85,7 +85,7 @@ def read(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(limit: float) -> Iterator[None]:
-    """Hold the machine-wide lock on labs: a lock on a directory, so that no file stays behind.
+    """Hold the machine-wide lock of all labs, on a directory, so that no file is left.
 
     :raises LabError: if another create or destroy holds it for longer than limit seconds.
     """
@@ -95,13 +95,15 @@ def locked(limit: float) -> Iterator[None]:
         handle = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one who held it before may have removed the directory since.
+            # The previous holder may have removed the directory since.
             if RUN.exists() and os.fstat(handle).st_ino == RUN.stat().st_ino:
                 break
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(handle)
-                raise LabError(f"another lab is being made or removed for {limit:.0f} s") from None
+                raise LabError(
+                    f"locked for {limit:.0f} s: another lab is being created or removed"
+                ) from None
             time.sleep(0.1)
         os.close(handle)
     try:
@@ -113,7 +115,7 @@ def locked(limit: float) -> Iterator[None]:
 
 
 def mounts_below(path: Path) -> list[str]:
-    """Mount points at and below a path, the deepest first."""
+    """Return the mount points at and below a path, the deepest first."""
     found = []
     for line in read(Path("/proc/self/mountinfo")).splitlines():
         point = line.split()[4].encode().decode("unicode_escape")
@@ -123,7 +125,7 @@ def mounts_below(path: Path) -> list[str]:
 
 
 def unmount_below(path: Path) -> None:
-    """Unmount all that is mounted at and below a path.
+    """Unmount everything at and below a path.
 
     :raises LabError: if something stays mounted.
     """

@@ -1,4 +1,4 @@
-"""What makes a host this host and no other: its files and its systemd-nspawn arguments.
+"""Files and systemd-nspawn arguments that give a host its identity.
 
 Pure functions: nothing here reads or changes the machine.
 """
@@ -13,10 +13,10 @@ from ansible.module_utils.connlab_layout import Host, Lab, machine_name, namespa
 
 
 def network_file(interface: str, addresses: tuple[str, ...]) -> str:
-    """A systemd.network(5) file: fixed addresses, and no way out.
+    """Return a systemd.network(5) file with fixed addresses and no route to other networks.
 
-    Duplicate address detection is off: the addresses are laid out here, and a benchmark must not
-    wait a second for each of them after a reboot.
+    Duplicate address detection is off: the lab assigns the addresses itself, and a benchmark must
+    not wait a second for each of them after a reboot.
     """
     lines = ["[Match]", f"Name={interface}", "", "[Network]"]
     lines += ["LinkLocalAddressing=no", "IPv6AcceptRA=no", "DHCP=no", "LLMNR=no"]
@@ -27,7 +27,7 @@ def network_file(interface: str, addresses: tuple[str, ...]) -> str:
 
 
 def host_files(lab: Lab, host: Host) -> dict[str, str]:
-    """The files of a host's overlay, by path: what makes it this host and no other."""
+    """Return the files in a host's overlay that give it its identity, by path."""
     directory = "etc/systemd/network"
     return {
         "etc/hostname": f"{host.name}\n",
@@ -39,7 +39,7 @@ def host_files(lab: Lab, host: Host) -> dict[str, str]:
 
 
 def hosts_file(lab: Lab) -> str:
-    """The /etc/hosts of every host: names are data addresses, <name>-mgmt the management ones."""
+    """Return the /etc/hosts of all hosts: data addresses by name, management by <name>-mgmt."""
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     for host in lab.hosts:
         lines += [f"{address.split('/')[0]} {host.name}" for address in host.data]
@@ -48,15 +48,15 @@ def hosts_file(lab: Lab) -> str:
 
 
 def configuration(lab: Lab, host: Host) -> str:
-    """A hash of all that a running host cannot take over while it runs."""
+    """Return a hash of all files that a host reads only when it starts."""
     text = json.dumps(host_files(lab, host), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def nspawn_arguments(lab: Lab, host: Host, hosts_path: str, nofile: int) -> list[str]:
-    """Arguments of systemd-nspawn(1) for a host that boots its own systemd.
+    """Return the arguments of systemd-nspawn(1) for a host that boots its own systemd.
 
-    :param nofile: the hard RLIMIT_NOFILE that this machine can give.
+    :param nofile: the hard RLIMIT_NOFILE that this machine can grant.
     """
     return [
         "--quiet",
@@ -66,9 +66,9 @@ def nspawn_arguments(lab: Lab, host: Host, hosts_path: str, nofile: int) -> list
         f"--machine={machine_name(lab.name, host.name)}",
         f"--hostname={host.name}",
         f"--network-namespace-path=/run/netns/{namespace(lab.name, host.name)}",
-        # The namespace is the host's own: its networkd and nftables may set it up.
+        # The namespace is the host's own, and its networkd and nftables set it up.
         "--capability=CAP_NET_ADMIN",
-        # No unit and no registration: the machine's PID 1 need not be systemd.
+        # No unit and no registration, because the machine's PID 1 may not be systemd.
         "--keep-unit",
         "--register=no",
         "--kill-signal=SIGRTMIN+4",
@@ -76,7 +76,7 @@ def nspawn_arguments(lab: Lab, host: Host, hosts_path: str, nofile: int) -> list
         "--resolv-conf=off",
         "--timezone=off",
         "--link-journal=no",
-        # A host's disk is an overlay that is thrown away: syncing it would only load the machine's.
+        # A host's overlay is disposable, so syncing it would only load the machine's disk.
         "--suppress-sync=yes",
         f"--rlimit=RLIMIT_NOFILE={nofile}",
         f"--bind-ro={escape_bind(hosts_path)}:/etc/hosts",
@@ -84,12 +84,12 @@ def nspawn_arguments(lab: Lab, host: Host, hosts_path: str, nofile: int) -> list
 
 
 def escape_bind(path: str) -> str:
-    """A path as systemd-nspawn's --bind= reads it."""
+    """Return a path, escaped for systemd-nspawn's --bind=."""
     return path.replace("\\", "\\\\").replace(":", "\\:")
 
 
 def last_words(console: str) -> str:
-    """The last lines of a host's console in one line, without colours."""
+    """Return the last lines of a host's console, in one line and without colours."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", console)
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return " / ".join(line for line in lines if "Attempted to remove disk" not in line)[-300:]

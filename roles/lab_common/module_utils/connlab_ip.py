@@ -1,6 +1,6 @@
-"""ip(8) on this host, and the systemd-networkd files that say what an interface has at boot.
+"""ip(8) on this host, and the systemd-networkd files that configure an interface at boot.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ip:
         self.path = module.get_bin_path("ip", required=True, opt_dirs=["/usr/sbin", "/sbin"])
 
     def json(self, *words: str) -> list[dict[str, Any]]:
-        """Return what ip(8) says as JSON. Errors: ValueError with its own message."""
+        """Return the JSON output of ip(8). Errors: ValueError with its error message."""
         code, out, err = self.module.run_command([self.path, "-j", *words])
         if code:
             raise ValueError(f"ip {' '.join(words)}: {err.strip()}")
@@ -47,10 +47,10 @@ class Ip:
         }
 
     def routes(self) -> dict[str, list[str]]:
-        """Return the prefixes (not the single addresses) that are local, with their devices.
+        """Return the prefixes (not single addresses) that are local, with their devices.
 
-        After a boot that kept its network namespace one may be there twice: on lo, and on the
-        interface that systemd-networkd gave it to.
+        After a reboot that kept the network namespace a prefix may exist twice: on lo, and on the
+        interface that systemd-networkd added it to.
         """
         found: dict[str, list[str]] = {}
         for entry in self.json("route", "show", "table", "local", "type", "local"):
@@ -59,7 +59,7 @@ class Ip:
         return found
 
     def prefixes(self) -> dict[str, tuple[str, str]]:
-        """Return the IPv4 routes of the main table: {prefix: (gateway or nothing, device)}."""
+        """Return the IPv4 routes of the main table: {prefix: (gateway or "", device)}."""
         found: dict[str, tuple[str, str]] = {}
         for entry in self.json("-4", "route", "show", "table", "main"):
             whole = entry["dst"] if "/" in entry["dst"] or entry["dst"] == "default" else ""
@@ -68,7 +68,7 @@ class Ip:
         return found
 
     def batch(self, commands: Iterable[str]) -> None:
-        """Run all commands in one ip(8). Errors: ValueError with its own message."""
+        """Run all commands in one ip(8) process. Errors: ValueError with its error message."""
         text = "".join(f"{command}\n" for command in commands)
         if not text:
             return
@@ -78,22 +78,22 @@ class Ip:
 
 
 def network_files(interface: str) -> list[Path]:
-    """Return the systemd-networkd files named for an interface, the ones in /etc first."""
+    """Return the systemd-networkd files named after an interface, those in /etc first."""
     roots = (Path(NETWORK), Path("/run/systemd/network"))
     return [path for root in roots for path in sorted(root.glob(f"*-{interface}.network"))]
 
 
 def dropin_path(interface: str, name: str) -> str | None:
-    """Return the path of a drop-in to the file that systemd-networkd has for an interface.
+    """Return the path of a drop-in for the interface's systemd-networkd file.
 
-    None where it has none: what is added then ends with this boot.
+    None if there is no such file: anything that is added then ends with this boot.
     """
     lasting = network_files(interface)
     return f"{NETWORK}/{lasting[0].name}.d/{name}.conf" if lasting else None
 
 
 def not_lasting(interface: str, what: str) -> str:
-    """Return why `what` does not outlive this boot, where there is no `dropin_path`."""
+    """Return why `what` does not survive a reboot, if there is no `dropin_path`."""
     return (
         f"wanted a systemd-networkd file for {interface} in {NETWORK} or "
         f"/run/systemd/network, found none: the {what} end with this boot"

@@ -21,15 +21,15 @@ NAME_MAX = 15
 LAB_NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
 
 NOT_LABS = ("cp", "image", "ssh")
-"""Directories beside the labs' own in the state directory."""
+"""Directories in the state directory that do not belong to one lab."""
 
 HOST_NAME = re.compile(r"[a-z][a-z0-9]{0,30}")
-"""Without a dash, so that <lab>-<host> is split in one way only: a lab named connlab must not
-take the hosts of one named connlab-test for its own."""
+"""Without a dash, so that <lab>-<host> can be split in only one way: a lab named connlab must not
+mistake the hosts of a lab named connlab-test for its own."""
 
 
 class LabError(Exception):
-    """The lab cannot be made or removed as asked; the message says in one line why."""
+    """The lab cannot be created or removed; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,32 @@ class Host:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab: names and addresses of all that is to be on the machine."""
+    """A lab: the names and addresses of everything that it creates on the machine."""
 
     name: str
     hosts: tuple[Host, ...]
     controller: str
     """The machine's own management address, with the prefix length of a single address."""
     management_route: str
-    """What the machine reaches through its leg: no more than the hosts' addresses need."""
+    """Destination of the route through the machine's own interface: just the hosts' addresses."""
     data_interface: str
     management_interface: str
     ehash: int
-    """Buckets that each host's established-hash table must have at least; 0: as it comes."""
+    """Minimum number of buckets of each host's established-hash table; 0: the kernel's default."""
 
     @property
     def switch(self) -> str:
-        """The namespace that holds the links between the hosts."""
+        """Return the name of the namespace that holds the links between the hosts."""
         return f"{self.name}-switch"
 
     @property
     def controller_interface(self) -> str:
-        """The machine's own leg on the management network."""
+        """Return the name of the machine's own interface on the management network."""
         return interface_name(self.name, "ctl")
 
 
 def interface_name(lab: str, suffix: str) -> str:
-    """An interface name for a lab in the machine's own namespace, of at most NAME_MAX bytes."""
+    """Return a lab's interface name in the machine's own namespace, of at most NAME_MAX bytes."""
     name = f"{lab}-{suffix}"
     if len(name) <= NAME_MAX:
         return name
@@ -76,15 +76,15 @@ def interface_name(lab: str, suffix: str) -> str:
 
 
 def mac_address(lab: str, host: str, interface: str) -> str:
-    """A locally administered unicast address that stays the same when a host is made anew."""
+    """Return a locally administered unicast address, the same whenever a host is recreated."""
     digest = hashlib.sha256(f"{lab}/{host}/{interface}".encode()).digest()
     return ":".join(f"{octet:02x}" for octet in (0x02, *digest[:5]))
 
 
 def ehash_entries(connections: int) -> int:
-    """Buckets for a table of connections: the next power of two, within the kernel's bounds.
+    """Return the buckets of a table of connections: a power of two within the kernel's bounds.
 
-    The kernel rounds up to a power of two itself (inet_pernet_hashinfo_alloc in
+    The kernel itself rounds up to a power of two (inet_pernet_hashinfo_alloc in
     net/ipv4/inet_hashtables.c).
     """
     size = 1 << max(connections - 1, 1).bit_length()
@@ -92,7 +92,7 @@ def ehash_entries(connections: int) -> int:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name of a lab: a directory of that name is made, and removed.
+    """Refuse an invalid name of a lab: a directory of that name is created and removed.
 
     :raises LabError: naming the field, the value and what was expected.
     """
@@ -112,7 +112,7 @@ def lay_out(
     management_interface: str,
     ehash: int,
 ) -> Lab:
-    """The lab from the module's parameters.
+    """Return the lab that the module's parameters describe.
 
     :param hosts: each with name, management (address) and data (addresses).
     :raises LabError: if a name or an address is not as expected.
@@ -136,14 +136,14 @@ def lay_out(
             address = _interface(host, str(text), prefixes if index else [management])
             plain = address.split("/")[0]
             if plain in seen:
-                raise LabError(f"host {host}: address {plain} is also that of {seen[plain]}")
+                raise LabError(f"host {host}: address {plain} already belongs to {seen[plain]}")
             seen[plain] = host
             addresses.append(address)
         if any(host == other.name for other in laid):
-            raise LabError(f"host {host}: named twice")
+            raise LabError(f"host {host}: listed twice")
         laid.append(Host(host, addresses[0], tuple(addresses[1:])))
     if not laid:
-        raise LabError("hosts: got none, expected a server and a client or more")
+        raise LabError("hosts: got none, expected at least a server and a client")
     return Lab(
         name,
         tuple(laid),
@@ -156,10 +156,10 @@ def lay_out(
 
 
 def management_route(prefix: str, addresses: list[str]) -> str:
-    """The smallest part of the management prefix, a /26 at most, with all hosts' addresses.
+    """Return the smallest part of the management prefix with all hosts' addresses, /26 or larger.
 
-    Narrow, because whatever else the machine reaches in that prefix it would reach no more: even
-    addresses that nobody should route are in use somewhere.
+    It is narrow because the machine can no longer reach other machines in it: even addresses that
+    should not be routed are in use somewhere.
     """
     network = ipaddress.IPv4Network(prefix)
     length = 26
@@ -174,10 +174,10 @@ def management_route(prefix: str, addresses: list[str]) -> str:
 def in_use(
     route: str, addresses: dict[str, str], routes: dict[str, str], resolv_conf: str
 ) -> str | None:
-    """Who uses a part of a management route already, or None.
+    """Return what already uses a part of a management route, or None.
 
     :param addresses: the machine's own, without prefix length, each with its interface.
-    :param routes: destinations as ip(8) prints them, each with what the route is by.
+    :param routes: destinations as ip(8) prints them, each with its interface or gateway.
     :param resolv_conf: text of resolv.conf(5).
     """
     network = ipaddress.IPv4Network(route)
@@ -215,22 +215,22 @@ def _interface(
 
 
 def machine_name(lab: str, host: str) -> str:
-    """What systemd-nspawn calls a host: also the name of its traces under /run/systemd/nspawn."""
+    """Return systemd-nspawn's name of a host, also that of its files in /run/systemd/nspawn."""
     return f"{lab}-{host}"
 
 
 def namespace(lab: str, host: str) -> str:
-    """Name of a host's network namespace."""
+    """Return the name of a host's network namespace."""
     return f"{lab}-{host}"
 
 
 def cgroup_name(lab: str, host: str) -> str:
-    """Name of a host's cgroup, directly below the root of each hierarchy."""
+    """Return the name of a host's cgroup, directly below the root of each hierarchy."""
     return f"{lab}-{host}.connlab"
 
 
 def host_of(lab: str, name: str) -> str | None:
-    """The host of a lab that a namespace or a cgroup of this name belongs to, or None."""
+    """Return the host of a lab to which a namespace or a cgroup of this name belongs, or None."""
     prefix = f"{lab}-"
     host = name.removeprefix(prefix).removesuffix(".connlab")
     if name.startswith(prefix) and HOST_NAME.fullmatch(host) and host != "switch":

@@ -1,4 +1,4 @@
-"""What must be done to make a lab as wanted, given what there is.
+"""Plan the changes that turn the current state of a lab into the wanted state.
 
 Pure functions: nothing here reads or changes the machine.
 """
@@ -13,49 +13,49 @@ from ansible.module_utils.connlab_layout import Lab
 
 @dataclass
 class Found:
-    """What there is of one host."""
+    """The current state of one host."""
 
     alive: bool = False
-    """Its supervisor runs: pid and start time are those of its pid file."""
+    """Its supervisor runs, with the pid and start time of its pid file."""
     processes: bool = False
-    """Processes are left in its cgroup."""
+    """Its cgroup has processes."""
     namespace: bool = False
     links: frozenset[str] = frozenset()
     ehash: int = 0
     image: str = ""
     configuration: str = ""
     traces: bool = False
-    """Something of it is left that must go if it is not wanted: a directory or a cgroup."""
+    """It has a directory or a cgroup, which is removed if the host is not wanted."""
 
 
 @dataclass
 class Plan:
-    """What must be done, by host name, in this order."""
+    """The changes to make, by host name, in this order."""
 
     remove: list[str] = field(default_factory=list)
-    """Stop, and remove all that is of it: not wanted any more."""
+    """Stop the host and remove everything of it: it is not wanted any more."""
     stop: list[str] = field(default_factory=list)
-    """Stop: it has to be started anew."""
+    """Stop the host: it has to be restarted."""
     wipe: list[str] = field(default_factory=list)
-    """Remove its disk: it stands on another image."""
+    """Remove its disk: it is based on another image."""
     network: list[str] = field(default_factory=list)
-    """Make the namespace anew, with its links; hosts that are VMs have none."""
+    """Recreate its namespace and links; hosts that are VMs have none."""
     start: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """Return whether there is nothing to do."""
         return not (self.remove or self.stop or self.wipe or self.network or self.start)
 
 
 def decide(lab: Lab, image: str, found: dict[str, Found], switch: bool) -> Plan:
-    """What must be done to make the lab as wanted.
+    """Return the changes that bring the lab to its wanted state.
 
-    :param image: path of the image that the hosts must stand on.
-    :param found: what there is, by host name; hosts that are not wanted too.
-    :param switch: whether the switch namespace and its links are as they must be; without them
-        the hosts' links go nowhere.
+    :param image: path of the image that the hosts must be based on.
+    :param found: the current state by host name, including hosts that are not wanted.
+    :param switch: whether the switch namespace and its links are complete; without them the
+        hosts' links are not connected.
     """
     plan = Plan()
     wanted = {host.name: host for host in lab.hosts}

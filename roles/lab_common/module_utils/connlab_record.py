@@ -1,7 +1,7 @@
-"""What a role found on a host before its first change, kept beside what it set.
+"""Record of the original state of a host and of the settings that a role made.
 
-One JSON file per role, readable by everybody, so that a revert can put things back and a
-benchmark can record the values it ran under:
+Each role has one JSON file, readable by all users, so that a revert can restore the host and a
+benchmark can record the values that it ran with:
 
     {"role": "...", "format": 2, "boot_id": "...",
      "settings": {"<key>": {"found": "<text>", "set": "<text>", "wanted": "<text>",
@@ -10,18 +10,18 @@ benchmark can record the values it ran under:
      "since": {"<key>": <order of the change among all records of this kernel>},
      "files": {"<path>": "<text found>" or null where there was no file},
      "placed": {"<path>": ["<sha256 of a text that the role gave it>", ...]},
-     "directories": ["<path>", ...],            those that the role made, innermost first
-     "kept": ["<line>", ...]}                   what the last revert left as others had changed it
+     "directories": ["<path>", ...],            created by the role, innermost first
+     "kept": ["<line>", ...]}                   settings that the last revert did not restore
 
-A revert compares three things: what was found, what the role set, and what is there now. What is
-neither found nor set has been changed by somebody else since: it is kept and named. `earlier` and
-all but the last sum of `placed` are there while a change is under way, and let a revert or another
-run go on after an interruption at any point.
+A revert compares three values: the original one, the one that the role set, and the current one. If
+the current value is neither of the others, another user or program has changed it since: it is kept
+and named. `earlier` and all but the last sum of `placed` exist while a change is in progress. They
+let a revert or another run continue after an interruption at any point.
 
-Records of format 1 (without that field) know no sums, and have the value found for `set` until a
-change is complete. What they do not know is put back as it was before there was a format 2.
+Records of format 1 (without the field `format`) have no sums, and `set` is the original value until
+a change is complete. What they do not say is restored as before there was a format 2.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ Check = Callable[[str, Any], None]
 
 FORMAT = 2
 LARGEST = 4 * 2**20
-"""Bytes of a record, at most. The texts of the files found are all of it that may grow."""
+"""Maximum size of a record, bytes. Only the texts of the original files can make it large."""
 DEEPEST = 8
-"""Levels of lists and objects in a record, at most; a role's own need five."""
+"""Maximum depth of lists and objects in a record; the roles need five levels."""
 
 STATE = Path("/var/lib/connlab")
-"""Where roles keep their records unless they are told otherwise; its lock is the host's."""
+"""Default directory of the roles' records. Its lock is the lock of the whole host."""
 LOCK_SECONDS = 60.0
-"""What a role changes under the lock takes a few seconds, the start of many proxies 20."""
+"""Seconds to wait for the lock. A role holds it for a few seconds, for many proxies up to 20."""
 LOCK_PAUSE = 0.1
-"""Seconds between two tries."""
+"""Seconds between two attempts."""
 DRAFT = ".connlab-"
-"""Start of the name of a file that is not whole yet: with a dot in front, services pass it by."""
+"""Prefix of the name of an incomplete file: services ignore names that start with a dot."""
 BY_HAND = "move it away by hand"
 
 
 class Changed(ValueError):
-    """Somebody else has changed since what the role set; the text names each and says it is kept.
+    """Another user or program has changed some of the role's settings, which are kept.
 
-    Everything else is as it was found by then.
+    The text names each of them. Everything else has been restored when this is raised.
     """
 
 
 def read_text(path: str | Path) -> str | None:
-    """Return a file's text, or None where there is no such file.
+    """Return a file's text, or None if there is no such file.
 
-    Line ends stay as they are, and bytes that are not UTF-8 come back as `write_text` gets them.
+    Line ends are not converted, and `write_text` writes bytes that are not UTF-8 back unchanged.
     """
     try:
         return Path(path).read_bytes().decode("utf-8", "surrogateescape")
@@ -79,10 +79,10 @@ def read_text(path: str | Path) -> str | None:
 
 
 def write_text(path: str | Path, text: str | None, mode: int = 0o644) -> None:
-    """Replace a file by `text` in one step, or remove it where `text` is None.
+    """Replace a file atomically by `text`, or remove it if `text` is None.
 
-    mode: of a new file; one that is replaced keeps its own mode and owner.
-    Errors: OSError where the directory cannot be made or written.
+    mode: for a new file; an existing file keeps its mode and owner.
+    Errors: OSError if the directory cannot be created or written.
     """
     target = Path(path)
     if text is None:
@@ -109,13 +109,13 @@ def write_text(path: str | Path, text: str | None, mode: int = 0o644) -> None:
 
 
 def drafts(path: str | Path) -> list[Path]:
-    """Return what a role that was killed while it wrote a file has left beside it."""
+    """Return the drafts beside a file that a role left because it was killed while writing."""
     target = Path(path)
     return list(target.parent.glob(f"{DRAFT}{glob.escape(target.name)}*"))
 
 
 def empty_record(role: str) -> Record:
-    """Return the record of a role that has not changed anything yet."""
+    """Return the record of a role that has changed nothing yet."""
     return {
         "role": role,
         "format": FORMAT,
@@ -130,10 +130,10 @@ def empty_record(role: str) -> Record:
 
 
 def load_record(path: str | Path, role: str) -> Record:
-    """Return the record at `path`, an empty one where there is none.
+    """Return the record at `path`, or an empty one if there is none.
 
-    Errors: ValueError with one line that names file, field and what was expected where it is not
-    a record of this role: to go on would lose the only copy of the values found.
+    Errors: ValueError if it is not a record of this role, with one line that names file, field and
+    what was expected. To continue would lose the only copy of the original values.
     """
     try:
         text = _read_record(Path(path))
@@ -151,9 +151,9 @@ def load_record(path: str | Path, role: str) -> Record:
 
 
 def _read_record(path: Path) -> str | None:
-    """Return a record's text. Errors: ValueError where it is too long, no file, or not UTF-8."""
+    """Return a record's text. Errors: ValueError if it is too long, not a file, or not UTF-8."""
     try:
-        # Opened without waiting: a pipe in its place would otherwise hang the role.
+        # O_NONBLOCK: a named pipe at this path would otherwise block the role.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
@@ -172,9 +172,9 @@ def _read_record(path: Path) -> str | None:
 
 
 def save_record(path: str | Path, record: Mapping[str, Any]) -> bool:
-    """Write a record where it differs from what the file says; return whether it did.
+    """Write a record if it differs from the file, and return whether it did.
 
-    Errors: ValueError where it is larger than `load_record` would read again.
+    Errors: ValueError if it is larger than `load_record` accepts.
     """
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     if len(text) > LARGEST:
@@ -186,12 +186,12 @@ def save_record(path: str | Path, record: Mapping[str, Any]) -> bool:
 
 
 def remove_record(path: str | Path) -> None:
-    """Remove a record, and the directories above it that nothing is left in."""
+    """Remove a record, and the directories above it that are empty then."""
     target = Path(path)
     for each in [*drafts(target), target]:
         each.unlink(missing_ok=True)
     for parent in list(target.parents)[:2]:
-        # /var/lib itself is never empty; a parent that others still use stays.
+        # /var/lib itself is never empty, and a parent that other labs still use stays.
         with contextlib.suppress(OSError):
             parent.rmdir()
 
@@ -199,12 +199,13 @@ def remove_record(path: str | Path) -> None:
 def conclude(
     path: str | Path, record: Record, kept: Iterable[str], failed: Iterable[str] = ()
 ) -> list[str]:
-    """End a revert: remove the record, unless something is not as it was found.
+    """End a revert: remove the record, unless something was not restored.
 
-    kept: lines on what somebody else has changed since. The record then only keeps these lines:
-    the next revert repeats them and has nothing else to do, the next run of the role starts anew.
-    failed: lines on what could not be put back. The record stays whole, for another try.
-    Returns the lines of the revert before this one. Errors: Changed or ValueError with the lines.
+    kept: lines on settings that another user or program has changed since. The record then has only
+    these lines: the next revert repeats them and does nothing else, and the next run of the role
+    starts from scratch.
+    failed: lines on settings that could not be restored. The record stays complete for a retry.
+    Returns the lines of the previous revert. Errors: Changed or ValueError with the lines.
     """
     kept, failed = list(kept), list(failed)
     if failed:
@@ -219,7 +220,7 @@ def conclude(
 def lock_directory(record: str | Path) -> Path:
     """Return the directory whose lock a role holds while it changes the host.
 
-    One for all roles and all records below /var/lib/connlab.
+    All roles with records below /var/lib/connlab share one.
     """
     parent = Path(record).parent
     return STATE if STATE in (parent, *parent.parents) else parent
@@ -227,10 +228,10 @@ def lock_directory(record: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked(directory: str | Path, limit: float | None = None) -> Iterator[None]:
-    """Hold the directory's lock from the first look at a host to the last change.
+    """Hold the directory's lock, from the first read of a host's state to the last change.
 
-    limit: seconds to wait for it, LOCK_SECONDS where it is None.
-    Errors: ValueError where another tune or revert holds it for longer.
+    limit: seconds to wait for it; None for LOCK_SECONDS.
+    Errors: ValueError if another tune or revert holds it for longer.
     """
     path = Path(directory)
     limit = LOCK_SECONDS if limit is None else limit
@@ -248,7 +249,7 @@ def locked(directory: str | Path, limit: float | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        # Only where nothing is in it. Whoever waits for its lock sees that it has gone.
+        # Only if it is empty. A process that waits for its lock notices that it is gone.
         with contextlib.suppress(OSError):
             path.rmdir()
         os.close(handle)
@@ -256,10 +257,10 @@ def locked(directory: str | Path, limit: float | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def host_lock(module: Any, directory: str = "") -> Iterator[None]:
-    """Hold the lock of a role's host while an Ansible module works on it.
+    """Hold the host's lock while an Ansible module of a role works on it.
 
-    directory: whose lock, where it is not that of the record's. Nothing is locked in check mode,
-    nor for a revert where the role has never been.
+    directory: the directory to lock, if it is not that of the record. Nothing is locked in check
+    mode, or for a revert if the role has never run.
     """
     record = module.params["record"]
     idle = module.params["state"] == "absent" and not Path(record).exists()
@@ -273,7 +274,7 @@ def host_lock(module: Any, directory: str = "") -> Iterator[None]:
 
 
 def _try_lock(path: Path) -> int | None:
-    """Return a descriptor that holds the directory's lock, None where somebody else does."""
+    """Return a descriptor that holds the directory's lock, or None if another process does."""
     handle = -1
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -284,7 +285,7 @@ def _try_lock(path: Path) -> int | None:
     except (BlockingIOError, FileNotFoundError):
         pass  # its holder may also have removed the directory just now
     except FileExistsError:
-        # mkdir found something that was no directory a moment later: gone by now, or a file.
+        # The path existed for mkdir but was not a directory afterwards: it is gone, or a file.
         if path.exists() and not path.is_dir():
             raise
     if handle >= 0:
@@ -298,17 +299,17 @@ def boot_id() -> str:
 
 
 def next_order(records: Iterable[Mapping[str, Any]]) -> int:
-    """Return an order above that of every change in the records, to be used under their lock.
+    """Return an order above that of every change in the records. The caller holds their lock.
 
-    CLOCK_BOOTTIME only moves forward; above what the records say, since a boot sets it to zero and
-    records of format 1 have nanoseconds of the wall clock.
+    CLOCK_BOOTTIME only moves forward, but a boot sets it to zero, and records of format 1 have
+    nanoseconds of the wall clock. So the result is also above the orders in the records.
     """
     largest = max((order for record in records for order in record["since"].values()), default=0)
     return max(largest + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 def difference(header: str, before: str, after: str) -> dict[str, str]:
-    """Return one entry of the list that Ansible prints with --diff."""
+    """Return one entry of the list that Ansible shows with --diff."""
     return {
         "before_header": header,
         "after_header": header,
@@ -323,7 +324,7 @@ def lines(values: Mapping[str, object]) -> str:
 
 
 def file_diff(path: str, before: str | None, after: str | None) -> dict[str, str]:
-    """Return the difference of a file's text, None where there is no file."""
+    """Return the difference of a file's text; None stands for no file."""
     return {
         "before_header": path if before is not None else "/dev/null",
         "after_header": path if after is not None else "/dev/null",
@@ -338,7 +339,7 @@ def digest(text: str) -> str:
 
 
 def foreign(record: Mapping[str, Any], path: str, now: str | None) -> bool:
-    """Return whether a file's text is neither the one found nor one that the role gave it."""
+    """Return whether a file's text is neither the original nor one that the role wrote."""
     placed = record["placed"].get(path)
     if placed is None or now == record["files"].get(path):
         return False
@@ -346,9 +347,9 @@ def foreign(record: Mapping[str, Any], path: str, now: str | None) -> bool:
 
 
 def aside(path: str, text: str) -> str:
-    """Return where a changed text is kept beside a file.
+    """Return the path beside a file at which its changed text is kept.
 
-    The suffix is none that sysctl.d, limits.d, systemd, networkd or an nftables include reads.
+    sysctl.d, limits.d, systemd, networkd and nftables includes do not read files of this suffix.
     """
     number = 1
     while True:
@@ -359,9 +360,9 @@ def aside(path: str, text: str) -> str:
 
 
 def changed_files(record: Mapping[str, Any], wanted: Mapping[str, str | None]) -> list[str]:
-    """Return one line per file that somebody has changed since, before `place_files` runs.
+    """Return one line for each file that was changed since the tune. Runs before `place_files`.
 
-    wanted: what this run gives the files, nothing for a revert; the others are kept.
+    wanted: the texts that this run writes, none for a revert; the other files are kept.
     """
     found = []
     for path in record["files"]:
@@ -373,25 +374,27 @@ def changed_files(record: Mapping[str, Any], wanted: Mapping[str, str | None]) -
             found.append(f"{path}: kept, {what} since the tune")
         elif now is not None:
             name = aside(path, now)
-            found.append(f"{path}: changed since the tune: written anew, its text is in {name}")
+            found.append(
+                f"{path}: changed since the tune: overwritten, the changed text is in {name}"
+            )
     return found
 
 
 def place_files(
     record: Record, wanted: Mapping[str, str | None], write: bool
 ) -> list[dict[str, str]]:
-    """Bring files to their wanted text; remember each one's first text in `record["files"]`.
+    """Write the wanted text of each file, and keep its original text in `record["files"]`.
 
-    A file that an earlier run placed and this one no longer wants goes back to what was found,
-    unless somebody has changed it since. A changed text that is replaced is kept beside the file.
-    Returns the differences; writes nothing unless `write`. The record has to be saved between a
-    call that does not write and the one that does.
+    A file that an earlier run wrote and this run no longer wants gets its original text, unless it
+    was changed since. A changed text that is replaced is kept beside the file.
+    Returns the differences; writes nothing unless `write`. The caller has to save the record
+    between a call that does not write and the one that does.
     """
     diffs = []
     for path, text in {**record["files"], **wanted}.items():
         before = read_text(path)
         if path in record["files"] and path not in record["placed"] and before is not None:
-            record["placed"][path] = [digest(before)]  # of a record without sums
+            record["placed"][path] = [digest(before)]  # the record has no sums (format 1)
         if path not in wanted and foreign(record, path, before):
             continue
         if before != text:
@@ -417,16 +420,16 @@ def place_files(
 
 
 def _mark(record: Record, path: str, text: str) -> None:
-    """Add the sum of a text that a file is about to get."""
+    """Add the sum of a text that is about to be written to a file."""
     placed = record["placed"].setdefault(path, [])
     if digest(text) not in placed:
         placed.append(digest(text))
 
 
 def restore_files(record: Mapping[str, Any], write: bool) -> list[dict[str, str]]:
-    """Give every file of a record the text that was found, and return the differences.
+    """Restore the original text of every file of a record, and return the differences.
 
-    One that somebody has changed since is left out: `changed_files` names it.
+    Skips files that were changed since: `changed_files` names them.
     """
     diffs = []
     for path, text in record["files"].items():
@@ -439,16 +442,16 @@ def restore_files(record: Mapping[str, Any], write: bool) -> list[dict[str, str]
         if write:
             write_text(path, text)
     for directory in record["directories"] if write else []:
-        # One that somebody else has put a file into since stays.
+        # A directory that has other files by now stays.
         with contextlib.suppress(OSError):
             Path(directory).rmdir()
     return diffs
 
 
 def check_record(loaded: Any, role: str) -> None:
-    """Check that JSON has the shape of a role's record; fields that are not known pass.
+    """Check that JSON has the structure of a role's record; unknown fields are accepted.
 
-    Errors: ValueError with the field, what it has, and what was expected.
+    Errors: ValueError with the field, its value, and what was expected.
     """
     if not isinstance(loaded, dict):
         raise ValueError(f"got {_shown(loaded)}, expected the record of the role {role}")
@@ -470,7 +473,7 @@ def check_record(loaded: Any, role: str) -> None:
 
 
 def _too_deep(value: Any) -> bool:
-    """Return whether a value has more levels than a record, without recursion."""
+    """Return whether a value has more levels than a record may have. Does not recurse."""
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(DEEPEST):
         parts = [each.values() if isinstance(each, dict) else each for each in level]
@@ -479,12 +482,12 @@ def _too_deep(value: Any) -> bool:
 
 
 def _printable(text: str) -> str:
-    """Return the start of a text without what a terminal could take for a command."""
+    """Return the start of a text, without characters that could control a terminal."""
     return "".join(each if each.isprintable() else "?" for each in text[:80])
 
 
 def _shown(value: Any) -> str:
-    """Return a few words on a value, whatever it is."""
+    """Return a short description of any value."""
     if isinstance(value, str):
         return f"the text {_printable(value)}" if value else "an empty text"
     if value is None or isinstance(value, bool):
@@ -495,7 +498,7 @@ def _shown(value: Any) -> str:
 
 
 def _wrong(field: str, value: Any, expected: str) -> ValueError:
-    """Return the error of a field."""
+    """Return the error for a field."""
     return ValueError(f"{field}: got {_shown(value)}, expected {expected}")
 
 
@@ -510,7 +513,7 @@ def _kind(kinds: type | tuple[type, ...], expected: str) -> Check:
 
 
 def _like(pattern: str, expected: str) -> Check:
-    """Return a check for texts that a pattern matches as a whole."""
+    """Return a check for texts that match a pattern as a whole."""
 
     def check(field: str, value: Any) -> None:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
@@ -530,7 +533,7 @@ def _number(least: int, most: int, expected: str) -> Check:
 
 
 def _list(each: Check, length: int | None = None) -> Check:
-    """Return a check for lists. length: how many there have to be."""
+    """Return a check for lists. length: the required number of entries."""
     expected = "a list" if length is None else f"a list of {length}"
 
     def check(field: str, value: Any) -> None:
@@ -543,7 +546,7 @@ def _list(each: Check, length: int | None = None) -> Check:
 
 
 def _map(each: Check, key: Check | None = None) -> Check:
-    """Return a check for objects whose values are alike."""
+    """Return a check for objects whose values all have the same type."""
 
     def check(field: str, value: Any) -> None:
         if not isinstance(value, dict):
@@ -557,7 +560,7 @@ def _map(each: Check, key: Check | None = None) -> Check:
 
 
 def _object(fields: Mapping[str, Check], needed: Iterable[str] = ()) -> Check:
-    """Return a check for objects with fields of their own."""
+    """Return a check for objects with given fields."""
     needed = tuple(needed)
 
     def check(field: str, value: Any) -> None:
@@ -574,7 +577,7 @@ def _object(fields: Mapping[str, Check], needed: Iterable[str] = ()) -> Check:
 
 
 def _either(check: Check, empty: Any) -> Check:
-    """Return a check that lets one value more pass."""
+    """Return a check that accepts one additional value."""
 
     def checked(field: str, value: Any) -> None:
         if value != empty:
@@ -603,7 +606,7 @@ def _address(prefix: bool) -> Check:
 
 _TEXT = _kind(str, "a text")
 _TEXT_OR_NULL = _kind((str, type(None)), "a text or null")
-# What becomes part of a command for ip(8): one line of words.
+# Text that becomes part of a command for ip(8): words on one line.
 _WORDS = _like(r"[!-~]+( [!-~]+)*", "words on one line")
 _NAME = _like(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*", "a name without slashes")
 _PATH = _like(r"(/(?!\.\.?(/|\Z))[^/\0]+)+", "an absolute path")

@@ -1,6 +1,6 @@
-"""Read, apply, prove and put back kernel parameters, with a record of what was found.
+"""Read, apply, verify and restore kernel parameters, with a record of the original values.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ PROC_SYS = Path("/proc/sys")
 
 
 class SysctlError(Exception):
-    """A kernel parameter did not take the value it was given; the text names key and values."""
+    """A kernel parameter did not take its value; the text names the key and the values."""
 
 
 def normal(text: str) -> str:
-    """Return a value with single spaces: the kernel prints tabs between figures."""
+    """Return a value with single spaces; the kernel prints tabs between figures."""
     return " ".join(text.split())
 
 
 def key_path(key: str, root: Path = PROC_SYS) -> Path:
-    """Return a key's file; "/" may stand for a dot inside a name, as in sysctl.d(5)."""
+    """Return a key's file. In a key "/" stands for a dot inside a name, as in sysctl.d(5)."""
     return root / key.translate(str.maketrans("./", "/."))
 
 
 def read_key(key: str, root: Path = PROC_SYS) -> str | None:
-    """Return a key's value, or None where this namespace or kernel has none to read."""
+    """Return a key's value, or None if this namespace or kernel does not have the key."""
     try:
         return normal(key_path(key, root).read_text(encoding="utf-8"))
     except OSError:
@@ -48,15 +48,15 @@ def read_key(key: str, root: Path = PROC_SYS) -> str | None:
 
 
 def write_key(key: str, value: str, root: Path = PROC_SYS) -> None:
-    """Write a key directly. Errors: OSError where the kernel refuses."""
+    """Write a key directly. Errors: OSError if the kernel refuses the value."""
     key_path(key, root).write_text(value, encoding="utf-8")
 
 
 def probe(keys: Iterable[str], root: Path = PROC_SYS) -> dict[str, dict[str, Any]]:
-    """Return each key's value and whether it can be written here.
+    """Return each key's value, and whether it can be written here.
 
-    access(2) answers for a read-only mount and for a namespace that may not write alike
-    (test_perm(), fs/proc/proc_sysctl.c).
+    access(2) covers both a read-only mount and a namespace that may not write the key (test_perm(),
+    fs/proc/proc_sysctl.c).
     """
     return {
         key: {
@@ -68,7 +68,7 @@ def probe(keys: Iterable[str], root: Path = PROC_SYS) -> dict[str, dict[str, Any
 
 
 def mismatches(wanted: Mapping[str, str], root: Path = PROC_SYS) -> list[str]:
-    """Return one line per key that does not have its value: key, wanted, found."""
+    """Return one line for each key that does not have its wanted value: key, wanted, found."""
     wrong = []
     for key, value in wanted.items():
         found = read_key(key, root)
@@ -81,7 +81,7 @@ def mismatches(wanted: Mapping[str, str], root: Path = PROC_SYS) -> list[str]:
 def runtime_diff(
     before: Mapping[str, str | None], after: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Return the difference between what the kernel has and is to have, for --diff."""
+    """Return the difference between the kernel's current and new values, for --diff."""
     return difference("kernel parameters", lines(before), lines(after))
 
 
@@ -91,9 +91,9 @@ def remember(
     where: str,
     peers: Mapping[str, Record] | None = None,
 ) -> None:
-    """Add keys that a record doesn't have yet, with the values found now.
+    """Add keys that a record does not have yet, with their current values as the original ones.
 
-    peers: records of other labs on this kernel, whose changes came before.
+    peers: records of other labs on this kernel, which made their changes earlier.
     """
     order = next_order([record, *(peers or {}).values()])
     for key, value in found.items():
@@ -103,31 +103,32 @@ def remember(
 
 
 def ours(record: Mapping[str, Any], key: str) -> set[str] | None:
-    """Return the values that a record's role gave a key, None where the record doesn't know.
+    """Return the values that a record's role gave a key, or None if the record does not say.
 
-    More than one while a change is under way, or was interrupted.
+    There are several while a change is in progress, or after it was interrupted.
     """
     entry = record["settings"][key]
     if entry.get("set") is None:
         return None
-    # Format 1 had the value found in `set` from before the change until it was proven.
+    # In format 1, `set` was the original value until the change had been verified.
     if record["format"] < FORMAT and entry["set"] == entry["found"]:
         return None
     return {entry["set"], *entry.get("earlier", [])}
 
 
 def changed_since(record: Mapping[str, Any], key: str, now: str | None) -> bool:
-    """Return whether a key has a value that neither was found nor comes from this role."""
+    """Return whether a key's value is neither the original one nor one that this role set."""
     known = ours(record, key)
     found = record["settings"][key]["found"]
     return known is not None and now is not None and now != found and now not in known
 
 
 def restack(record: Record, keys: Iterable[str], peers: Mapping[str, Record]) -> set[str]:
-    """Take a lab to the top of the labs that changed keys, before it changes them once more.
+    """Move a lab to the top of the labs that changed keys, before it changes them again.
 
-    The lab directly above it gets to restore what this one found, and this one, as any that comes
-    last, what it finds now. Returns the paths of the peers to be saved before this record.
+    The lab directly above it takes over the values that this lab would restore. This lab, now the
+    last one, will restore the current values. Returns the paths of the peers to save before this
+    record.
     """
     heirs = set()
     for key in keys:
@@ -144,10 +145,11 @@ def claim(
     now: Mapping[str, str],
     peers: Mapping[str, Record] | None = None,
 ) -> list[str]:
-    """Note in a record what is going to be set, before it is; say what others have changed.
+    """Record the values before they are set, and return a line for each that others changed.
 
-    Until `settle` both the old and the new value count as the role's. A value that somebody else
-    has changed since to what is wanted now stays theirs, as one that a lab above has set.
+    Until `settle`, both the old and the new value count as the role's. A value that another user or
+    program has changed to the one wanted now still counts as theirs, and so does the value of a lab
+    above.
     """
     said = []
     for key, value in wanted.items():
@@ -173,19 +175,19 @@ def claim(
 
 
 def settle(record: Record) -> None:
-    """Forget the values from before a change that has been proven."""
+    """Remove the values from before a change that has been verified."""
     for entry in record["settings"].values():
         entry.pop("earlier", None)
 
 
 def undo(before: Mapping[str, str | None], root: Path) -> list[str]:
-    """Write back the values of before where they are others now; return what stays wrong.
+    """Restore the earlier values of keys that differ, and return the keys that still differ.
 
-    In the mapping's order: a key that changes others comes before them.
+    Uses the mapping's order: a key that changes other keys comes before them.
     """
     for key, value in before.items():
         if value is not None and read_key(key, root) != value:
-            with contextlib.suppress(OSError):  # what was refused is found below
+            with contextlib.suppress(OSError):  # the comparison below finds refused values
                 write_key(key, value, root)
     return mismatches({key: value for key, value in before.items() if value is not None}, root)
 
@@ -196,11 +198,11 @@ def apply(
     root: Path = PROC_SYS,
     along: Iterable[str] = (),
 ) -> None:
-    """Have `load` apply the values, read them back, and undo all of them if one did not hold.
+    """Apply the values with `load`, read them back, and undo all if one was not applied.
 
-    load: writes the values and returns what sysctl(8) printed on standard error, if it ran it. That
-    exits 0 on some values that the kernel refused or changed, so only the read-back counts, also
-    where a write raised OSError; along: keys that change with those wanted.
+    load: writes the values, and returns the standard error of sysctl(8) if it ran it. sysctl(8)
+    exits with 0 on some values that the kernel refused or changed, so only the read-back counts,
+    even if a write raised OSError; along: keys that change together with the wanted ones.
     Errors: SysctlError with every key that differs, as wanted and found.
     """
     before = {key: read_key(key, root) for key in [*wanted, *along]}
@@ -218,7 +220,7 @@ def apply(
 
 
 def above(record: Record, key: str, peers: Mapping[str, Record]) -> str | None:
-    """Return the path of the lab that changed a key next after this one, None on top."""
+    """Return the path of the next lab that changed a key after this one, or None if none did."""
     later = [
         (peer["since"][key], path)
         for path, peer in peers.items()
@@ -228,13 +230,13 @@ def above(record: Record, key: str, peers: Mapping[str, Record]) -> str | None:
 
 
 def hand_over(record: Record, key: str, peers: Mapping[str, Record]) -> str | None:
-    """Pass a key's found value on to the next lab that changed it after this one.
+    """Pass a key's original value on to the next lab that changed the key after this one.
 
-    Labs that share a kernel stack their changes. Whoever leaves from the middle of the stack must
-    not touch the value that the labs above rely on: the one directly above gets to restore what
-    this one found. Where that one found neither this lab's value nor what this lab had found,
-    somebody else had changed it in between, and that is what it is to restore.
-    Returns that peer's path, or None where this lab is on top and restores.
+    Labs that share a kernel stack their changes. A lab that leaves from the middle of the stack
+    must not touch the value that the labs above rely on: the lab directly above takes over the
+    original value. If that lab had found neither this lab's value nor this lab's original value,
+    another user or program had changed the key in between, and it restores what it found.
+    Returns that peer's path, or None if this lab is on top and restores the value itself.
     """
     path = above(record, key, peers)
     if path is not None and not changed_since(record, key, peers[path]["settings"][key]["found"]):
@@ -243,7 +245,7 @@ def hand_over(record: Record, key: str, peers: Mapping[str, Record]) -> str | No
 
 
 def strays(record: Record, peers: Mapping[str, Record], root: Path = PROC_SYS) -> dict[str, str]:
-    """Return one line for each key that somebody else has changed since: a revert keeps it."""
+    """Return one line for each key that was changed since the tune: a revert keeps it."""
     said = {}
     for key in record["since"]:
         path = above(record, key, peers)
@@ -264,12 +266,12 @@ def revert(
     root: Path = PROC_SYS,
     keep: Collection[str] | None = None,
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Put back what was found, and prove it by reading it again.
+    """Restore the original values, and verify them by reading them back.
 
-    keep: keys to leave as they are; where it is None, those that `strays` names.
-    Returns ({key: (value before, value after)}, [paths of peers that got a found value]).
-    Errors: SysctlError where a key did not take its old value. A key that is gone by now (its
-    module was unloaded) has nothing left to put back.
+    keep: keys to leave unchanged; None for those that `strays` names.
+    Returns ({key: (value before, value after)}, [paths of peers that got an original value]).
+    Errors: SysctlError if a key did not take its old value. A key that no longer exists (its module
+    was unloaded) is skipped.
     """
     keep = strays(record, peers, root) if keep is None else keep
     changed: dict[str, tuple[str, str]] = {}
@@ -300,7 +302,7 @@ def revert(
 def load_peers(pattern: str, own: str, role: str) -> dict[str, Record]:
     """Return the records of the other labs on this kernel, by path. pattern: a glob, or "".
 
-    Those of an earlier boot don't count unless they have a file: what they set is gone.
+    Records of an earlier boot are left out unless they have a file, because their values are gone.
     """
     if not pattern:
         return {}
@@ -315,6 +317,6 @@ def load_peers(pattern: str, own: str, role: str) -> dict[str, Record]:
 
 
 def save_peers(peers: Mapping[str, Record], paths: Iterable[str]) -> None:
-    """Write back the records of the peers at `paths`."""
+    """Save the records of the peers at `paths`."""
     for path in paths:
         save_record(path, peers[path])

@@ -415,7 +415,7 @@ def test_a_changed_file_that_a_tune_replaces_is_kept_beside_it(bed: Any) -> None
         path.chmod(0o640)
         suffix = ".changed" if number == 1 else ".changed-2"
         assert host.tune()["remarks"] == [
-            f"{path}: changed since the tune: written anew, its text is in {path}{suffix}"
+            f"{path}: changed since the tune: overwritten, the changed text is in {path}{suffix}"
         ]
         backup = path.with_name(path.name + suffix)
         assert backup.read_text() == text
