@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: the lab's keys and its root file system tree."""
+"""Ansible module: create the lab's keys and its root file system."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ DOCUMENTATION = r"""
 module: lab_image
 short_description: Build the root file system of the lab's hosts
 description:
-  - Makes the lab's keys, and a Debian root file system tree by mmdebstrap from the machine's own
-    apt sources. The tree is cached by a hash of its recipe; a build that is interrupted leaves
-    nothing that looks complete.
+  - Creates the lab's keys, and builds a Debian root file system with mmdebstrap from the machine's
+    own apt sources. It is cached under a hash of its recipe. An interrupted build leaves nothing
+    that looks complete.
 options:
   lab_dir: {type: path, required: true, description: [Directory of the lab's local state.]}
-  tree: {type: path, required: true, description: [Files that are copied into the image.]}
-  hook: {type: path, required: true, description: [Script that customises the new tree.]}
+  tree: {type: path, required: true, description: [Directory of files to copy into the image.]}
+  hook: {type: path, required: true, description: [Script that customizes the new tree.]}
   packages: {type: list, elements: str, required: true, description: [Debian packages.]}
   kernel:
     type: bool
     default: false
     description: [Include a kernel and an initrd, and pack the tree as a disk.]
   sources: {type: list, elements: str, default: [], description: [sources.list lines to use.]}
-  keyring: {type: path, required: true, description: [Keys that sign the derived sources.]}
+  keyring: {type: path, required: true, description: [Keyring of the derived sources.]}
   mgmt_prefix: {type: str, required: true, description: [Management network of the hosts.]}
-  hosts: {type: int, default: 118, description: [Addresses that known_hosts covers.]}
+  hosts: {type: int, default: 118, description: [Number of addresses in known_hosts.]}
   ports:
     type: list
     elements: int
     default: []
-    description: [Ports of 127.0.0.1 that lead to hosts and that known_hosts covers.]
-  keep: {type: int, default: 2, description: [Images kept beside those in use.]}
+    description: [Ports of 127.0.0.1 that are forwarded to hosts; known_hosts covers them.]
+  keep: {type: int, default: 2, description: [Images to keep, not counting those in use.]}
 author: [connlab]
 """
 EXAMPLES = r"""

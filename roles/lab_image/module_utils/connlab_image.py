@@ -40,14 +40,14 @@ DISK_MIB = 3072
 """Size of a VM's disk, MiB; sparse. The tree takes about 400."""
 
 BUILD_MIB = {False: 500, True: 1000}
-"""Disk that a build takes at its peak, without and with a kernel, MiB: found were 393 and 778."""
+"""Disk space for a build without and with a kernel, MiB; the measured peaks are 393 and 778."""
 
 PRIVATE = 0o700
-"""Mode of what others may not enter: hosts' files have setuid programs, as old as the image, and
-whatever a host's root puts there is run by this machine's kernel."""
+"""Mode of directories that other users may not enter. Hosts' files contain setuid programs, as old
+as the image, and this machine's kernel runs anything that a host's root writes."""
 
 BUILD_LIMIT = 1800
-"""Seconds for a build, and for another one that is under way: slow mirrors are still mirrors."""
+"""Seconds for a build, and to wait for a concurrent one. Mirrors may be slow."""
 
 
 class Image:
@@ -61,9 +61,9 @@ class Image:
         self.images = self.lab / "image"
 
     def ensure(self) -> dict[str, Any]:
-        """Make what is missing.
+        """Create the missing parts, and return the module's result.
 
-        :raises RecipeError: if it cannot be made; one line says why.
+        :raises RecipeError: if something cannot be created, with the reason in one line.
         """
         addresses = management_addresses(self.params["mgmt_prefix"], self.params["hosts"])
         addresses += forwarded_names(self.params["ports"])
@@ -87,7 +87,7 @@ class Image:
             os.utime(path)
             if self.params["kernel"]:
                 self._hand_over(path)
-            # Trees are root's, and so is their removal.
+            # The trees belong to root, so only root can remove them.
             result["removed"] = self._prune(path) if os.geteuid() == 0 else []
         return {**result, "changed": changed or bool(result["removed"])}
 
@@ -100,11 +100,11 @@ class Image:
         ]
 
     def _close_off(self) -> bool:
-        """Keep others out of the lab's state, and all but root out of hosts' files.
+        """Restrict the lab's state to its owner, and the hosts' files to root.
 
-        The owner of the checkout runs virtual machines from an image's directory, but has no way
-        into the tree beside the disk. What is there already is closed off too. Returns whether
-        something was, or would be, changed.
+        The owner of the checkout runs virtual machines from an image's directory, but cannot enter
+        the tree in it. Existing files get the same modes. Returns whether a mode was changed, or
+        would be in check mode.
         """
         if not self.check_mode:
             for directory in (self.lab, self.ssh, self.images):
@@ -118,10 +118,10 @@ class Image:
         return any([self._limit(path, mode) for path, mode in wanted.items()])
 
     def _limit(self, path: Path, mode: int) -> bool:
-        """Give a path its mode; returns whether it had another. Another user's stays as it is."""
+        """Set the mode of a path, and return whether it differed. Skips other users' files."""
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # it is not there, is a link, or is not ours to look at
+        except OSError:  # it does not exist, is a link, or cannot be opened by this user
             return False
         try:
             about = os.fstat(handle)
@@ -189,7 +189,7 @@ class Image:
         try:
             return debian_sources(self._run(list_indexes), codename, self.params["keyring"])
         except RecipeError:
-            # The origin of a source is known once its Release file has been fetched.
+            # apt knows the origin of a source only after fetching its Release file.
             self._run(["apt-get", "--quiet", "update"])
             return debian_sources(self._run(list_indexes), codename, self.params["keyring"])
 
@@ -203,7 +203,7 @@ class Image:
             self._wait_for(lock.fileno())
             if (path / "manifest.json").is_file():
                 return 0.0
-            # Under the lock, a build directory belongs to a build that is dead.
+            # While the lock is held, any other build directory belongs to a dead build.
             for stale in self.images.glob(".build-*"):
                 shutil.rmtree(stale)
             if path.exists():
@@ -218,7 +218,7 @@ class Image:
                     self._pack(work)
                 self._write_manifest(recipe, work, started)
                 (work / "sources.list").unlink()
-                # Not before it is packed: the disk's root has the mode of the tree's.
+                # Only after packing, because the root of the disk gets the mode of the tree.
                 (work / "rootfs").chmod(PRIVATE)
                 work.chmod(0o755)
                 work.rename(path)
@@ -228,12 +228,15 @@ class Image:
             return round(time.monotonic() - started, 1)
 
     def _check_space(self) -> None:
-        """:raises RecipeError: if the disk is too small; of a full one mmdebstrap says nothing."""
+        """Check the free disk space, because mmdebstrap does not report a full disk.
+
+        :raises RecipeError: if there is not enough.
+        """
         free, needed = shutil.disk_usage(self.images).free >> 20, BUILD_MIB[self.params["kernel"]]
         if free < needed:
             raise RecipeError(
-                f"{self.images}: {free} MiB free, expected {needed} MiB to build the image in: "
-                "free some, or choose another lab_dir"
+                f"{self.images}: {free} MiB free, expected {needed} MiB to build the image: "
+                "free some space, or choose another lab_dir"
             )
 
     def _wait_for(self, lock: int) -> None:
@@ -278,11 +281,11 @@ class Image:
             "SSH": str(self.ssh),
             "LC_ALL": "C.UTF-8",
         }
-        # The lock goes along: should this module be killed, the next build waits for the orphan.
+        # The child inherits the lock: if this module is killed, the next build waits for the child.
         self._run(command, environment, pass_fds=(lock,), limit=BUILD_LIMIT)
 
     def _pack(self, work: Path) -> None:
-        """Kernel, initrd and disk of a VM, for whoever owns the checkout: QEMU needs no root."""
+        """Pack kernel, initrd and disk of a VM, which the checkout's owner runs without root."""
         tree = work / "rootfs"
         for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd.img", "initrd.img-*")):
             found = sorted((tree / "boot").glob(pattern))
@@ -290,7 +293,7 @@ class Image:
                 raise RecipeError(f"{tree}/boot: {len(found)} files {pattern}, expected one")
             shutil.copyfile(found[0], work / name)
         disk = work / "disk.raw"
-        # Initialised now: otherwise a guest's kernel does it while it is measured.
+        # Initialized now: otherwise a guest's kernel does it while it is measured.
         options = "lazy_itable_init=0,lazy_journal_init=0"
         words = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "connlab", "-E", options]
         self._run([*words, "-d", tree, disk, f"{DISK_MIB}M"])
@@ -298,7 +301,7 @@ class Image:
             (work / name).chmod(0o600)
 
     def _hand_over(self, path: Path) -> None:
-        """What running the lab needs belongs to the checkout's owner, also when root built it."""
+        """Give the files that are needed to run the lab to the checkout's owner."""
         if os.geteuid() != 0:
             return
         owner = self.lab.parent.stat()
@@ -308,7 +311,7 @@ class Image:
                 os.chown(each, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def _acquire_options(self) -> list[str]:
-        """The machine's own way to its sources: proxies and the checks it turned off."""
+        """Return apt's options for reaching the sources: proxies, and disabled checks."""
         dump = self._run(["apt-config", "dump", "--format", '%F "%v";%n'])
         wanted = r"Acquire::((http|https)::(Proxy|CaInfo)|Check-Valid-Until|Check-Date)\b.*"
         return [line for line in dump.splitlines() if re.match(wanted, line) and '""' not in line]
@@ -322,14 +325,14 @@ class Image:
             "built": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
             "recipe": recipe,
-            # Runs carry this along: a password in a source's address must not be in it.
+            # Run results include this, so a password in a source's address must not be in it.
             "sources": re.sub(r"//[^/@\s]*@", "//", sources).splitlines(),
             "packages": installed(listing),
         }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _prune(self, current: Path) -> list[str]:
-        """Remove the images least recently used, but none that a lab's hosts stand on."""
+        """Remove the least recently used images, except those that a lab's hosts use."""
         in_use = {current.name}
         for lower in self.lab.glob("*/hosts/*/lower"):
             in_use.add(lower.resolve().parent.name)

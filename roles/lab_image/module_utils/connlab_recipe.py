@@ -1,4 +1,4 @@
-"""What goes into the lab's image, as data: sources, packages, hash, known_hosts.
+"""The recipe of the lab's image as data: sources, packages, hash, known_hosts.
 
 Pure functions: nothing here reads or changes the machine.
 """
@@ -11,23 +11,23 @@ import json
 import re
 
 KERNEL_PACKAGES = ("initramfs-tools", "lz4", "udev")
-"""What a root file system needs beside a kernel to boot as a VM disk."""
+"""Packages that a root file system needs, in addition to a kernel, to boot as a VM disk."""
 
 INDEX_FORMAT = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(CODENAME)"
-"""For ``apt-get indextargets --format``: apt's own view of the sources that are enabled."""
+"""Format for ``apt-get indextargets --format``, which lists apt's enabled sources."""
 
 
 class RecipeError(Exception):
-    """The image cannot be described; the message says in one line why."""
+    """The image cannot be described or built; the message gives the reason in one line."""
 
 
 def debian_sources(listing: str, codename: str, keyring: str) -> list[str]:
-    """The sources.list lines of the image, from the machine's own Debian sources.
+    """Return the sources.list lines of the image, from the machine's own Debian sources.
 
     :param listing: output of ``apt-get indextargets --format INDEX_FORMAT 'Created-By: Packages'``.
-    :param codename: the machine's Debian release; its updates and security suites come with it.
+    :param codename: the machine's Debian release; its updates and security suites are included.
     :param keyring: file with the keys that must have signed them.
-    :raises RecipeError: if no enabled source is of Debian's origin and of that release.
+    :raises RecipeError: if no enabled source has origin Debian and that release.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for line in listing.splitlines():
@@ -56,7 +56,7 @@ def _suites(codename: str) -> tuple[str, ...]:
 
 
 def _same_release(release: str, codename: str, listing: str) -> bool:
-    # A source may name its suite by class ("stable"): apt's Codename field tells the release.
+    # A source may name its suite by class ("stable"). apt's Codename field has the release.
     return any(
         fields[2] == release and fields[4] == codename
         for fields in (line.strip().split("|") for line in listing.splitlines())
@@ -65,7 +65,7 @@ def _same_release(release: str, codename: str, listing: str) -> bool:
 
 
 def packages(wanted: list[str], kernel: bool, architecture: str) -> list[str]:
-    """The sorted package list of the image, with a kernel for a VM disk when asked for.
+    """Return the sorted package list of the image, with a kernel if it is a VM disk.
 
     :param architecture: Debian's name of it, e.g. amd64.
     """
@@ -76,15 +76,15 @@ def packages(wanted: list[str], kernel: bool, architecture: str) -> list[str]:
 
 
 def recipe_hash(recipe: dict[str, object]) -> str:
-    """Sixteen hex digits that change when anything in the recipe does."""
+    """Return sixteen hex digits that change whenever the recipe changes."""
     text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def management_addresses(prefix: str, hosts: int) -> list[str]:
-    """Addresses of the lab's hosts, the first of a management prefix on; none without a prefix.
+    """Return the hosts' addresses, the first ones of a management prefix; none without a prefix.
 
-    :raises RecipeError: if the prefix is not an IPv4 network with room for them.
+    :raises RecipeError: if the prefix is not an IPv4 /24.
     """
     if not prefix:
         return []
@@ -98,9 +98,9 @@ def management_addresses(prefix: str, hosts: int) -> list[str]:
 
 
 def forwarded_names(ports: list[int]) -> list[str]:
-    """Names in known_hosts of sshds that are reached through ports of 127.0.0.1.
+    """Return the names in known_hosts of sshds that are reached through ports of 127.0.0.1.
 
-    :raises RecipeError: if one is not a port.
+    :raises RecipeError: if one is not a valid port.
     """
     for port in ports:
         if not 1 <= port <= 65535:
@@ -109,12 +109,12 @@ def forwarded_names(ports: list[int]) -> list[str]:
 
 
 def known_hosts(current: str, addresses: list[str], public_key: str) -> str:
-    """The text of known_hosts: every address with the host key.
+    """Return the text of known_hosts: every address with the host key.
 
-    Lines of other addresses stay when they name the same key (another lab of this checkout, on
-    another prefix); a line with another key is of an image that is gone.
+    Lines of other addresses stay if they have the same key (another lab of this checkout, with
+    another prefix). A line with another key belongs to an image that no longer exists.
 
-    :param public_key: a .pub line; its comment is dropped.
+    :param public_key: a line of a .pub file; its comment is dropped.
     """
     key = " ".join(public_key.split()[:2])
     kept = [
@@ -127,6 +127,6 @@ def known_hosts(current: str, addresses: list[str], public_key: str) -> str:
 
 
 def installed(listing: str) -> dict[str, str]:
-    """Package versions from ``dpkg-query -W -f '${binary:Package} ${Version}\\n'``."""
+    """Return package versions from ``dpkg-query -W -f '${binary:Package} ${Version}\\n'``."""
     rows = (line.split() for line in listing.splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}

@@ -221,8 +221,8 @@ def test_a_disk_too_small_is_refused_before_the_build(
     with pytest.raises(recipe.RecipeError) as failed:
         made._check_space()
     assert str(failed.value) == (
-        f"{tmp_path}/image: {free} MiB free, expected {needed} MiB to build the image in: free "
-        "some, or choose another lab_dir"
+        f"{tmp_path}/image: {free} MiB free, expected {needed} MiB to build the image: free "
+        "some space, or choose another lab_dir"
     )
     left["MiB"] = needed
     made._check_space()
