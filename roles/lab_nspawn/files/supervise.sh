@@ -1,14 +1,14 @@
 #!/bin/sh
-# Keeps one host running: a reboot inside it starts it again, a poweroff ends it.
+# Keeps one host running: it starts the host again after a reboot inside it, and ends after a poweroff.
 # usage: supervise.sh DIRECTORY CGROUP... -- systemd-nspawn arguments
 #
-# Started by the lab_nspawn module in a session and a mount namespace of its own, so that it
-# outlives Ansible and so that the overlay goes away with it, however it ends.
+# The lab_nspawn module starts it in its own session and mount namespace, so that it outlives
+# Ansible, and the overlay is unmounted with it, however it ends.
 set -eu
 cd "$1"
 shift
 
-# A cgroup of its own, before nspawn starts: where PID 1 is not systemd, the init inside would
+# Enter the host's own cgroup before nspawn starts. If PID 1 is not systemd, the init inside would
 # otherwise share the machine's root cgroup with the inits of all other hosts.
 while [ "$1" != "--" ]; do
   echo $$ >"$1/cgroup.procs"
@@ -22,7 +22,7 @@ mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work root
 while :; do
   status=0
   systemd-nspawn "$@" || status=$?
-  # With --keep-unit nspawn leaves the reboot to its caller, and says so by this status
+  # With --keep-unit, nspawn leaves a reboot to its caller and ends with this status
   # (EXIT_FORCE_RESTART in systemd's src/basic/exit-status.h).
   if [ "$status" -ne 133 ] || [ -e stop ]; then
     break

@@ -1,4 +1,4 @@
-"""Filter: the inventory's hosts as the lab_nspawn module takes them."""
+"""Filter: the inventory's hosts in the form that the lab_nspawn module takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class FilterModule:
     """Ansible's entry point."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Filters by name."""
+        """Return the filters by name."""
         return {"lab_nspawn_hosts": lab_nspawn_hosts}
 
 
@@ -19,9 +19,9 @@ def lab_nspawn_hosts(
     groups: Mapping[str, list[str]],
     hostvars: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Name, management address and data addresses of the hosts of some inventory groups.
+    """Return name, management address and data addresses of the hosts of some inventory groups.
 
-    :param wanted: names of groups; one that the inventory does not have counts as empty.
+    :param wanted: names of groups; a group that is not in the inventory counts as empty.
     """
     names = dict.fromkeys(name for group in wanted for name in groups.get(group, []))
     return [

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: the lab's hosts as systemd-nspawn machines."""
+"""Ansible module: create or remove the lab's hosts as systemd-nspawn machines."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ansible.module_utils.connlab_site import (
 
 DOCUMENTATION = r"""
 module: lab_nspawn
-short_description: Make or remove the lab's hosts on this machine
+short_description: Create or remove the lab's hosts on this machine
 description:
-  - Boots systemd in one systemd-nspawn machine per host, each with a network namespace and an
-    overlay of its own, and waits until their SSH servers answer. Heals what it finds half done.
-    Needs neither systemd as PID 1 nor udev on the machine.
+  - Boots systemd in one systemd-nspawn machine per host, each with its own network namespace and
+    overlay, and waits until their SSH servers answer. Repairs a lab that is incomplete. Needs
+    neither systemd as PID 1 nor udev on the machine.
 options:
   state: {type: str, choices: [present, absent], default: present, description: [Wanted state.]}
   name: {type: str, required: true, description: [Name of the lab.]}
   lab_dir: {type: path, required: true, description: [Directory of the lab's local state.]}
-  image: {type: path, description: [Directory with the rootfs/ that the hosts stand on.]}
+  image: {type: path, description: [Directory of the image, which contains rootfs/.]}
   supervisor: {type: path, description: [Script that keeps one host running.]}
   hosts:
     type: list
@@ -46,7 +46,7 @@ options:
   data_interface: {type: str, default: data0, description: [Data interface of a host.]}
   connections: {type: int, default: 0, description: [Connections to size the hash tables for.]}
   boot_timeout: {type: int, default: 60, description: [Seconds for the hosts to answer.]}
-  stop_timeout: {type: int, default: 20, description: [Seconds to power off before a kill.]}
+  stop_timeout: {type: int, default: 20, description: [Seconds to power off before the kill.]}
 author: [connlab]
 """
 EXAMPLES = r"""
@@ -62,7 +62,7 @@ EXAMPLES = r"""
       - {name: server1, management: 169.254.198.1, data: [198.18.0.1]}
       - {name: client1, management: 169.254.198.2, data: [198.18.1.1]}
 
-- name: Remove them
+- name: Remove the lab
   lab_nspawn:
     name: connlab
     lab_dir: /srv/connlab/.lab
@@ -72,7 +72,7 @@ RETURN = r"""
 hosts:
   type: dict
   returned: when present
-  description: Per host its status, what was done and why, addresses and hash table size.
+  description: For each host its status, the action and its reason, addresses and hash table size.
 removed:
   type: list
   elements: str
@@ -84,7 +84,7 @@ CHILD_EHASH = Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")
 
 
 def present(module: AnsibleModule, site: Site) -> dict[str, Any]:
-    """Make the lab, or say what would be made."""
+    """Create the lab; in check mode, return what would be created."""
     params = module.params
     ehash = ehash_entries(params["connections"]) if params["connections"] > 0 else 0
     if ehash and not CHILD_EHASH.exists():
@@ -118,7 +118,7 @@ def present(module: AnsibleModule, site: Site) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule, site: Site) -> dict[str, Any]:
-    """Remove the lab, or say what would be removed."""
+    """Remove the lab; in check mode, return what would be removed."""
     if module.check_mode:
         removed = what_is_there(site)
     else:
@@ -157,7 +157,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     if os.geteuid() != 0:
-        module.fail_json(msg="lab_nspawn: needs root: namespaces, mounts and cgroups are made")
+        module.fail_json(msg="lab_nspawn: needs root to create namespaces, mounts and cgroups")
     params = module.params
     act = present if params["state"] == "present" else absent
     try:

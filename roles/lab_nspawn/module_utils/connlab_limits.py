@@ -1,4 +1,4 @@
-"""What hosts ask of the machine as a whole, and how the last lab leaves it as it was found."""
+"""Machine-wide limits that hosts need, and their restoration when the last lab is removed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ansible.module_utils.connlab_processes import cgroups
 
 NSPAWN = Path("/run/systemd/nspawn")
 NSPAWN_MARK = RUN / "nspawn-made"
-"""Names the directory that the first lab's systemd-nspawn(1) made: the last one undoes it."""
+"""Names the directory that the first lab's systemd-nspawn(1) created; the last lab removes it."""
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 INOTIFY_MARK = RUN / "inotify"
-"""The limit as found and as raised for the labs: the last one puts it back."""
+"""The original limit and the one raised for the labs; the last lab restores the original."""
 INOTIFY_PER_HOST = 8
-"""Instances of a host: 7 counted on Debian 12 (systemd, the login's user manager, dbus, logind)."""
+"""Instances per host; 7 counted on Debian 12 (systemd, the login's user manager, dbus, logind)."""
 INOTIFY_MACHINE = 64
-"""Instances left to root's own processes on the machine: half of the kernel's default of 128."""
+"""Instances for root's own processes on the machine: half of the kernel's default of 128."""
 CAP_SYS_RESOURCE = 24
 """Bit of the capability that lets a process raise its hard limits (linux/capability.h)."""
 
 
 def nofile_limit() -> int:
-    """The hard RLIMIT_NOFILE that this machine can give a host.
+    """Return the hard RLIMIT_NOFILE that this machine can grant a host.
 
-    With CAP_SYS_RESOURCE that is fs.nr_open, without it what this process has (setrlimit(2)).
+    With CAP_SYS_RESOURCE that is fs.nr_open, without it this process's own limit (setrlimit(2)).
     """
     ours = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     for line in read(Path("/proc/self/status")).splitlines():
@@ -39,12 +39,12 @@ def nofile_limit() -> int:
 
 
 def allow_inotify(hosts: set[str]) -> None:
-    """Let the machine's root hold the inotify instances of all labs' hosts; never lower the limit.
+    """Raise root's limit of inotify instances for the hosts of all labs; never lower it.
 
-    All hosts' systemds count as one user. One that gets no instance does not boot ("Failed to
+    All hosts' systemds count as one user. A host that gets no instance does not boot ("Failed to
     allocate manager object").
 
-    :param hosts: names of the cgroups of the hosts to come.
+    :param hosts: names of the cgroups of the hosts that will be started.
     :raises LabError: if the limit cannot be raised.
     """
     there = {path.name for top in cgroups("") for path in top.glob("*.connlab")}
@@ -61,7 +61,7 @@ def allow_inotify(hosts: set[str]) -> None:
 
 
 def restore_inotify() -> None:
-    """Put the limit back, unless somebody else has set it meanwhile."""
+    """Restore the original limit, unless another user or program has changed it."""
     found, _, ours = read(INOTIFY_MARK).strip().partition(" ")
     if ours and INOTIFY.read_text().strip() == ours:
         INOTIFY.write_text(found)
@@ -69,7 +69,7 @@ def restore_inotify() -> None:
 
 
 def leave_as_found() -> None:
-    """Undo what ip(8) and systemd-nspawn(1) made for all labs, once the last one is gone."""
+    """Undo the changes that labs made to the machine, once the last lab is removed."""
     if list(RUN.glob("*.owner")):
         return
     restore_inotify()
@@ -84,17 +84,17 @@ def leave_as_found() -> None:
 
 
 def mark_nspawn() -> None:
-    """Note the topmost directory that systemd-nspawn(1) is about to make for its traces."""
+    """Record the topmost directory that systemd-nspawn(1) is about to create for its files."""
     missing = [each for each in (NSPAWN.parent, NSPAWN) if not each.exists()]
     if missing:
         write(NSPAWN_MARK, f"{missing[0]}\n")
 
 
 def remove_nspawn_traces(machine: str, root_inodes: set[int]) -> None:
-    """Remove what a killed systemd-nspawn(1) leaves of a machine below /run/systemd/nspawn.
+    """Remove the files of a machine that a killed systemd-nspawn(1) leaves in /run/systemd/nspawn.
 
-    :param root_inodes: inode numbers that the machine's root directory may have had: the last
-        part of its lock file's name (image_path_lock in systemd's src/shared/discover-image.c).
+    :param root_inodes: inode numbers that the machine's root directory may have had; the last part
+        of the lock file's name (image_path_lock in systemd's src/shared/discover-image.c).
     """
     for trace in NSPAWN.glob(f"*/{machine}"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Make a lab as wanted: its switch, its namespaces, its hosts."""
+"""Bring a lab to its wanted state: its switch, its namespaces, its hosts."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from ansible.module_utils.connlab_plan import Plan, decide
 from ansible.module_utils.connlab_site import Site
 
 GRACE = 10
-"""Seconds that a host which was running already gets to answer: it may be rebooting."""
+"""Seconds that a host that was already running has to answer; it may be rebooting."""
 
 UNSHARE = ("unshare", "--mount", "--propagation", "slave")
-"""A mount namespace of its own, in which the machine may still unmount what is the machine's."""
+"""Starts a command in its own mount namespace, into which the machine's unmounts propagate."""
 
 PLANES = ("data", "mgmt")
-"""Veth pairs of the switch namespace; each host's interface is a macvlan child of one's end."""
+"""Veth pairs of the switch namespace; each interface of a host is a macvlan on one end."""
 
 
 class Maker:
-    """Makes a lab as wanted and says what it did."""
+    """Brings a lab to its wanted state, and reports what it did."""
 
     def __init__(self, site: Site, lab: Lab, image: Path, supervisor: Path) -> None:
         self.site = site
@@ -63,7 +63,7 @@ class Maker:
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be done."""
+        """Return whether anything has to be changed."""
         return not (self.plan.empty and self.switch and self.leg and self.settings)
 
     def _switch_is_up(self) -> bool:
@@ -95,7 +95,7 @@ class Maker:
     def check_prefix(self) -> None:
         """Refuse a management prefix that the machine uses elsewhere.
 
-        :raises LabError: naming what is in the way.
+        :raises LabError: naming the conflict.
         """
         leg = self.lab.controller_interface
         taken = in_use(
@@ -111,14 +111,14 @@ class Maker:
         )
         if taken:
             raise LabError(
-                f"lab_mgmt_prefix: {self.lab.management_route} has {taken} of this machine in it "
-                "already: choose another /24 that it does not use"
+                f"lab_mgmt_prefix: {self.lab.management_route} already contains {taken} of this "
+                "machine: choose another /24 that it does not use"
             )
 
     def make(self, boot_limit: float, stop_limit: float) -> None:
-        """Do what the plan says, and wait until every host answers.
+        """Carry out the plan, and wait until every host answers.
 
-        :raises LabError: if a host does not come up; the line has the end of its console.
+        :raises LabError: if a host does not come up; the message has the end of its console.
         """
         plan, site = self.plan, self.site
         self._write_settings()
@@ -153,7 +153,7 @@ class Maker:
             )
 
     def answers(self) -> bool:
-        """Whether every wanted host answers now, without waiting for one that may be booting."""
+        """Return whether every wanted host answers now; does not wait for a host that boots."""
         return not self._wait(self.lab.hosts, 0)
 
     def _write_settings(self) -> None:
@@ -164,7 +164,7 @@ class Maker:
         base.private(self.site.directory)
         base.private(self.site.state / "hosts")
         base.write(self.site.state / "lab.json", self._lab_json())
-        # In place: running hosts have this very inode bound to their /etc/hosts.
+        # Written in place, because this inode is bind-mounted to the running hosts' /etc/hosts.
         (self.site.state / "etc-hosts").write_text(hosts_file(self.lab))
 
     def _make_switch(self) -> None:
@@ -201,8 +201,8 @@ class Maker:
         network.add_namespace(name, parent=lab.switch)
         if lab.ehash and (size := network.sysctl(name, self.ehash)) < lab.ehash:
             raise LabError(
-                f"host {host.name}: {self.ehash} is {size}, wanted {lab.ehash}: the kernel had no "
-                "memory for the table (8 bytes a bucket), try fewer connections or clients"
+                f"host {host.name}: {self.ehash}: wanted {lab.ehash}, found {size}: the kernel had "
+                "no memory for the table (8 bytes a bucket), try fewer connections or clients"
             )
         data = self._child(lab.data_interface, host.name, "data0", name)
         management = self._child(lab.management_interface, host.name, "mgmt0", name)
@@ -234,11 +234,11 @@ class Maker:
             process = subprocess.Popen(
                 [*UNSHARE, supervisor, directory, *cgroup, "--", *arguments],
                 cwd="/",
-                # Nothing of the caller's environment: it may hold a proxy's password.
+                # Without the caller's environment, which may contain a proxy's password.
                 env={
                     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                     "TERM": "dumb",
-                    # /proc/sys/net is the namespace's own, and the host's to write.
+                    # /proc/sys/net belongs to the host's namespace, so the host may write it.
                     "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
                 },
                 stdin=subprocess.DEVNULL,
@@ -249,9 +249,9 @@ class Maker:
         processes.write_pid_file(directory / "supervisor.pid", process.pid)
 
     def _wait(self, hosts: Iterable[Host], limit: float) -> list[Host]:
-        """The hosts that do not answer within limit seconds.
+        """Return the hosts that do not answer within limit seconds.
 
-        :raises LabError: if one's supervisor ends meanwhile.
+        :raises LabError: if a host's supervisor ends meanwhile.
         """
         silent = list(hosts)
         deadline = time.monotonic() + limit
@@ -279,7 +279,7 @@ class Maker:
         return f"console ({path}): {last or 'empty'}"
 
     def report(self) -> dict[str, Any]:
-        """Per host: what was done and why, and what it is now."""
+        """Return for each host its status, the action and its reason, and its addresses."""
         done = {}
         for host in self.lab.hosts:
             name = namespace(self.lab.name, host.name)

@@ -1,6 +1,6 @@
 """Namespaces, links, addresses and routes of a lab.
 
-Every function works on leftovers too, such as a namespace that is only a file.
+Every function also handles leftovers, such as a namespace of which only the file is left.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ansible.module_utils.connlab_layout import LabError
 
 NETNS = Path("/run/netns")
 NETNS_MARK = RUN / "netns-made"
-"""There if the first lab made /run/netns, which ip(8) mounts over itself: the last undoes it."""
+"""Exists if the first lab created /run/netns, which ip(8) mounts on itself; the last undoes it."""
 
 
 def is_namespace(name: str) -> bool:
-    """Whether a name below /run/netns is a namespace, and not the file that a crash left."""
+    """Return whether a name in /run/netns is a namespace, and not a file that a crash left."""
     return str(NETNS / name) in mounts_below(NETNS / name)
 
 
 def namespaces() -> list[str]:
-    """Names below /run/netns, of namespaces and of leftovers."""
+    """Return the names in /run/netns, of namespaces and of leftovers."""
     return sorted(os.listdir(NETNS)) if NETNS.is_dir() else []
 
 
 def add_namespace(name: str, parent: str | None = None) -> None:
-    """Make a namespace, as a child of another one where its settings are to be inherited.
+    """Create a namespace, as a child of `parent` if it should inherit that one's settings.
 
-    By nsenter(1) and not ``ip netns exec``: the latter has a mount namespace of its own, and the
-    new name would be lost with it.
+    This uses nsenter(1) instead of ``ip netns exec``, which creates its own mount namespace, with
+    which the new name would be lost.
     """
     if not mounts_below(NETNS):
         write(NETNS_MARK, "")
@@ -44,7 +44,7 @@ def add_namespace(name: str, parent: str | None = None) -> None:
 
 
 def delete_namespace(name: str) -> None:
-    """Remove a namespace, or the file that is left of one."""
+    """Remove a namespace, or the file that one left."""
     path = NETNS / name
     for point in mounts_below(path):
         run("umount", "--lazy", point)
@@ -52,9 +52,9 @@ def delete_namespace(name: str) -> None:
 
 
 def sysctl(name: str, key: str, value: int | None = None) -> int:
-    """A value below /proc/sys/net of a namespace, after setting it if one is given.
+    """Return a value in /proc/sys/net of a namespace, after setting it if one is given.
 
-    :raises LabError: if it cannot be read, or reads back otherwise than it was set.
+    :raises LabError: if it cannot be read, or reads back as another value.
     """
     path = "/proc/sys/" + key.replace(".", "/")
     enter = ["nsenter", f"--net={NETNS / name}"]
@@ -62,24 +62,24 @@ def sysctl(name: str, key: str, value: int | None = None) -> int:
         run(*enter, "sh", "-c", f"echo {value} >{path}")
     found = int(run(*enter, "cat", path))
     if value is not None and found != value:
-        raise LabError(f"{key} in namespace {name}: set {value}, found {found}")
+        raise LabError(f"{key} in namespace {name}: wanted {value}, found {found}")
     return found
 
 
 def links(name: str | None) -> dict[str, dict[str, Any]]:
-    """Links of a namespace (None: the machine's own) by name: flags and addresses as ip(8) has."""
+    """Return the links of a namespace (None: the machine's own) by name, as ip(8) prints them."""
     where = ["-n", name] if name else []
     listing = run("ip", "-j", *where, "addr", "show", check=False)
     return {entry["ifname"]: entry for entry in json.loads(listing or "[]") if entry.get("ifname")}
 
 
 def addresses(link: dict[str, Any]) -> set[str]:
-    """Addresses with prefix lengths of a link as links() gives it."""
+    """Return the addresses, with prefix lengths, of a link that links() returned."""
     return {f"{each['local']}/{each['prefixlen']}" for each in link.get("addr_info", [])}
 
 
 def routes() -> dict[str, str]:
-    """IPv4 routes of the machine's own namespace: destinations, each with interface or gateway."""
+    """Return the machine's own IPv4 routes: interface or gateway by destination."""
     listing = json.loads(run("ip", "-j", "-4", "route", "show") or "[]")
     return {
         entry["dst"]: entry.get("dev", entry.get("gateway", "no interface"))
@@ -91,16 +91,16 @@ def routes() -> dict[str, str]:
 def batch(name: str | None, lines: list[str]) -> None:
     """Run ip(8) commands in a namespace, in one process.
 
-    :raises LabError: if one fails; those after it have not been run.
+    :raises LabError: if a command fails; the commands after it are not run.
     """
     where = ["-n", name] if name else []
     run("ip", *where, "-batch", "-", text="\n".join(lines) + "\n")
 
 
 def delete_links(name: str | None, names: Iterable[str]) -> None:
-    """Delete links of a namespace at once, not some time after the namespace itself.
+    """Delete links of a namespace immediately, not some time after the namespace itself.
 
-    A link that goes with another one, as the second end of a veth pair does, is no error.
+    A link that disappears with another one, such as the second end of a veth pair, is no error.
     """
     where = ["-n", name] if name else []
     lines = "".join(f"link delete {each}\n" for each in names)
@@ -111,7 +111,7 @@ def delete_links(name: str | None, names: Iterable[str]) -> None:
 
 
 def ssh_answers(address: str, limit: float) -> bool:
-    """Whether an SSH server says its name at an address within limit seconds."""
+    """Return whether an SSH server at an address sends its version within limit seconds."""
     try:
         with socket.create_connection((address, 22), timeout=limit) as connection:
             return connection.recv(8).startswith(b"SSH-2.0")
@@ -120,7 +120,7 @@ def ssh_answers(address: str, limit: float) -> bool:
 
 
 def in_namespace(name: str) -> set[int]:
-    """Pids whose network namespace is the named one."""
+    """Return the pids of the processes in the named network namespace."""
     try:
         wanted = os.stat(NETNS / name)
     except OSError:
@@ -138,7 +138,7 @@ def in_namespace(name: str) -> set[int]:
 
 
 def remove_netns_directory() -> None:
-    """Undo what ip(8) made for the first namespace, once the last one is gone."""
+    """Remove the directory that ip(8) created for namespaces, once the last one is gone."""
     if NETNS_MARK.exists() and not namespaces():
         for _ in mounts_below(NETNS):
             run("umount", NETNS)

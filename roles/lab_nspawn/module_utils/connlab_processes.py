@@ -1,6 +1,6 @@
 """A host's processes: pid files, cgroups, signals.
 
-Every function works on leftovers too: a pid that belongs to somebody else by now, a cgroup
+Every function also handles leftovers, such as a pid that another process has by now, or a cgroup
 without processes.
 """
 
@@ -18,7 +18,7 @@ from ansible.module_utils.connlab_layout import LabError
 
 
 def alive(pid_file: Path) -> int | None:
-    """The pid in a pid file, if the process of that pid is still the one that was meant."""
+    """Return the pid in a pid file, or None if that process is gone or is another one by now."""
     known = parse_pid_file(read(pid_file))
     if known is None:
         return None
@@ -30,21 +30,21 @@ def alive(pid_file: Path) -> int | None:
 
 
 def write_pid_file(path: Path, pid: int) -> None:
-    """Write pid and start time, by which a pid that is used again is told apart."""
+    """Write pid and start time; the start time shows whether the pid was reused."""
     write(path, f"{pid} {start_time(read(Path(f'/proc/{pid}/stat')))}\n")
 
 
 def cgroups(name: str) -> list[Path]:
-    """The directories that a cgroup of this name has or is to have."""
+    """Return the directories of a cgroup of this name, whether they exist or not."""
     return [Path(root) / name for root in cgroup_roots(read(Path("/proc/mounts")))]
 
 
 def members(cgroup: list[Path]) -> set[int]:
-    """Pids in a cgroup and below it."""
+    """Return the pids in a cgroup and below it."""
     found: set[int] = set()
     for top in cgroup:
         for directory, _, _ in os.walk(top):
-            # A threaded or a vanishing cgroup cannot be read; its processes are in the others.
+            # A threaded or vanishing cgroup cannot be read; its processes are in the others.
             with contextlib.suppress(OSError):
                 text = Path(directory, "cgroup.procs").read_text()
                 found |= {int(pid) for pid in text.split() if pid != "0"}
@@ -52,7 +52,7 @@ def members(cgroup: list[Path]) -> set[int]:
 
 
 def terminate(pids: set[int], command: str) -> None:
-    """SIGTERM to those of the pids that run a command of this name."""
+    """Send SIGTERM to those of the pids that run a command of this name."""
     for pid in pids:
         if read(Path(f"/proc/{pid}/comm")).strip() == command:
             with contextlib.suppress(ProcessLookupError):
@@ -60,16 +60,16 @@ def terminate(pids: set[int], command: str) -> None:
 
 
 def kill(pids: set[int]) -> None:
-    """SIGKILL; never to the caller itself or to PID 1."""
+    """Send SIGKILL to the pids, but never to the caller itself or to PID 1."""
     for pid in pids - {1, os.getpid()}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def make_cgroup(cgroup: list[Path]) -> None:
-    """Make a cgroup in every hierarchy that needs it."""
+    """Create a cgroup in every hierarchy that needs it."""
     if not cgroup:
-        raise LabError("no cgroup hierarchy of systemd's is mounted: systemd-nspawn needs one")
+        raise LabError("no systemd cgroup hierarchy is mounted: systemd-nspawn needs one")
     for top in cgroup:
         top.mkdir(exist_ok=True)
 
@@ -77,7 +77,7 @@ def make_cgroup(cgroup: list[Path]) -> None:
 def remove_cgroup(cgroup: list[Path]) -> None:
     """Remove a cgroup without processes, its descendants first.
 
-    :raises LabError: if it does not become empty: processes die only some time after a SIGKILL.
+    :raises LabError: if it does not become empty; processes die some time after a SIGKILL.
     """
     for top in cgroup:
         deadline = time.monotonic() + 5
@@ -92,24 +92,26 @@ def remove_cgroup(cgroup: list[Path]) -> None:
 
 
 def start_time(stat: str) -> int:
-    """Start time of a process in clock ticks after boot: field 22 of /proc/PID/stat (proc(5)).
+    """Return the start time of a process, in clock ticks since boot.
 
-    The second field is the command in brackets and may hold blanks and brackets itself.
+    It is field 22 of /proc/PID/stat (proc(5)). The second field is the command in brackets, and may
+    itself contain blanks and brackets.
     """
     return int(stat.rpartition(")")[2].split()[19])
 
 
 def parse_pid_file(text: str) -> tuple[int, int] | None:
-    """Pid and start time from a pid file, or None if it is not one."""
+    """Return pid and start time from the text of a pid file, or None if it is not valid."""
     match = re.fullmatch(r"(\d+) (\d+)\s*", text)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def cgroup_roots(mounts: str) -> list[str]:
-    """The hierarchies in which a host needs a cgroup of its own, from /proc/mounts.
+    """Return the hierarchies in which a host needs its own cgroup, from /proc/mounts.
 
-    Those that an init manages: cgroup v2, and the named v1 hierarchy of systemd. The v1
-    controllers stay as they are: a memory cgroup would charge every socket, and slow it down.
+    They are those that an init manages: cgroup v2, and the named v1 hierarchy of systemd. The v1
+    controllers are left alone, because a memory cgroup would account for every socket and slow it
+    down.
     """
     roots = []
     for line in mounts.splitlines():

@@ -1,4 +1,4 @@
-"""What a lab has on this machine, how to look at it and how to remove it."""
+"""The state of a lab on this machine: inspect it and remove it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ansible.module_utils.connlab_plan import Found
 
 
 class Site:
-    """Where a lab keeps its state, and what is on the machine under its name."""
+    """The state directory of a lab, and everything on the machine under the lab's name."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """:raises LabError: if the name is none."""
+        """:raises LabError: if the name is not valid."""
         check_name(name)
         self.directory = directory
         self.name = name
@@ -37,16 +37,16 @@ class Site:
         self.owner_file = base.RUN / f"{name}.owner"
 
     def host_directory(self, host: str) -> Path:
-        """The directory of a host's overlay, pid file and console log."""
+        """Return the directory of a host's overlay, pid file and console log."""
         return self.state / "hosts" / host
 
     def owner(self) -> Path | None:
-        """The state directory (.lab) that a lab of this name on this machine belongs to."""
+        """Return the state directory (.lab) that owns the lab of this name on this machine."""
         text = base.read(self.owner_file).strip()
         return Path(text) if text else None
 
     def host_names(self) -> set[str]:
-        """Hosts that there is anything of: a directory, a cgroup or a namespace."""
+        """Return the names of hosts that have a directory, a cgroup or a namespace."""
         names = {path.name for path in self.state.glob("hosts/*")}
         for top in processes.cgroups(""):
             names |= {host_of(self.name, path.name) or "" for path in top.glob("*.connlab")}
@@ -54,7 +54,7 @@ class Site:
         return names - {""}
 
     def look(self, host: str) -> Found:
-        """What there is of one host."""
+        """Return the current state of one host."""
         directory = self.host_directory(host)
         cgroup = processes.cgroups(cgroup_name(self.name, host))
         found = Found(
@@ -74,7 +74,7 @@ class Site:
         return found
 
     def stop(self, hosts: Iterable[str], limit: float) -> None:
-        """Power hosts off in parallel; after limit seconds, kill what is left of them."""
+        """Power hosts off in parallel, and kill their remaining processes after limit seconds."""
         groups = {host: processes.cgroups(cgroup_name(self.name, host)) for host in hosts}
         for host, cgroup in groups.items():
             directory = self.host_directory(host)
@@ -104,14 +104,14 @@ class Site:
             (directory / name).unlink(missing_ok=True)
 
     def remove_network(self, host: str) -> None:
-        """Remove a host's namespace; its links first, or the same addresses would clash anew."""
+        """Remove a host's namespace, after its links: they would clash with those of a new one."""
         name = namespace(self.name, host)
         if network.is_namespace(name):
             network.delete_links(name, [link for link in network.links(name) if link != "lo"])
         network.delete_namespace(name)
 
     def remove_switch(self) -> None:
-        """Remove the switch namespace and the machine's own leg."""
+        """Remove the switch namespace and the machine's own management interface."""
         leg = interface_name(self.name, "ctl")
         if leg in network.links(None):
             network.delete_links(None, [leg])
@@ -126,7 +126,7 @@ class Site:
 
 
 def unmake(site: Site, stop_limit: float) -> list[str]:
-    """Remove a lab, whichever checkout made it. Returns what was there, empty if nothing was.
+    """Remove a lab, whichever checkout created it, and return the removed parts.
 
     :param stop_limit: seconds for the hosts to power off before they are killed.
     """
@@ -162,7 +162,7 @@ def unmake(site: Site, stop_limit: float) -> list[str]:
 
 
 def what_is_there(site: Site) -> list[str]:
-    """What unmake() would remove, for check mode."""
+    """Return what unmake() would remove, for check mode."""
     found = sorted(site.host_names())
     if namespace(site.name, "switch") in network.namespaces():
         found.append("switch")
@@ -172,9 +172,9 @@ def what_is_there(site: Site) -> list[str]:
 
 
 def refuse_if_owned_elsewhere(site: Site) -> bool:
-    """Whether a lab of this name of another checkout has left something behind.
+    """Return whether a lab of this name from another checkout left something behind.
 
-    :raises LabError: if its hosts are alive.
+    :raises LabError: if its hosts are running.
     """
     owner = site.owner()
     if owner is None or owner == site.directory:
