@@ -1,4 +1,4 @@
-"""Filters: the inventory's hosts as the lab_vm module takes them."""
+"""Filters: the inventory's hosts in the form that the lab_vm module takes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 THASH_MAX = 1 << 24
-"""Most buckets that are asked for, 128 MiB."""
+"""Maximum number of buckets, 128 MiB."""
 
 
 class FilterModule:
     """Ansible's entry point."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Filters by name."""
+        """Return the filters by name."""
         return {"lab_vm_hosts": lab_vm_hosts, "lab_vm_thash": lab_vm_thash}
 
 
@@ -24,11 +24,11 @@ def lab_vm_hosts(
     memory_mib: int,
     cpus: int,
 ) -> list[dict[str, Any]]:
-    """Name, port, size and data addresses of the hosts of some inventory groups.
+    """Return name, port, size and data addresses of the hosts of some inventory groups.
 
-    :param wanted: names of groups; one that the inventory does not have counts as empty.
-    :param memory_mib: of a host that does not say.
-    :param cpus: of a host that does not say.
+    :param wanted: names of groups; a group that is not in the inventory counts as empty.
+    :param memory_mib: memory of a host that does not set its own.
+    :param cpus: processors of a host that does not set its own.
     """
     names = dict.fromkeys(name for group in wanted for name in groups.get(group, []))
     return [
@@ -48,8 +48,8 @@ def lab_vm_hosts(
 
 
 def lab_vm_thash(connections: int) -> int:
-    """Buckets of the established-hash table for that many connections: the next power of two.
+    """Return the buckets of an established-hash table for `connections`: the next power of two.
 
-    The kernel rounds thash_entries= up itself (tcp_init in net/ipv4/tcp.c).
+    The kernel itself rounds thash_entries= up (tcp_init in net/ipv4/tcp.c).
     """
     return min(1 << max(connections - 1, 1).bit_length(), THASH_MAX)

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: the lab's hosts as QEMU virtual machines."""
+"""Ansible module: create or remove the lab's hosts as QEMU virtual machines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ansible.module_utils.connlab_vm_site import Site, locked
 
 DOCUMENTATION = r"""
 module: lab_vm
-short_description: Make or remove the lab's hosts as QEMU virtual machines
+short_description: Create or remove the lab's hosts as QEMU virtual machines
 description:
-  - Starts a virtual machine per host from a packed image, with a kernel of its own, and waits until
+  - Starts a virtual machine with its own kernel for each host, from a packed image, and waits until
     its sshd greets on a port of 127.0.0.1. Needs no root.
-  - Creating twice changes nothing; creating over leftovers heals; removing twice is fine.
+  - Creating a lab twice changes nothing, creating one over leftovers repairs it, and removing one
+    twice is fine.
 options:
-  state: {type: str, choices: [present, absent], default: present, description: [What is wanted.]}
+  state: {type: str, choices: [present, absent], default: present, description: [Wanted state.]}
   name: {type: str, required: true, description: [Name of the lab.]}
   lab_dir: {type: path, required: true, description: [Directory of the lab's local state.]}
   image: {type: path, description: ["Directory with vmlinuz, initrd.img and disk.raw."]}
@@ -28,15 +29,15 @@ options:
     type: str
     choices: [auto, kvm, tcg]
     default: auto
-    description: [auto is KVM where the guest's kernel really boots under it, TCG otherwise.]
+    description: [auto is KVM if the guest's kernel really boots under it, otherwise TCG.]
   hosts:
     type: list
     elements: dict
     default: []
-    description: [The hosts; the data links of all meet in the first.]
+    description: [The hosts; all data links meet in the first one.]
     suboptions:
       name: {type: str, required: true, description: [Name in the inventory.]}
-      port: {type: int, required: true, description: [Port of 127.0.0.1 that leads to its sshd.]}
+      port: {type: int, required: true, description: [Port of 127.0.0.1 for its sshd.]}
       data: {type: list, elements: str, required: true, description: [Addresses on the data plane.]}
       memory_mib: {type: int, required: true, description: [Memory of the guest.]}
       cpus: {type: int, default: 1, description: [Processors of the guest.]}
@@ -44,12 +45,12 @@ options:
   data_interface: {type: str, default: data0, description: [Interface on the data plane.]}
   management_interface: {type: str, default: mgmt0, description: [Interface for management.]}
   boot_args: {type: list, elements: str, default: [], description: [Kernel parameters.]}
-  boot_timeout: {type: int, default: 120, description: [Seconds for all to boot and answer.]}
-  stop_timeout: {type: int, default: 30, description: [Seconds to power off before being ended.]}
+  boot_timeout: {type: int, default: 120, description: [Seconds to boot and answer.]}
+  stop_timeout: {type: int, default: 30, description: [Seconds to power off before the kill.]}
 author: [connlab]
 """
 EXAMPLES = r"""
-- name: Make two machines
+- name: Create two machines
   lab_vm:
     name: connlab-vm
     lab_dir: /srv/connlab/.lab
@@ -60,22 +61,22 @@ EXAMPLES = r"""
       - {name: server1, port: 22201, memory_mib: 4000, data: [198.18.0.1]}
       - {name: client1, port: 22202, memory_mib: 5200, data: [198.18.1.1]}
 
-- name: Remove them
+- name: Remove the lab
   lab_vm: {name: connlab-vm, lab_dir: /srv/connlab/.lab, state: absent}
 """
 RETURN = r"""
-hosts: {type: dict, returned: when present, description: [Per host what was done and what it is.]}
+hosts: {type: dict, returned: when present, description: [Each host's action and status.]}
 accelerator: {type: str, returned: when present, description: [kvm or tcg.]}
-why_not_kvm: {type: str, returned: when present, description: [Empty with KVM or if not asked.]}
+why_not_kvm: {type: str, returned: when present, description: [Empty with KVM or if not tried.]}
 removed: {type: list, elements: str, returned: always, description: [What was removed.]}
 """
 
 
 def present(module: AnsibleModule, site: Site, lab_dir: Path) -> dict[str, Any]:
-    """Make the lab, or say what would be made."""
+    """Create the lab; in check mode, return what would be created."""
     params = module.params
     fleet = lay_out(params)
-    if module.check_mode and not params["image"]:  # the image is to be built first
+    if module.check_mode and not params["image"]:  # the image would be built first
         return {"changed": True, "hosts": {}, "accelerator": "", "why_not_kvm": "", "removed": []}
     maker = Maker(site, fleet, Path(params["image"]), params["accelerator"], lab_dir)
     maker.check()
@@ -92,7 +93,7 @@ def present(module: AnsibleModule, site: Site, lab_dir: Path) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule, site: Site) -> dict[str, Any]:
-    """Remove the lab, or say what would be removed."""
+    """Remove the lab; in check mode, return what would be removed."""
     if module.check_mode:
         removed = sorted(site.look())
     else:

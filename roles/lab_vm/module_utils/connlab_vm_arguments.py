@@ -1,4 +1,4 @@
-"""What makes a guest this host and no other: its files and its QEMU arguments.
+"""Files and QEMU arguments that give a guest its identity.
 
 Pure functions: nothing here reads or changes the machine.
 """
@@ -15,15 +15,15 @@ GUEST_ADDRESS = "10.0.2.15"
 """The guest's own address on QEMU's user network, whose default is 10.0.2.0/24."""
 
 TRANSLATION_CACHE_MIB = 256
-"""What TCG may keep of translated code, MiB; QEMU's own choice is up to 1 GiB."""
+"""Size of TCG's cache of translated code, MiB; QEMU's default is up to 1 GiB."""
 
 TX = "tx=timer"
-"""Frames are gathered for 150 µs instead of waking QEMU's I/O thread for each: between two
-emulated machines 5.6k connections a second instead of 4.2k."""
+"""QEMU collects frames for 150 µs instead of waking its I/O thread for each: 5.6k connections a
+second between two emulated machines instead of 4.2k."""
 
 
 def guest_files(fleet: Fleet, vm: Vm) -> dict[str, str]:
-    """The files that make a guest this host and no other, by path."""
+    """Return the files that give a guest its identity, by path."""
     hosts = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     for other in fleet.vms:
         hosts += [f"{address.split('/')[0]} {other.name}" for address in other.data]
@@ -41,11 +41,11 @@ def guest_files(fleet: Fleet, vm: Vm) -> dict[str, str]:
 
 
 def links(fleet: Fleet, vm: Vm) -> list[str]:
-    """QEMU arguments of a machine's end of the data network; paths are relative to its directory.
+    """Return the QEMU arguments for a machine's end of the data network.
 
-    Two machines share one stream over a unix socket. More of them meet in a hub inside the first
-    one's QEMU, one stream to each: a virtio NIC drops frames for other addresses before the guest
-    sees them.
+    Paths are relative to the machine's directory. Two machines share one stream over a unix socket.
+    With more machines, the first one's QEMU has a hub with one stream to each of the others. Its
+    virtio NIC drops frames for other addresses before the guest sees them.
     """
     hub, *others = fleet.vms
     if vm is not hub:
@@ -62,7 +62,7 @@ def links(fleet: Fleet, vm: Vm) -> list[str]:
 
 
 def served(fleet: Fleet, vm: Vm) -> list[str]:
-    """Names of the sockets on which a machine's QEMU waits for those of others."""
+    """Return the names of the sockets on which a machine's QEMU listens for other machines."""
     hub, *others = fleet.vms
     return [f"{other.name}.sock" for other in others] if vm is hub else []
 
@@ -73,32 +73,33 @@ def _stream(name: str, path: str, *, server: bool) -> str:
 
 
 def accelerator(kind: str) -> list[str]:
-    """QEMU arguments of an accelerator: kvm or tcg."""
+    """Return the QEMU arguments for an accelerator: kvm or tcg."""
     if kind == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
     return ["-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}", "-cpu", "max"]
 
 
 def processors(cpus: int) -> str:
-    """QEMU's -smp for that many processors, with room for a second one.
+    """Return QEMU's -smp for `cpus` processors, with room for a second one.
 
-    For a machine that can never have two, TCG translates locked instructions without their memory
-    barrier (its CF_PARALLEL flag follows maxcpus), and Linux's smp_mb() is one of them. QEMU's I/O
-    thread runs beside the processor all the same: a virtio queue's notification gets lost now and
-    then, and the link stalls for good ("NETDEV WATCHDOG: transmit queue timed out").
+    For a machine that can never have two processors, TCG translates locked instructions without
+    their memory barrier (its CF_PARALLEL flag follows maxcpus), and Linux's smp_mb() is one of
+    them. But QEMU's I/O thread still runs beside the processor, so a notification of a virtio queue
+    is occasionally lost, and the link stalls for good ("NETDEV WATCHDOG: transmit queue timed
+    out").
     """
     return f"{cpus},maxcpus={max(2, cpus)}"
 
 
 def qemu_arguments(fleet: Fleet, vm: Vm, kind: str, image: str, directory: str) -> list[str]:
-    """Arguments of qemu-system-x86_64(1), which runs with the machine's directory as its own.
+    """Return the arguments of qemu-system-x86_64(1), which runs in the machine's directory.
 
     :param kind: the accelerator.
     :param image: directory with vmlinuz and initrd.img.
-    :param directory: absolute path of the machine's directory: it tells the process apart.
+    :param directory: absolute path of the machine's directory, which identifies the process.
     """
     boot = "root=LABEL=connlab rw console=ttyS0 quiet loglevel=4 fsck.mode=skip"
-    # An emulated processor does not speculate: guarding it against that only costs time.
+    # An emulated processor does not speculate, so the mitigations would only cost time.
     emulated = ["mitigations=off"] if kind == "tcg" else []
     append = " ".join([boot, *emulated, f"systemd.hostname={vm.name}", *fleet.boot_args])
     forward = f"hostfwd=tcp:127.0.0.1:{vm.port}-{GUEST_ADDRESS}:22"
@@ -115,7 +116,7 @@ def qemu_arguments(fleet: Fleet, vm: Vm, kind: str, image: str, directory: str) 
         *("-initrd", f"{image}/initrd.img"),
         *("-append", append),
         *("-fw_cfg", "name=opt/connlab/files,file=files.tar"),
-        # A disk that is thrown away is not synced; one that is full is the guest's to hear of.
+        # A disposable disk is not synced. Errors such as a full disk are reported to the guest.
         "-drive",
         f"{disk(directory)},if=none,id=disk,format=qcow2,cache=unsafe,"
         "discard=unmap,werror=report,rerror=report",
@@ -132,11 +133,11 @@ def qemu_arguments(fleet: Fleet, vm: Vm, kind: str, image: str, directory: str) 
 
 
 def disk(directory: str) -> str:
-    """The option that names a machine's disk; QEMU's option parser wants a comma doubled."""
+    """Return the option that names a machine's disk; QEMU's options need commas doubled."""
     return f"file={directory.replace(',', ',,')}/disk.qcow2"
 
 
 def configuration(fleet: Fleet, vm: Vm, kind: str, image: str) -> str:
-    """A hash of all that a running machine cannot take over while it runs."""
+    """Return a hash of everything that a machine takes over only when it starts."""
     about = [qemu_arguments(fleet, vm, kind, image, ""), guest_files(fleet, vm)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""KVM or TCG: what this machine can really run a guest's kernel on."""
+"""KVM or TCG: the accelerator on which this machine can really run a guest's kernel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ansible.module_utils.connlab_vm_arguments import accelerator
 from ansible.module_utils.connlab_vm_qemu import NOT_INSTALLED, QEMU
 
 PROBE_SECONDS = 10.0
-"""A guest kernel needs 1.5 s under TCG to find that it has no root; KVM is faster or broken."""
+"""Seconds for the trial boot. Under TCG a guest kernel panics without a root file system after
+1.5 s; KVM is faster or broken."""
 
 
 def choose(wanted: str, image: Path, lab_dir: Path) -> tuple[str, str]:
-    """The accelerator and why KVM is not it; a trial boot's outcome is kept until the next boot."""
+    """Return the accelerator, and why it is not KVM. The result is kept until a reboot."""
     if wanted != "auto":
         return wanted, ""
     note = lab_dir / "kvm.json"
@@ -31,22 +32,22 @@ def choose(wanted: str, image: Path, lab_dir: Path) -> tuple[str, str]:
     why = why_not_kvm(image)
     kind = "tcg" if why else "kvm"
     if not kvm_opens():
-        return kind, why  # rights change without a boot
+        return kind, why  # not kept, because access rights change without a reboot
     with contextlib.suppress(OSError):
         write(note, json.dumps({"key": key, "kind": kind, "why": why}) + "\n")
     return kind, why
 
 
 def kvm_opens() -> bool:
-    """Whether this user may use /dev/kvm at all."""
+    """Return whether this user may open /dev/kvm."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 def why_not_kvm(image: Path, limit: float = PROBE_SECONDS) -> str:
-    """Boot the guest's kernel under KVM; empty if it ran, otherwise the reason why not.
+    """Boot the guest's kernel under KVM, and return why it failed, empty if it ran.
 
-    Without a root file system the kernel panics and restarts at once, which ends QEMU: status 0
-    within the limit. /dev/kvm alone proves nothing, on some machines a guest hangs on it.
+    Without a root file system the kernel panics and reboots immediately, which ends QEMU with
+    status 0 within the limit. An existing /dev/kvm proves nothing: on some machines guests hang.
     """
     if not kvm_opens():
         return "/dev/kvm cannot be opened"

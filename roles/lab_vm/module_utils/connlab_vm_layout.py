@@ -28,12 +28,12 @@ class Vm:
     memory_mib: int
     cpus: int
     macs: tuple[str, str]
-    """Of its management and its data interface."""
+    """MAC addresses of its management and its data interface."""
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """All virtual machines of a lab; the first one is where their data links meet."""
+    """All virtual machines of a lab; their data links meet in the first one."""
 
     name: str
     vms: tuple[Vm, ...]
@@ -43,7 +43,7 @@ class Fleet:
 
 
 def lay_out(params: Mapping[str, Any]) -> Fleet:
-    """The fleet from the module's parameters.
+    """Return the fleet that the module's parameters describe.
 
     :raises LabError: naming the field, the value and what was expected.
     """
@@ -65,7 +65,7 @@ def lay_out(params: Mapping[str, Any]) -> Fleet:
             )
         )
     if not vms:
-        raise LabError("hosts: got none, expected a server at least")
+        raise LabError("hosts: got none, expected at least a server")
     return Fleet(
         params["name"],
         tuple(vms),
@@ -90,11 +90,13 @@ def _check(host: Mapping[str, Any], others: Iterable[Vm]) -> None:
         raise LabError(f"host {name}: lab_vm_cpus: got {host['cpus']}, expected 1 to 64")
     for other in others:
         if other.name == name:
-            raise LabError(f"host {name}: got it twice, expected each host once")
+            raise LabError(f"host {name}: listed twice, expected each host once")
         if twice := {address.split("/")[0] for address in other.data} & set(host["data"]):
-            raise LabError(f"host {name}: {min(twice)} is {other.name}'s already")
+            raise LabError(f"host {name}: address {min(twice)} already belongs to {other.name}")
         if other.port == host["port"]:
-            raise LabError(f"host {name}: ansible_port {host['port']} is {other.name}'s already")
+            raise LabError(
+                f"host {name}: ansible_port {host['port']} already belongs to {other.name}"
+            )
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -117,4 +119,4 @@ def _masked(
         if wanted.version == network.version and wanted in network:
             return f"{wanted}/{network.prefixlen}"
     listed = ", ".join(map(str, prefixes))
-    raise LabError(f"host {host}: {address} is in none of the lab's prefixes ({listed})")
+    raise LabError(f"host {host}: address {address} is in none of the lab's prefixes ({listed})")

@@ -1,4 +1,4 @@
-"""Makes a fleet of virtual machines as wanted."""
+"""Bring a fleet of virtual machines to its wanted state."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ansible.module_utils.connlab_vm_plan import check_memory, decide
 from ansible.module_utils.connlab_vm_site import Site
 
 IMAGE_FILES = ("vmlinuz", "initrd.img", "disk.raw")
-"""What lab_image packs for QEMU beside the tree."""
+"""Files that lab_image packs for QEMU in addition to the tree."""
 
 
 class Maker:
-    """Makes a fleet as wanted."""
+    """Brings a fleet to its wanted state, and reports what it did."""
 
     def __init__(self, site: Site, fleet: Fleet, image: Path, wanted: str, lab_dir: Path) -> None:
         missing = [name for name in IMAGE_FILES if not (image / name).is_file()]
@@ -46,7 +46,7 @@ class Maker:
         self.plan: Plan = decide(fleet, self.kind, str(image), self.found)
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is touched. :raises LabError: why not."""
+        """Check ports and memory before anything is touched. :raises LabError: with the reason."""
         starting = [vm for vm in self.fleet.vms if vm.name in self.plan.start]
         ending = [self.found[name] for name in [*self.plan.stop, *self.plan.remove]]
         given_up = {now.port for now in ending if now.alive}
@@ -61,9 +61,9 @@ class Maker:
         check_memory(starting, available)
 
     def make(self, boot_limit: float, stop_limit: float) -> None:
-        """Do what the plan says, and wait until every machine answers.
+        """Carry out the plan, and wait until every machine answers.
 
-        :raises LabError: if one does not; the line has the end of its console.
+        :raises LabError: if one does not; the message has the end of its console.
         """
         plan, site = self.plan, self.site
         site.remove(plan.remove, stop_limit)
@@ -71,9 +71,9 @@ class Maker:
         for name in plan.wipe:
             shutil.rmtree(site.directory(name))
         starting = [vm for vm in self.fleet.vms if vm.name in plan.start]
-        # Whoever reaches a monitor's socket has the machine, and a disk has the hosts' key.
+        # Access to a monitor's socket gives control of the machine, and disks have the hosts' key.
         private(site.state / "hosts")
-        # By its image a run knows which packages it was made with.
+        # A run finds the packages of its hosts through the image.
         about = {"name": self.fleet.name, "image": str(self.image)}
         write(self.site.state / "lab.json", json.dumps(about) + "\n")
         with qemu.orphans_ended([site.directory(vm.name) for vm in starting]):
@@ -82,7 +82,7 @@ class Maker:
             self._wait(self.fleet.vms, boot_limit)
 
     def answers(self) -> bool:
-        """Whether every machine answers now."""
+        """Return whether every machine answers now."""
         return all(qemu.answers(vm.port, 5) for vm in self.fleet.vms)
 
     def _start(self, vm: Vm) -> None:
@@ -90,7 +90,7 @@ class Maker:
         directory.mkdir(parents=True, exist_ok=True)
         lower = directory / "lower"
         lower.unlink(missing_ok=True)
-        lower.symlink_to(self.image / "rootfs")  # by which lab_image knows that it is in use
+        lower.symlink_to(self.image / "rootfs")  # shows lab_image that the image is in use
         disk = directory / "disk.qcow2"
         if not disk.exists():
             base = str(self.image / "disk.raw")
@@ -129,7 +129,7 @@ class Maker:
         return f"console ({path}): {last_words(read(path)) or 'empty'}"
 
     def report(self) -> dict[str, Any]:
-        """Per machine: what was done and why, and what it is."""
+        """Return for each machine its status, the action and its reason, and its size."""
         return {
             vm.name: {
                 "status": "running" if qemu.pid(self.site.directory(vm.name)) else "absent",

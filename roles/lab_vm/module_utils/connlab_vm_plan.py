@@ -1,4 +1,4 @@
-"""What must be done to make the lab's virtual machines as wanted, given what there is.
+"""Plan the changes that turn the current virtual machines of a lab into the wanted ones.
 
 Pure functions: nothing here reads or changes the machine.
 """
@@ -14,28 +14,28 @@ from ansible.module_utils.connlab_vm_arguments import configuration
 from ansible.module_utils.connlab_vm_layout import Fleet, Vm
 
 OVERHEAD_MIB = 300
-"""Memory of a QEMU process beside the guest's, MiB: its translation cache (tb-size) and itself."""
+"""Memory of a QEMU process beyond the guest's, MiB: its translation cache (tb-size) and itself."""
 
 SPARE_MIB = 512
-"""Memory that the machine keeps, MiB."""
+"""Memory that is left for the rest of the machine, MiB."""
 
 
 @dataclass
 class Found:
-    """What there is of one machine."""
+    """The current state of one machine."""
 
     alive: bool = False
     image: str = ""
     configuration: str = ""
     port: int = 0
-    """Port of 127.0.0.1 that it holds while it is alive; 0 if that is not known."""
+    """Port of 127.0.0.1 that it listens on while it runs; 0 if unknown."""
     traces: bool = False
 
 
 def decide(fleet: Fleet, kind: str, image: str, found: Mapping[str, Found]) -> Plan:
-    """What must be done to make the fleet as wanted.
+    """Return the changes that bring the fleet to its wanted state.
 
-    :param found: what there is, by name; machines that are not wanted too.
+    :param found: the current state by name, including machines that are not wanted.
     """
     plan = Plan()
     wanted = {vm.name for vm in fleet.vms}
@@ -46,14 +46,14 @@ def decide(fleet: Fleet, kind: str, image: str, found: Mapping[str, Found]) -> P
     hub_starts = False
     for vm in fleet.vms:
         now = found.get(vm.name, Found())
-        # A disk of which nothing is known may be half made, or stand on another image.
+        # A disk without notes may be incomplete, or based on another image.
         other_image = now.traces and now.image != image
         reason = (
             (now.traces and other_image and "the image changed")
             or (not now.alive and "it was not running")
             or (now.configuration != configuration(fleet, vm, kind, image) and "its configuration")
-            # A stream that has lost its listener does not come back by itself (QEMU 7.2).
-            or (hub_starts and "its data link ends in one that starts anew")
+            # A stream that has lost its listener does not reconnect by itself (QEMU 7.2).
+            or (hub_starts and "its data link ends in a machine that restarts")
         )
         if not reason:
             continue
@@ -68,11 +68,11 @@ def decide(fleet: Fleet, kind: str, image: str, found: Mapping[str, Found]) -> P
 
 
 def check_memory(vms: Sequence[Vm], available_mib: int) -> None:
-    """Refuse machines that do not fit.
+    """Check that the machines fit the memory.
 
-    :param vms: those that are to be started.
-    :param available_mib: MemAvailable once those that are stopped first are gone, MiB.
-    :raises LabError: naming the sum.
+    :param vms: the machines to start.
+    :param available_mib: MemAvailable after the machines that are stopped first are gone, MiB.
+    :raises LabError: if they do not fit, with the sum.
     """
     needed = sum(vm.memory_mib + OVERHEAD_MIB for vm in vms) + SPARE_MIB
     if vms and needed > available_mib:

@@ -1,4 +1,4 @@
-"""QEMU processes: started, asked, stopped, and told apart from others."""
+"""QEMU processes: start, control, stop and identify them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ansible.module_utils.connlab_vm_arguments import disk
 QEMU = "qemu-system-x86_64"
 
 ACCEPTS = 1 << 16
-"""Flag of a socket that listens, in /proc/net/unix (include/uapi/linux/net.h __SO_ACCEPTCON)."""
+"""Flag of a listening socket in /proc/net/unix (include/uapi/linux/net.h __SO_ACCEPTCON)."""
 
 NOT_INSTALLED = f"{QEMU}: not installed: apt install qemu-system-x86 qemu-utils"
 
 
 def pid(directory: Path) -> int | None:
-    """The QEMU process of a machine's directory, if it runs.
+    """Return the pid of the QEMU process of a machine's directory, or None if it does not run.
 
-    Its command line names its disk: a pid that belongs to somebody else by now is told apart.
+    Its command line names its disk, so a pid that another process has by now is recognized.
     """
     text = read(directory / "qemu.pid").strip()
     if not text.isdigit():
@@ -38,12 +38,12 @@ def pid(directory: Path) -> int | None:
 
 
 def start(directory: Path, arguments: Sequence[str]) -> None:
-    """Start a machine; it runs on by itself. :raises LabError: with QEMU's own complaint."""
+    """Start a machine in the background. :raises LabError: with QEMU's error message."""
     try:
         done = subprocess.run(
             [QEMU, *arguments],
             cwd=directory,
-            # Nothing of the caller's environment: it may hold a proxy's password.
+            # Without the caller's environment, which may contain a proxy's password.
             env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -63,13 +63,13 @@ def start(directory: Path, arguments: Sequence[str]) -> None:
 
 
 def await_listening(directory: Path, names: Sequence[str], limit: float = 10.0) -> None:
-    """Wait until a machine that was started listens on sockets of its directory.
+    """Wait until a started machine listens on sockets of its directory.
 
-    QEMU listens in a thread of its own, which its start does not wait for (net/stream.c
-    net_stream_server_init), and one that comes too early does not try again: its guest would have
-    a network card that reaches nobody.
+    QEMU listens in a separate thread, which its start does not wait for (net/stream.c
+    net_stream_server_init). A QEMU that connects too early does not try again, and its guest's
+    network card would reach no other host.
 
-    :raises LabError: if it does not within so many seconds.
+    :raises LabError: if it does not listen within `limit` seconds.
     """
     deadline = time.monotonic() + limit
     while missing := [name for name in names if name not in _listening(pid(directory))]:
@@ -81,7 +81,7 @@ def await_listening(directory: Path, names: Sequence[str], limit: float = 10.0) 
 
 
 def _listening(process: int | None) -> set[str]:
-    """Paths of the unix sockets that a process listens on, as it named them."""
+    """Return the paths of the unix sockets that a process listens on, as it named them."""
     own = set()
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(f"/proc/{process}/fd"):
@@ -101,7 +101,7 @@ def ask(directory: Path, command: str, limit: float = 5.0) -> None:
     :raises OSError: if the monitor does not answer in time.
     """
     with contextlib.ExitStack() as stack:
-        # A unix socket's path is short (unix(7)): it is reached through its open directory.
+        # unix(7) limits the length of a socket's path, so it is opened through its directory.
         handle = os.open(directory, os.O_PATH | os.O_DIRECTORY)
         stack.callback(os.close, handle)
         link = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -117,7 +117,7 @@ def ask(directory: Path, command: str, limit: float = 5.0) -> None:
 
 
 def stop(directories: Sequence[Path], limit: float) -> None:
-    """Power machines off in parallel; end after limit seconds those that do not.
+    """Power machines off in parallel, and end those that still run after limit seconds.
 
     :raises LabError: if a process does not die.
     """
@@ -150,9 +150,9 @@ def _wait_gone(directories: list[Path], limit: float) -> list[Path]:
 
 
 def answers(port: int, limit: float) -> bool:
-    """Whether an SSH server greets on a port of 127.0.0.1.
+    """Return whether an SSH server greets on a port of 127.0.0.1.
 
-    QEMU accepts for the guest at once: only a greeting tells that somebody is behind it.
+    QEMU accepts connections before the guest is up, so only a greeting shows that it is.
     """
     try:
         link = socket.create_connection(("127.0.0.1", port), limit)
@@ -165,7 +165,7 @@ def answers(port: int, limit: float) -> bool:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether QEMU can listen on a port of 127.0.0.1."""
+    """Return whether QEMU can listen on a port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -177,7 +177,7 @@ def port_is_free(port: int) -> bool:
 
 @contextlib.contextmanager
 def orphans_ended(directories: Sequence[Path]) -> Iterator[None]:
-    """End what was started if the caller fails: a create leaves all machines or none of these."""
+    """End the started machines if the caller fails, so that a create starts all of them or none."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""A lab of virtual machines on this machine: what there is of it, its removal, its lock."""
+"""A lab of virtual machines on this machine: its state, its removal, its lock."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ansible.module_utils.connlab_vm_plan import Found
 
 
 class Site:
-    """Where a lab keeps its state."""
+    """The state directory of a lab."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """:raises LabError: if the name is none."""
+        """:raises LabError: if the name is not valid."""
         check_name(name)
-        # No name has a dot: a lab of nspawn hosts of the same name is another directory.
+        # Names have no dots, so a lab of nspawn hosts of the same name has another directory.
         self.state = directory / f"{name}.vm"
 
     def directory(self, host: str) -> Path:
-        """The directory of a machine's disk, sockets, pid file and console log."""
+        """Return the directory of a machine's disk, sockets, pid file and console log."""
         return self.state / "hosts" / host
 
     def look(self) -> dict[str, Found]:
-        """What there is of each machine."""
+        """Return the current state of each machine."""
         found = {}
         for directory in sorted(self.state.glob("hosts/*")):
             now = Found(alive=qemu.pid(directory) is not None, traces=True)
@@ -50,7 +50,7 @@ class Site:
             shutil.rmtree(directory, ignore_errors=True)
 
     def unmake(self, limit: float) -> list[str]:
-        """Remove the whole lab; returns what was there."""
+        """Remove the whole lab, and return the removed parts."""
         gone = sorted(self.look())
         self.remove(gone, limit)
         if self.state.exists():
@@ -61,10 +61,13 @@ class Site:
 
 @contextlib.contextmanager
 def locked(directory: Path, name: str, limit: float) -> Iterator[None]:
-    """Hold a lab's lock. :raises LabError: if another create or destroy holds it for too long."""
+    """Hold the lock of the checkout's labs.
+
+    :raises LabError: if another create or destroy holds it for longer than limit seconds.
+    """
     private(directory)
     deadline = time.monotonic() + limit
-    # On the directory itself, so that no file stays behind; labs of one checkout take turns.
+    # On the directory itself, so that no file is left; the labs of one checkout take turns.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         while True:
@@ -74,7 +77,7 @@ def locked(directory: Path, name: str, limit: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise LabError(
-                        f"{directory} is locked for {limit:.0f} s: another lab is being made or "
+                        f"{directory} is locked for {limit:.0f} s: another lab is being created or "
                         f"removed there while {name} waits"
                     ) from None
                 time.sleep(0.1)

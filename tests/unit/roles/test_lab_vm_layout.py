@@ -20,7 +20,7 @@ def test_no_two_interfaces_share_a_mac_address() -> None:
 @pytest.mark.parametrize(
     ("hosts", "said"),
     [
-        ([], "hosts: got none, expected a server at least"),
+        ([], "hosts: got none, expected at least a server"),
         (
             [host("server1") | {"name": "Server-1"}],
             "host 'Server-1': expected lower-case letters and digits",
@@ -41,7 +41,7 @@ def test_no_two_interfaces_share_a_mac_address() -> None:
         ([host("server1", cpus=65)], "host server1: lab_vm_cpus: got 65, expected 1 to 64"),
         (
             [host("server1"), host("client1", port=22201)],
-            "host client1: ansible_port 22201 is server1's already",
+            "host client1: ansible_port 22201 already belongs to server1",
         ),
         (
             [host("server1", data=["198.18.0.x"])],
@@ -53,12 +53,12 @@ def test_no_two_interfaces_share_a_mac_address() -> None:
         ),
         (
             [host("server1", data=["192.0.2.1"])],
-            "host server1: 192.0.2.1 is in none of the lab's prefixes "
+            "host server1: address 192.0.2.1 is in none of the lab's prefixes "
             "(198.18.0.0/15, fd63:6f6e:6e6c::/48)",
         ),
         (
             [host("server1", data=["fd00::1"])],
-            "host server1: fd00::1 is in none of the lab's prefixes "
+            "host server1: address fd00::1 is in none of the lab's prefixes "
             "(198.18.0.0/15, fd63:6f6e:6e6c::/48)",
         ),
     ],
@@ -91,8 +91,11 @@ def test_a_bad_lab_name_is_refused() -> None:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        (host("server1", port=22209, data=["198.18.9.1"]), "host server1: got it twice"),
-        (host("client1", port=22209, data=["198.18.0.1"]), "host client1: 198.18.0.1 is server1's"),
+        (host("server1", port=22209, data=["198.18.9.1"]), "host server1: listed twice"),
+        (
+            host("client1", port=22209, data=["198.18.0.1"]),
+            "address 198.18.0.1 already belongs to server1",
+        ),
     ],
 )
 def test_a_host_or_an_address_given_twice_is_refused(second: dict[str, object], said: str) -> None:

@@ -85,8 +85,8 @@ def test_all_start_anew_with_the_one_where_their_data_links_meet() -> None:
     assert made.wipe == []
     assert made.reasons == {
         "server1": "it was not running",
-        "client1": "its data link ends in one that starts anew",
-        "client2": "its data link ends in one that starts anew",
+        "client1": "its data link ends in a machine that restarts",
+        "client2": "its data link ends in a machine that restarts",
     }
 
 

@@ -82,7 +82,7 @@ def test_two_never_make_a_lab_at_the_same_time(lab_dir: Path) -> None:
 
     with site.locked(lab_dir, NAME, 0):
         assert refusal(enter) == (
-            f"{lab_dir} is locked for 0 s: another lab is being made or removed there "
+            f"{lab_dir} is locked for 0 s: another lab is being created or removed there "
             "while other waits"
         )
     enter()
