@@ -1,4 +1,4 @@
-"""What a router is to translate, and what is wrong with that."""
+"""Compute what a router translates, and check its variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIGHEST_PORT = 65_535
 
 
 class Wrong(ValueError):
-    """A field that is not what it has to be: its name, its value, what was expected."""
+    """An invalid field: its name, its value, and what was expected."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         super().__init__(f"{field}: {value!s}: expected {expected}")
@@ -60,7 +60,7 @@ def _destinations(value: Any, prefixes: Sequence[Any], own: Sequence[str]) -> li
             raise Wrong(field, network, "a prefix that is not named twice")
         found.append(str(network))
     if not found:
-        raise Wrong("nat_router_destinations", "none", "a prefix or more")
+        raise Wrong("nat_router_destinations", "none", "at least one prefix")
     return found
 
 
@@ -82,9 +82,9 @@ def _addresses(value: Any, own: Sequence[str]) -> list[str]:
 
 
 def nat_router_own(expanded: Mapping[str, Sequence[str]], data_address: str) -> list[str]:
-    """Return a host's own IPv4 addresses on the data plane, its first one first.
+    """Return a host's own IPv4 addresses on the data plane, starting with its data address.
 
-    expanded: what alias_ips_expand says of the host.
+    expanded: the result of alias_ips_expand for the host.
     """
     every = dict.fromkeys([str(data_address), *expanded["addresses"]])
     return [each for each in every if ":" not in each]
@@ -96,13 +96,13 @@ def nat_router_translation(
     """Return {"destinations", "addresses", "ports": [first, last]} from a router's fields.
 
     fields: its nat_router_* variables; own: its IPv4 addresses on the data plane; prefixes: the
-    lab's. Errors: AnsibleFilterError, naming field, value and what was expected.
+    lab's prefixes. Errors: AnsibleFilterError, naming field, value and what was expected.
     """
     try:
         count = _number("nat_router_address_count", fields["count"], 1, len(own))
         addresses = own[:count] if fields["addresses"] is None else fields["addresses"]
         if fields["established_timeout"] not in ("", None):
-            most = 2**31 // 1000  # net.netfilter has it as int in jiffies, of 1 ms at the least
+            most = 2**31 // 1000  # the kernel keeps it in an int, in jiffies of at least 1 ms
             _number("nat_router_established_timeout", fields["established_timeout"], 1, most)
         _number("nat_router_conntrack_max", fields["conntrack_max"], 1, 2**31 - 1)
         return {
@@ -115,7 +115,7 @@ def nat_router_translation(
 
 
 def nat_router_error(fields: Mapping[str, Any], own: Sequence[str], prefixes: Sequence[Any]) -> str:
-    """Return what is wrong with a router's fields in one line, nothing where all is well."""
+    """Return the error in a router's fields in one line, or an empty string if there is none."""
     try:
         nat_router_translation(fields, own, prefixes)
     except AnsibleFilterError as error:
@@ -124,7 +124,7 @@ def nat_router_error(fields: Mapping[str, Any], own: Sequence[str], prefixes: Se
 
 
 def nat_router_networks(destinations: Any, prefixes: Sequence[Any]) -> list[str]:
-    """Return the destinations as ip(8) shows them, which is how routes are found again."""
+    """Return the destinations as ip(8) prints them, so that their routes can be found."""
     try:
         return _destinations(destinations, prefixes, ())
     except Wrong as error:
@@ -132,7 +132,7 @@ def nat_router_networks(destinations: Any, prefixes: Sequence[Any]) -> list[str]
 
 
 def nat_router_networks_error(destinations: Any, prefixes: Sequence[Any]) -> str:
-    """Return what is wrong with destinations in one line, nothing where all is well."""
+    """Return the error in the destinations in one line, or an empty string if there is none."""
     try:
         nat_router_networks(destinations, prefixes)
     except AnsibleFilterError as error:
@@ -144,7 +144,7 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {
             "nat_router_own": nat_router_own,
             "nat_router_translation": nat_router_translation,

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: address translation and routes, with a record and a way back."""
+"""Ansible module: set up address translation and routes, with a record for the revert."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ from ansible.module_utils.connlab_sysctl_tree import SysctlError, read_key
 
 DOCUMENTATION = r"""
 module: connlab_nat
-short_description: Make a host a translating router, or lead its traffic through one
+short_description: Turn a host into a translating router, or route its traffic via one
 description:
-  - Replaces the nftables table C(inet connlab_nat) in one step, sets kernel parameters, adds
-    routes, reads all of it back, and puts back what was found.
+  - Replaces the nftables table C(inet connlab_nat) atomically, sets kernel parameters, adds routes
+    and reads everything back, or restores the original state.
 options:
   state:
-    description: What to do.
+    description: Whether the settings are made or reverted.
     type: str
     choices: [present, absent]
     default: present
   lab_name:
-    description: Name of the lab, part of the names of its files.
+    description: Name of the lab, which is part of the names of its files.
     type: str
     default: connlab
   interface:
@@ -61,7 +61,7 @@ options:
   translation:
     description:
       - C(destinations), C(addresses) (none to masquerade) and C(ports) (first and last) of a
-        router; nothing for a host that is none.
+        router; empty for a host that is not a router.
     type: dict
     default: {}
   sysctls:
@@ -69,7 +69,7 @@ options:
     type: dict
     default: {}
   conntrack:
-    description: Connections that the router must be able to track.
+    description: Number of connections that the router must be able to track.
     type: int
     default: 0
   routes:
@@ -77,13 +77,13 @@ options:
     type: dict
     default: {}
   record:
-    description: The JSON file that keeps what was found.
+    description: The JSON file that records the original state.
     type: path
     required: true
 author: connlab
 """
 EXAMPLES = r"""
-- name: Translate what goes to 198.19.0.0/16
+- name: Translate connections to 198.19.0.0/16
   connlab_nat:
     interface: data0
     translation:
@@ -93,7 +93,7 @@ EXAMPLES = r"""
     sysctls: {net.ipv4.ip_forward: "1"}
     record: /var/lib/connlab/nat_router.json
 
-- name: Reach it through the router
+- name: Route 198.19.0.0/16 via the router
   connlab_nat:
     interface: data0
     routes: {198.19.0.0/16: 198.18.201.1}
@@ -101,13 +101,13 @@ EXAMPLES = r"""
 """
 RETURN = r"""
 reported:
-  description: What could not be had, with the reason.
+  description: Settings that could not be made, with the reason.
   returned: state present
   type: dict
 remarks:
   description: >-
-    What somebody else has changed since, and what became of it; of a revert, what the one before
-    has kept. Also shown as warnings.
+    Settings that another user or program changed since the tune, and how each was handled; after
+    a revert, the settings that the previous revert kept. Also shown as warnings.
   returned: always
   type: list
 """
@@ -116,7 +116,7 @@ ROLE = "nat_router"
 
 
 def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
-    """Bring rules, parameters, routes and files to what is wanted, prove it, keep the record."""
+    """Set rules, parameters, routes and files, verify them, and write the record."""
     given, write = module.params, not module.check_mode
     record = load_record(given["record"], ROLE)
     refuse(given, record, host)
@@ -132,11 +132,11 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
             record["reported"]["persistence"] = not_lasting(given["interface"], "routes")
     name = unit_name(given["lab_name"]) if given["translation"] else ""
     said = [*remarks(given, record, host), *changed_files(record, files)]
-    # While its file is there: a router that is none any more, or that was a lab's of another name.
+    # Before its file is removed: a host that is no longer a router, or whose lab's name changed.
     diffs = stop(record, host, write) if record.get("unit", name) != name else []
     placed = place_files(record, files, write=False)
     if write and (placed or given["translation"] != record.get("translation", {})):
-        # Whatever happens from here on, a revert finds all that may have been placed or loaded.
+        # From here on the record has everything that may have been written or loaded, for a revert.
         known = [*tables(record), given["translation"]]
         record.update(unit=name, tables=[each for each in known if each])
         save_record(given["record"], record)
@@ -150,12 +150,12 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
     if name and not host.systemctl("is-enabled", "--quiet", name):
         diffs.append(difference(name, "", "enabled\n"))
         if write and not host.systemctl("enable", "--quiet", name):
-            raise ValueError(f"{name}: wanted enabled, found it refused")
+            raise ValueError(f"{name}: wanted enabled, found disabled")
     room = read_key(CONNTRACK_MAX, parts.ROOT)
     if given["translation"] and room is not None and int(room) < given["conntrack"]:
         record["reported"][CONNTRACK_MAX] = (
             f"wanted {given['conntrack']}, found {room}: tune_sysctl sets it, and "
-            "tune_sysctl_extra takes another value"
+            "tune_sysctl_extra overrides it"
         )
     record.update(unit=name, translation=given["translation"], routes=given["routes"])
     record.update(tables=[], gateways={}, format=FORMAT)
@@ -173,7 +173,7 @@ def present(module: AnsibleModule, host: Host) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule, host: Host) -> dict[str, Any]:
-    """Put back what was found, prove it, and remove the record."""
+    """Restore the original state, verify it, and remove the record."""
     given, write = module.params, not module.check_mode
     if not Path(given["record"]).exists():
         return {"changed": False, "diff": [], "remarks": []}
@@ -187,7 +187,7 @@ def absent(module: AnsibleModule, host: Host) -> dict[str, Any]:
         lines.extend(changed)
         return undone
 
-    # Each by itself: what fails must not keep the others from being put back.
+    # Each step by itself: a failure must not block the revert of the others.
     steps: list[Callable[[], list[dict[str, str]]]] = [
         lambda: leave(record, host, write),
         lambda: stop(record, host, write),

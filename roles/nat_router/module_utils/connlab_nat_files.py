@@ -1,6 +1,6 @@
-"""The files that bring address translation and routes back at boot.
+"""Files that restore address translation and routes at boot.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def unit_name(lab_name: str) -> str:
 
 
 def unit(lab_name: str, nft: str, rules: str) -> str:
-    """Return that service. nftables.service empties the whole ruleset when it starts: first it."""
+    """Return the service. It starts after nftables.service, which flushes the whole ruleset."""
     return (
         f"# Lab {lab_name}: {BY}\n"
         "[Unit]\n"
@@ -41,13 +41,13 @@ def unit(lab_name: str, nft: str, rules: str) -> str:
 def router_files(
     lab_name: str, nft: str, translation: Translation, sysctls: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the files of a router: rules and their service, module and kernel parameters."""
+    """Return a router's files: the rules and their service, the module, the kernel parameters."""
     rules = f"/etc/nftables.d/90-{lab_name}.nft"
     values = "".join(f"{key} = {value}\n" for key, value in sysctls.items())
     return {
         rules: f"# Lab {lab_name}: {BY}\n{ruleset(translation)}",
         f"/etc/systemd/system/{unit_name(lab_name)}": unit(lab_name, nft, rules),
-        # Before systemd-sysctl.service: its keys of net.netfilter come with the module.
+        # Read before systemd-sysctl.service runs, whose net.netfilter keys need the module.
         f"/etc/modules-load.d/90-{lab_name}.conf": f"# Lab {lab_name}: {BY}\nnf_conntrack\n",
         f"/etc/sysctl.d/91-{lab_name}-nat.conf": f"# Lab {lab_name}: {BY}\n{values}",
     }
@@ -56,7 +56,7 @@ def router_files(
 def route_files(lab_name: str, interface: str, routes: Mapping[str, str]) -> dict[str, str] | None:
     """Return the systemd-networkd drop-in for routes (systemd.network(5)).
 
-    None where networkd has no file for the interface that it could go with.
+    None if networkd has no file for the interface that the drop-in could extend.
     """
     path = dropin_path(interface, f"91-{lab_name}-routes")
     if path is None:

@@ -1,8 +1,8 @@
-"""What makes a host a translating router or leads it to one: its table, parameters and routes.
+"""The parts of a translating router or its client: nftables table, kernel parameters, routes.
 
-Each function brings one of them to what is wanted, reads it back, and returns the differences as
-Ansible prints them with --diff. Errors: ValueError or SysctlError naming what did not hold.
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Each function sets one of them, reads it back, and returns the differences as Ansible shows them
+with --diff. Errors: ValueError or SysctlError naming the setting that was not applied.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def carried(root: Path) -> list[str]:
 
 
 class Host:
-    """This host's tools, looked for only where they are needed."""
+    """This host's tools, which are looked up only if they are needed."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
@@ -56,13 +56,13 @@ class Host:
         return Nft(self.module)
 
     def systemctl(self, *words: str) -> bool:
-        """Run systemctl(1); return whether it said yes."""
+        """Run systemctl(1), and return whether it succeeded."""
         path = self.module.get_bin_path("systemctl", required=True)
         return int(self.module.run_command([path, *words])[0]) == 0
 
 
 def refuse(given: Mapping[str, Any], record: Record, host: Host) -> None:
-    """Refuse what is somebody else's. Errors: ValueError naming it; nothing is touched by then."""
+    """Refuse a table or route of another program. Errors: ValueError, before any change."""
     if given["translation"] and not tables(record) and host.nft().has_table():
         raise ValueError(f"table {FAMILY} {TABLE}: found one that is not the lab's")
     have = host.ip.prefixes() if given["routes"] else {}
@@ -73,13 +73,13 @@ def refuse(given: Mapping[str, Any], record: Record, host: Host) -> None:
 
 
 def tables(record: Record) -> list[Translation]:
-    """Return what the table may do that the role has loaded: more while a change is under way."""
+    """Return the translations that the role may have loaded: several during a change."""
     known = [record["translation"]] if record.get("translation") else []
     return known + [each for each in record.get("tables", []) if each not in known]
 
 
 def strange_table(record: Record, host: Host) -> bool:
-    """Return whether the lab's table does something else than what the role had it do."""
+    """Return whether the lab's table differs from the ones that the role loaded."""
     nft = host.nft()
     if not tables(record) or record["format"] < FORMAT or not nft.has_table():
         return False
@@ -87,12 +87,12 @@ def strange_table(record: Record, host: Host) -> bool:
 
 
 def gateways(record: Record, to: str) -> set[str]:
-    """Return the gateways that the role gave a route: more while a change is under way."""
+    """Return the gateways that the role gave a route: several during a change."""
     return {record.get("routes", {}).get(to), *record.get("gateways", {}).get(to, [])} - {None}
 
 
 def strange_routes(record: Record, host: Host) -> dict[str, str]:
-    """Return how those of the role's routes lead that somebody else has changed since."""
+    """Return the current gateways of those of the role's routes that were changed since."""
     known = {**record.get("routes", {}), **record.get("gateways", {})}
     have = host.ip.prefixes() if known and record["format"] == FORMAT else {}
     return {
@@ -103,10 +103,10 @@ def strange_routes(record: Record, host: Host) -> dict[str, str]:
 
 
 def remarks(given: Mapping[str, Any], record: Record, host: Host) -> list[str]:
-    """Return one line for each of table and routes that was changed since the last run."""
+    """Return one line for the table and each route that was changed since the last run."""
     said = []
     if record.get("unit") and strange_table(record, host):
-        what = "loaded anew" if given["translation"] else "kept"
+        what = "reloaded" if given["translation"] else "kept"
         said.append(f"table {FAMILY} {TABLE}: changed since the tune: {what}")
     for to, way in strange_routes(record, host).items():
         via = given["routes"].get(to)
@@ -116,7 +116,7 @@ def remarks(given: Mapping[str, Any], record: Record, host: Host) -> list[str]:
 
 
 def kept(record: Record, host: Host) -> list[str]:
-    """Return one line for each of table and routes that a revert keeps."""
+    """Return one line for the table and each route that a revert keeps."""
     said = []
     if record.get("unit") and strange_table(record, host):
         said.append(f"table {FAMILY} {TABLE}: kept, changed since the tune")
@@ -127,7 +127,7 @@ def kept(record: Record, host: Host) -> list[str]:
 
 
 def translate(given: Mapping[str, Any], host: Host, write: bool) -> list[dict[str, str]]:
-    """Bring the table to what is wanted and read it back; return the differences."""
+    """Load the wanted table and read it back; return the differences."""
     if not given["translation"]:
         return []
     nft = host.nft()
@@ -147,12 +147,12 @@ def parameters(
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Set the kernel parameters and read them back.
 
-    Returns the differences, and a line for each that somebody else has changed since.
+    Returns the differences, and a line for each parameter that was changed since the tune.
     """
     wanted: dict[str, str] = given["sysctls"]
     now = {key: read_key(key, ROOT) for key in wanted}
     stale = {key: value for key, value in wanted.items() if now[key] != value}
-    # What an earlier run set and this one does not ask for goes back.
+    # Keys that an earlier run set and this one does not want are restored.
     needed = {*wanted, *carried(ROOT)}
     since = {key: at for key, at in record["since"].items() if key not in needed}
     given_up = {**record, "since": since}
@@ -188,7 +188,7 @@ def parameters(
 
 
 def _recorded(values: Mapping[str, str], record: Record) -> dict[str, str]:
-    """Return the values of keys that a record has: one that was right from the start is not."""
+    """Return the values of keys in a record; a key that had its value from the start is not."""
     return {key: value for key, value in values.items() if key in record["since"]}
 
 
@@ -204,7 +204,7 @@ def lead(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> l
     if not drop and not add:
         return []
     if write:
-        # Whatever happens from here on, a revert finds all that may have been added.
+        # From here on the record has everything that may have been added, for a revert.
         pending = {to: sorted(gateways(record, to)) for to in {**known, **wanted}}
         record["gateways"] = pending
         save_record(given["record"], {**record, "routes": {**known, **wanted}})
@@ -222,9 +222,10 @@ def lead(given: Mapping[str, Any], record: Record, host: Host, write: bool) -> l
 
 
 def expect_along(record: Record, keep: Collection[str]) -> bool:
-    """Note what the kernel is going to make of the keys that change with ip_forward.
+    """Record the values that the kernel will give to the keys that change with ip_forward.
 
-    Or an interrupted revert would take it for somebody else's. Returns whether there are any.
+    Otherwise an interrupted revert would take them for another program's. Returns whether the keys
+    are going to change.
     """
     if FORWARD not in record["since"] or FORWARD in keep:
         return False
@@ -242,9 +243,9 @@ def expect_along(record: Record, keep: Collection[str]) -> bool:
 def put_back(record: Record, write: bool, path: str) -> tuple[list[dict[str, str]], list[str]]:
     """Restore the kernel parameters that were found.
 
-    path: the record's file, which notes what changes on the way.
-    Returns the differences, and a line for each that somebody else has changed since.
-    Errors: SysctlError naming what did not take its old value; the others have theirs by then.
+    path: the record's file, to which the intermediate values are written.
+    Returns the differences, and a line for each parameter that was changed since the tune.
+    Errors: SysctlError naming the keys that did not take their old values; all others are restored.
     """
     changed: dict[str, tuple[str, str]] = {}
     keep = strays(record, {}, ROOT)
@@ -252,7 +253,7 @@ def put_back(record: Record, write: bool, path: str) -> tuple[list[dict[str, str
     wrong = []
     if write and expect_along(record, keep):
         save_record(path, record)
-    # Writing ip_forward changes the others: they come after it.
+    # Writing ip_forward changes the other keys, so they come after it.
     for keys in ([FORWARD], [key for key in record["since"] if key != FORWARD]):
         since = {key: record["since"][key] for key in keys if key in record["since"]}
         try:
@@ -269,10 +270,10 @@ def put_back(record: Record, write: bool, path: str) -> tuple[list[dict[str, str
 
 
 def stop(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
-    """Remove the table and its service, which a record names.
+    """Remove the table and the service that a record names.
 
-    A table that somebody else has changed since stays: then the service is not stopped either,
-    which would delete it.
+    A table that was changed since stays. Its service is then not stopped either, because that would
+    delete the table.
     """
     if not record.get("unit"):
         return []
@@ -286,13 +287,13 @@ def stop(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
     if write:
         nft.delete()
         if nft.has_table():
-            raise ValueError(f"table {FAMILY} {TABLE}: wanted none, found it")
+            raise ValueError(f"table {FAMILY} {TABLE}: still present after removal")
     text = ruleset(record["translation"]) if record.get("translation") else ""
     return [difference(f"nftables table {TABLE}", text, "")]
 
 
 def leave(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
-    """Remove the routes, but for those that somebody else has changed since."""
+    """Remove the routes, except those that were changed since."""
     routed = record.get("routes", {})
     strange = strange_routes(record, host)
     have = host.ip.prefixes() if routed else {}
@@ -300,5 +301,5 @@ def leave(record: Record, host: Host, write: bool) -> list[dict[str, str]]:
     if drop and write:
         host.ip.batch(f"route del {to}" for to in drop)
         if left := [to for to in drop if to in host.ip.prefixes()]:
-            raise ValueError(f"routes: wanted none to {' '.join(left)}, found them")
+            raise ValueError(f"routes to {' '.join(left)}: still present after removal")
     return [difference("routes", lines({to: routed[to] for to in drop}), "")] if drop else []

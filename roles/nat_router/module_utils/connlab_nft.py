@@ -1,6 +1,6 @@
-"""The lab's nftables table: its text, and what nft(8) says of it, in the same terms.
+"""The lab's nftables table: its text, and its translation as nft(8) lists it.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ SRCNAT = 100
 """Priority of source translation: NF_IP_PRI_NAT_SRC, include/uapi/linux/netfilter_ipv4.h."""
 
 TCP = (6, "tcp")
-"""What nft(8) calls the protocol: 1.0.6 its number (RFC 9293: 6), later ones its name."""
+"""nft(8)'s values for the protocol: 1.0.6 prints the number (RFC 9293: 6), later ones the name."""
 
 Translation = Mapping[str, Any]
-"""interface: that packets leave by; destinations: prefixes; addresses: those that a source is
-translated to, none for the interface's own (masquerade); ports: [first, last]."""
+"""interface: the outgoing interface; destinations: prefixes; addresses: the addresses to translate
+to, none for the interface's own (masquerade); ports: [first, last]."""
 
 
 def target(translation: Translation) -> str:
-    """Return what a source is translated to, as a statement of nft(8).
+    """Return the target of the translation as a statement of nft(8).
 
-    Of several addresses each new connection takes the next one: conntrack asks the rule once for
-    a connection, and keeps the answer. An address range instead would tie a client's address to
-    one of them (find_best_ips_proto(), net/netfilter/nf_nat_core.c, hashes both addresses), so
-    that one client could not use what two of them have.
+    With several addresses each new connection takes the next one: conntrack evaluates the rule once
+    for a connection, and keeps the result. An address range would instead tie a client's address to
+    one of them (find_best_ips_proto(), net/netfilter/nf_nat_core.c, hashes both addresses), so one
+    client could not use the ports of two addresses.
     """
     first, last = translation["ports"]
     addresses: Sequence[str] = translation["addresses"]
@@ -42,14 +42,14 @@ def target(translation: Translation) -> str:
 
 
 def ruleset(translation: Translation) -> str:
-    """Return the text for `nft -f` that replaces the lab's table in one step."""
+    """Return the text for `nft -f` that replaces the lab's table atomically."""
     rules = "".join(
         f'\t\toifname "{translation["interface"]}" ip daddr {prefix} '
         f"meta l4proto tcp {target(translation)}\n"
         for prefix in translation["destinations"]
     )
     return (
-        # Adding a table that is there is no error, deleting one that is not would be.
+        # Adding a table that exists is no error, but deleting one that does not exist would be.
         f"add table {FAMILY} {TABLE}\n"
         f"delete table {FAMILY} {TABLE}\n"
         f"table {FAMILY} {TABLE} {{\n"
@@ -62,9 +62,9 @@ def ruleset(translation: Translation) -> str:
 
 
 def shown(listing: Mapping[str, Any]) -> Translation | None:
-    """Return the translation that a table does, from `nft -j list table`; None if it is another.
+    """Return a table's translation, from `nft -j list table`; None if the table does anything else.
 
-    Of all rules the interface, target and ports have to be the same.
+    All rules have to have the same interface, target and ports.
     """
     entries = [entry for entry in listing["nftables"] if "metainfo" not in entry]
     chains = [entry["chain"] for entry in entries if "chain" in entry]
@@ -100,7 +100,7 @@ def _rule(parts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
     if any(part["match"]["op"] != "==" for part in (by, to, protocol)):
         raise ValueError(parts)
     where = to["match"]["right"]
-    # A prefix of 32 bits is printed as an address.
+    # nft prints a prefix of 32 bits as an address.
     prefix = f"{where}/32" if isinstance(where, str) else "{addr}/{len}".format(**where["prefix"])
     ((kind, said),) = action.items()
     ports = said["port"]
@@ -130,7 +130,7 @@ class Nft:
         self.path = module.get_bin_path("nft", required=True, opt_dirs=["/usr/sbin", "/sbin"])
 
     def has_table(self) -> bool:
-        """Return whether there is a table of the lab's name."""
+        """Return whether the lab's table exists."""
         code, out, err = self.module.run_command([self.path, "-j", "list", "tables"])
         if code:
             raise ValueError(f"nft list tables: {err.strip()}")
@@ -138,7 +138,7 @@ class Nft:
         return any((each["family"], each["name"]) == (FAMILY, TABLE) for each in named)
 
     def translation(self) -> Translation | None:
-        """Return what the lab's table does; None if there is none, or it does something else."""
+        """Return the translation of the lab's table; None if there is none or it was changed."""
         if not self.has_table():
             return None
         code, out, err = self.module.run_command([self.path, "-j", "list", "table", FAMILY, TABLE])
@@ -147,7 +147,7 @@ class Nft:
         return shown(json.loads(out))
 
     def load(self, text: str) -> None:
-        """Load a ruleset. Errors: ValueError with nft's own message; nothing is changed then."""
+        """Load a ruleset. Errors: ValueError with nft's message; nothing is changed then."""
         code, _, err = self.module.run_command([self.path, "-f", "-"], data=text)
         if code:
             raise ValueError(f"nft: {err.strip().splitlines()[0]}")

@@ -58,7 +58,7 @@ def test_own_addresses_are_the_data_address_and_the_ipv4_aliases() -> None:
         ({"count": 0}, "nat_router_address_count: 0: expected a whole number from 1 to 2"),
         ({"conntrack_max": "x"}, "nat_router_conntrack_max: x: expected a whole number"),
         ({"established_timeout": 0}, "nat_router_established_timeout: 0: expected a whole"),
-        ({"destinations": []}, "nat_router_destinations: none: expected a prefix or more"),
+        ({"destinations": []}, "nat_router_destinations: none: expected at least one prefix"),
         ({"destinations": "198.19.0.0/16"}, "nat_router_destinations: .*: expected a list"),
         ({"destinations": ["10.0.0.0/8"]}, "expected a prefix inside 198.18.0.0/15"),
         ({"destinations": ["198.19.0.1/16"]}, "expected an IPv4 prefix such as 198.19.0.0/16"),

@@ -506,7 +506,7 @@ def test_a_table_changed_since_is_loaded_anew_by_a_tune_that_says_so(bed: Any) -
     host = bed("router")
     host.tune()
     host.tool.table = "changed"
-    assert host.tune()["remarks"] == ["table inet connlab_nat: changed since the tune: loaded anew"]
+    assert host.tune()["remarks"] == ["table inet connlab_nat: changed since the tune: reloaded"]
     host.tool.table = "changed"
     assert host.tune(3)["remarks"] == ["table inet connlab_nat: changed since the tune: kept"]
     assert host.tool.table == "changed"
