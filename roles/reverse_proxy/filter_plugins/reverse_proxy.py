@@ -1,4 +1,4 @@
-"""What reverse proxies are asked for, what is wrong with it, and how many processes it takes."""
+"""Check the variables of reverse proxies, and plan their processes and their routing."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 MODES = ("plain", "proxy_protocol", "transparent")
-# haproxy's configuration manual, 2.6, section 4.2: what the name of a proxy may be made of.
+# haproxy's configuration manual, 2.6, section 4.2: characters of a proxy's name.
 NAME = re.compile(r"[A-Za-z0-9_.:-]+")
-# The same, section 2.4, without what is shorter than a millisecond or without a unit.
+# The same, section 2.4, without times below a millisecond or without a unit.
 TIME = re.compile(r"[1-9][0-9]*(ms|s|m|h|d)")
-# haproxy.c, 2.6: global.maxsock is 2 x maxconn, one for each listener, 3 for each thread (epoll
-# and a pipe) and 20 or so besides (standard streams, stats socket and its 10 connections).
+# haproxy.c, 2.6: global.maxsock is 2 x maxconn, one for each listener, 3 for each thread (epoll and
+# a pipe) and about 20 more (standard streams, stats socket and its 10 connections).
 DESCRIPTOR_RESERVE = 256
-# Connections beside those that are to be held: through the control port, and agents that look in.
+# Additional connections: through the control port, and to the stats socket.
 CONNECTION_RESERVE = 64
 SIGMAS = 5
-"""Headroom in standard deviations. SO_REUSEPORT spreads by hash (reuseport_select_sock(),
-net/core/sock_reuseport.c), so a process's share is binomial: at 5 sigma one run in a million
-overfills one."""
+"""Headroom in standard deviations. SO_REUSEPORT distributes by hash (reuseport_select_sock(),
+net/core/sock_reuseport.c), so a process's share is binomial: with 5 sigma one run in a million
+overfills a process."""
 MOST_CONNECTIONS = 100_000_000
-# Below this a process is not worth its start.
+# A process with less room than this is not worth starting.
 LEAST_ROOM = 256
 MOST_PROCESSES = 1024
-"""What one host is not asked to start more of: at 20,000 descriptors each, ten million held."""
+"""Maximum number of processes on a host: with 20,000 descriptors each, ten million connections."""
 # sysctl_nr_open_max, fs/file.c: INT_MAX, rounded down to the bits of a word.
 MOST_NR_OPEN = 2**31 - 64
 # include/uapi/linux/rtnetlink.h, enum rt_class_t: unspec, and default, main and local.
@@ -39,18 +39,18 @@ MOST_PRIORITY = 32_765
 
 
 def usual_share(room: int) -> int:
-    """Return the mean load of a process whose load stays within `room` at `SIGMAS`.
+    """Return the largest mean load at which a process's load stays within `room` at `SIGMAS`.
 
-    The larger root of mean + SIGMAS x sqrt(mean) = room: the spread of a binomial share of many
-    is sqrt(mean) at most.
+    It solves mean + SIGMAS x sqrt(mean) = room: the standard deviation of a binomial share is at
+    most sqrt(mean).
     """
     return max(1, math.floor((math.sqrt(room + SIGMAS**2 / 4) - SIGMAS / 2) ** 2))
 
 
 def room_needed(connections: int, processes: int) -> int:
-    """Return the connections that each of `processes` must have room for, one alone all of them.
+    """Return the connections that each of `processes` must have room for; a single one, for all.
 
-    The inverse of `usual_share`.
+    This is the inverse of `usual_share`.
     """
     if processes == 1:
         return connections + CONNECTION_RESERVE
@@ -59,7 +59,7 @@ def room_needed(connections: int, processes: int) -> int:
 
 
 def whole(field: str, value: Any, least: int, most: int) -> int:
-    """Return `value` as a number. Errors: AnsibleFilterError, one line, where it is none."""
+    """Return `value` as a number. Errors: AnsibleFilterError, one line, if it is not in range."""
     text = str(value).strip()
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
         raise AnsibleFilterError(
@@ -105,15 +105,16 @@ def planned(
 def reverse_proxy_plan(
     probe: Mapping[str, Any], connections: Any, processes: Any, listeners: int, tuned: bool = True
 ) -> dict[str, Any]:
-    """Return {"processes", "maxconn", "nofile"}: what carries `connections` through one host.
+    """Return the plan {"processes", "maxconn", "nofile"} for `connections` on one host.
 
-    Or {"error"}, one line, where nothing does. Each connection takes two descriptors of its
-    process, one towards each end.
+    If the host cannot carry them, return {"error"}, one line. Each connection takes two descriptors
+    of its process, one for each end.
 
     probe: {"nofile", "nr_open", "cores"}: the hard limit that a service can have here, fs.nr_open,
-    and processors; processes: a person's own number, or "" for the computed one: one per core, or
-    more where the limit is too low for that; listeners: listening sockets of each process; tuned:
-    whether fs.nr_open is what it is going to be. Until then a limit that reaches it is none.
+    and processors; processes: the user's own number, or "" for the computed one: one per core, or
+    more if the limit is too low for that; listeners: listening sockets of each process; tuned:
+    whether fs.nr_open has its final value. Before, a limit equal to fs.nr_open does not count,
+    because it may still rise.
     """
     try:
         return planned(probe, connections, processes, listeners, tuned)
@@ -124,9 +125,9 @@ def reverse_proxy_plan(
 def reverse_proxy_frontends(
     frontends: Sequence[Mapping[str, Any]], first: bool = True
 ) -> list[dict[str, Any]]:
-    """Return frontends with all of their fields, in order, as numbers and text.
+    """Return the frontends with all their fields, in order, as numbers and text.
 
-    first: whether this is the lab's first proxy, the one that transparent frontends are on.
+    first: whether this is the lab's first proxy, which has the transparent frontends.
     """
     return [
         {
@@ -141,7 +142,7 @@ def reverse_proxy_frontends(
 
 
 def frontend_errors(frontends: Any) -> list[str]:
-    """Return one line per error in `reverse_proxy_frontends`."""
+    """Return one line for each error in `reverse_proxy_frontends`."""
     field = "reverse_proxy_frontends"
     if not isinstance(frontends, Sequence) or isinstance(frontends, str) or not frontends:
         return [f"{field}: {frontends!r}: expected a list of name, port, server_port and mode"]
@@ -187,7 +188,7 @@ def frontend_errors(frontends: Any) -> list[str]:
 
 
 def address_errors(field: str, values: Any, prefixes: Iterable[Any], what: str) -> list[str]:
-    """Return one line per value that is no IPv4 address inside one of the prefixes."""
+    """Return one line for each value that is not an IPv4 address inside one of the prefixes."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         return [f"{field}: {values!r}: expected the IPv4 address of {what}, or more of them"]
     allowed = [net for net in map(ipaddress.ip_network, map(str, prefixes)) if net.version == 4]
@@ -210,9 +211,9 @@ def address_errors(field: str, values: Any, prefixes: Iterable[Any], what: str) 
 
 
 def stranger_errors(values: Sequence[Any], known: Iterable[str]) -> list[str]:
-    """Return one line per address in `reverse_proxy_servers` that is none of a server's.
+    """Return one line for each address in `reverse_proxy_servers` that no server has.
 
-    known: the addresses of all servers, and their prefixes where a whole one is local.
+    known: the addresses of all servers, and the prefixes that are local as a whole.
     """
     networks = [ipaddress.ip_network(each) for each in known]
     return [
@@ -226,10 +227,10 @@ def stranger_errors(values: Sequence[Any], known: Iterable[str]) -> list[str]:
 def reverse_proxy_errors(
     fields: Mapping[str, Any], prefixes: Sequence[Any], known: Sequence[str]
 ) -> list[str]:
-    """Return one line per error in a host's reverse_proxy_* fields, none where all is well.
+    """Return one line for each error in a host's reverse_proxy_* fields, none if all are valid.
 
-    prefixes: the only ones that an address may be in; known: the addresses and local prefixes of
-    all servers, which a proxy may connect to. Lines read "field: value: expected ...".
+    prefixes: the only permitted prefixes; known: the addresses and local prefixes of all servers,
+    which a proxy may connect to. Lines have the form "field: value: expected ...".
     """
     lines = frontend_errors(fields["frontends"])
     strange = address_errors("reverse_proxy_servers", fields["servers"], prefixes, "a server")
@@ -261,10 +262,11 @@ def reverse_proxy_errors(
 def reverse_proxy_reach(
     sources: Sequence[str], servers: Sequence[str], port_range: Sequence[int]
 ) -> int:
-    """Return the connections that one frontend can have to its servers.
+    """Return the number of connections that one frontend can have to its servers.
 
-    A source port of ip_local_port_range each, per source address, server address and port: the
-    four-tuple has to be free (__inet_check_established(), net/ipv4/inet_hashtables.c).
+    Each connection needs a source port of ip_local_port_range for which the four-tuple is free, for
+    each source address, server address and port (__inet_check_established(),
+    net/ipv4/inet_hashtables.c).
     """
     return len(sources) * len(servers) * (int(port_range[1]) - int(port_range[0]) + 1)
 
@@ -277,10 +279,10 @@ def reverse_proxy_routing(
     interface: str,
     gateway: str = "",
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return {"rules", "routes"} that carry the answers of transparent connections.
+    """Return the {"rules", "routes"} for the answers of transparent connections.
 
     gateway: on a server, the proxy's address that answers go to. Empty on the proxy itself, which
-    takes them for its own although they are the clients' addresses.
+    accepts the answers as local although they go to the clients' addresses.
     """
     ports = dict.fromkeys(e["server_port"] for e in frontends if e["mode"] == "transparent")
     rules = [
@@ -303,7 +305,7 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the filters by name."""
         return {
             "reverse_proxy_errors": reverse_proxy_errors,
             "reverse_proxy_frontends": reverse_proxy_frontends,

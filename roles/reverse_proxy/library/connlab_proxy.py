@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: HAProxy as a number of equal processes, with a record and a way back."""
+"""Ansible module: run HAProxy as identical processes, with a record for the revert."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from ansible.module_utils.connlab_record import (
 
 DOCUMENTATION = r"""
 module: connlab_proxy
-short_description: Run HAProxy as a number of equal processes, and take it away again
+short_description: Run HAProxy as a number of identical processes, and remove them
 description:
-  - Tells what this host has for a proxy (O(state=probe)), has haproxy check its configuration,
-    places it, starts the processes and reads them back (O(state=present)), or stops them and
-    restores the files found (O(state=absent)).
+  - Returns the host's limits and addresses for a proxy (O(state=probe)), or lets haproxy check its
+    configuration, writes it, starts the processes and reads them back (O(state=present)), or stops
+    them and restores the original files (O(state=absent)).
 options:
   state:
-    description: What to do.
+    description: Whether the host is inspected, or the processes are started or removed.
     type: str
     choices: [probe, present, absent]
     default: present
   addresses:
-    description: Addresses that the host is to have, for O(state=probe).
+    description: Addresses that the host needs, for O(state=probe).
     type: list
     elements: str
     default: []
@@ -71,27 +71,27 @@ options:
     type: str
     default: connlab-proxy
   processes:
-    description: How many processes there are to be.
+    description: Number of processes.
     type: int
   maxconn:
-    description: The connections that each has room for.
+    description: Number of connections that each process has room for.
     type: int
   endpoints:
-    description: The address:port that each listens on.
+    description: The address:port pairs that each process listens on.
     type: list
     elements: str
     default: []
   reported:
-    description: What falls short, each with the reason; recorded.
+    description: Values that are too small, each with the reason; written to the record.
     type: dict
     default: {}
   record:
-    description: The JSON file that keeps what was found.
+    description: The JSON file that records the original state.
     type: path
 author: connlab
 """
 EXAMPLES = r"""
-- name: See what this host has for a proxy
+- name: Read the host's limits and addresses for a proxy
   connlab_proxy:
     state: probe
     addresses: [198.18.211.1]
@@ -102,17 +102,17 @@ nofile:
   returned: state probe
   type: int
 nr_open:
-  description: The largest that any limit of this host can be now (C(fs.nr_open)).
+  description: The largest nofile limit on this host at present (C(fs.nr_open)).
   returned: state probe
   type: int
 missing:
-  description: Addresses that are none of this host's.
+  description: Addresses that this host does not have.
   returned: state probe
   type: list
 remarks:
   description: >-
-    What somebody else has changed since, and what became of it; of a revert, what the one before
-    has kept. Also shown as warnings.
+    Settings that another user or program changed since the tune, and how each was handled; after
+    a revert, the settings that the previous revert kept. Also shown as warnings.
   returned: state present or absent
   type: list
 """
@@ -122,7 +122,7 @@ RUNTIME = Path("/run")
 
 
 def stop(run: Run, unit: str, numbers: list[int]) -> None:
-    """Stop processes, and forget that they were ever there."""
+    """Stop and disable processes, and reset their failed state."""
     units = names(unit, numbers)
     if units:
         checked(run, "systemctl", "disable", "--quiet", "--now", *units)
@@ -130,12 +130,12 @@ def stop(run: Run, unit: str, numbers: list[int]) -> None:
 
 
 def states(unit: str, running: dict[int, bool]) -> str:
-    """Return processes one per line, for --diff."""
+    """Return the processes one per line, for --diff."""
     return "".join(f"{unit}@{number}.service\n" for number in sorted(running) if running[number])
 
 
 def read_back(module: AnsibleModule, run: Run) -> None:
-    """Wait until every process listens and answers. Errors: ProxyError with what does not."""
+    """Wait until every process listens and answers. Errors: ProxyError naming one that does not."""
     given = module.params
     runtime = RUNTIME / given["runtime"]
     endpoints = set(given["endpoints"])
@@ -147,9 +147,9 @@ def read_back(module: AnsibleModule, run: Run) -> None:
 def start(
     module: AnsibleModule, run: Run, record: Record, before: dict[int, bool], anew: bool
 ) -> None:
-    """Place what has changed, start what is to run, and prove it; what fails does not stay up.
+    """Write changed files, start the processes and verify them; stop them if that fails.
 
-    :param anew: start what runs anew as well: it may not have read its files since they changed
+    :param anew: also restart running processes, which may not have read the changed files
     """
     given = module.params
     unit, wanted = given["unit"], list(range(1, given["processes"] + 1))
@@ -170,23 +170,23 @@ def start(
 
 
 def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
-    """Bring files and processes to what is wanted, prove it, and write the record."""
+    """Write the files, start the processes, verify them, and write the record."""
     given = module.params
     record = load_record(given["record"], ROLE)
     record["kept"] = []
     if os.access(HAPROXY, os.X_OK):
         check_config(run, given["text"])
     elif not module.check_mode:
-        raise ProxyError(f"{HAPROXY}: not there: expected the package haproxy")
+        raise ProxyError(f"{HAPROXY}: not installed: expected the package haproxy")
     before = instances(run, given["unit"])
     wanted = dict.fromkeys(range(1, given["processes"] + 1), True)
     files = {given["config"]: given["text"], **given["units"]}
     said = changed_files(record, files)
     diffs = place_files(record, files, write=False)
-    # An earlier change ended between its files and its processes: they still have the old ones.
+    # An interrupted change may have written files that the running processes have not read.
     pending = bool(record.get("pending"))
     if pending:
-        diffs.append(difference("processes", "of an interrupted change\n", "started anew\n"))
+        diffs.append(difference("processes", "of an interrupted change\n", "restarted\n"))
     if before != wanted:
         diffs.append(
             difference("processes", states(given["unit"], before), states(given["unit"], wanted))
@@ -197,7 +197,7 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
     }
     record.update(unit=given["unit"], runtime=given["runtime"], reported=given["reported"])
     if not module.check_mode:
-        # Whatever happens from here on, a revert finds all that may have been placed or started.
+        # From here on the record has everything that may have been written or started.
         record["pending"] = bool(diffs)
         save_record(given["record"], record)
         if diffs:
@@ -210,12 +210,12 @@ def present(module: AnsibleModule, run: Run) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule, run: Run) -> dict[str, Any]:
-    """Stop the processes, restore the files, prove both, and remove the record."""
+    """Stop the processes, restore the files, verify both, and remove the record."""
     path = module.params["record"]
     if not Path(path).exists():
         return {"changed": False, "diff": [], "remarks": []}
     record = load_record(path, ROLE)
-    # Without a name nothing was started: what is left is the word of the revert before.
+    # Without a unit nothing was started: the record has only the lines of the previous revert.
     unit, write = record.get("unit"), not module.check_mode
     before = instances(run, unit) if unit else {}
     kept = changed_files(record, {})
@@ -230,9 +230,9 @@ def absent(module: AnsibleModule, run: Run) -> dict[str, Any]:
             checked(run, "systemctl", "daemon-reload")
             shutil.rmtree(RUNTIME / (record.get("runtime") or unit), ignore_errors=True)
             left = names(unit, instances(run, unit))
-            failed += [f"{name}: wanted gone, found there" for name in left]
+            failed += [f"{name}: still present after removal" for name in left]
         again = restore_files(record, write=False)
-        failed += [f"{entry['after_header']}: wanted gone, found there" for entry in again]
+        failed += [f"{entry['after_header']}: not restored" for entry in again]
         kept = conclude(path, record, kept, failed)
     return {"changed": True, "diff": diffs, "remarks": kept}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: the way that the answers of transparent connections take back."""
+"""Ansible module: policy routing for the answers of transparent connections."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ DOCUMENTATION = r"""
 module: connlab_proxy_routes
 short_description: Route the answers of transparent connections by their source port
 description:
-  - Adds routing rules and the one route of their table, reads them back, and removes nothing that
-    it did not add. Without rules it takes away those of an earlier run.
+  - Adds routing rules and the route of their table, reads them back, and removes nothing that it
+    did not add. Without rules it removes those of an earlier run.
 options:
   state:
-    description: What to do.
+    description: Whether the rules and routes are added or removed.
     type: str
     choices: [present, absent]
     default: present
@@ -49,28 +49,28 @@ options:
     default: []
   routes:
     description: >-
-      The route of the table, with C(table), C(dev) and C(via); nothing for C(via) makes every
-      address local.
+      The route of the table, with C(table), C(dev) and C(via). If C(via) is empty, every address
+      is local.
     type: list
     elements: dict
     default: []
   peers:
-    description: Addresses whose packets arrive at the routes' interface.
+    description: Addresses whose packets arrive on the routes' interface.
     type: list
     elements: str
     default: []
   lab_name:
-    description: Name of the lab, part of the systemd-networkd drop-in's name.
+    description: Name of the lab, which is part of the systemd-networkd drop-in's name.
     type: str
     default: connlab
   record:
-    description: The JSON file that keeps what was added.
+    description: The JSON file that records the additions.
     type: path
     required: true
 author: connlab
 """
 EXAMPLES = r"""
-- name: Send what a server answers on port 5002 to the proxy
+- name: Send a server's answers from port 5002 to the proxy
   connlab_proxy_routes:
     rules: [{priority: 5002, table: 5002, from: 198.18.0.1, sport: 5002, iif: ""}]
     routes: [{table: 5002, via: 198.18.211.1, dev: data0}]
@@ -78,13 +78,13 @@ EXAMPLES = r"""
 """
 RETURN = r"""
 reported:
-  description: What could not be made to last, with the reason.
+  description: Settings that do not survive a reboot, with the reason.
   returned: state present
   type: dict
 remarks:
   description: >-
-    What somebody else has changed since, and what became of it; of a revert, what the one before
-    has kept. Also shown as warnings.
+    Settings that another user or program changed since the tune, and how each was handled; after
+    a revert, the settings that the previous revert kept. Also shown as warnings.
   returned: always
   type: list
 """
@@ -95,7 +95,7 @@ TABLE = "reverse_proxy_table"
 
 
 def find(ip: Ip, keys: Sequence[Sequence[int]]) -> tuple[list[str], list[str]]:
-    """Return the rules and routes that are there of these (priority, table)."""
+    """Return the existing rules and routes of these (priority, table) pairs."""
     priorities = {priority for priority, _ in keys}
     tables = {table for _, table in keys}
     return rules_there(ip, priorities, tables), routes_there(ip, tables)
@@ -107,7 +107,7 @@ def diff(before: tuple[list[str], list[str]], after: tuple[list[str], list[str]]
 
 
 def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
-    """Add what is missing, take away what an earlier run added and nobody wants any more."""
+    """Add what is missing, and remove what an earlier run added and is no longer wanted."""
     given = module.params
     record = load_record(given["record"], ROLE)
     record["kept"] = []
@@ -124,14 +124,14 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
             f"{TABLE}: {wanted_keys[0][1]}: expected a table and a priority that nothing else "
             f"uses, found {strange[0]}"
         )
-    # Somebody else may have come to use a table that is wanted no more.
+    # Another program may use a table that is no longer wanted.
     have_rules, have_routes = ([e for e in found if e in ours] for found in find(ip, keys))
     interface = given["routes"][0]["dev"] if routes else ""
     lines = misrouted(ip, interface, given["peers"]) if routes else []
     if lines:
         raise ValueError("; ".join(lines))
-    # The route first: a rule that leads to an empty table is passed by. The protocol is the one
-    # that systemd-networkd gives, so that what it adds at boot is one and the same.
+    # The route first: the kernel skips a rule with an empty table. The protocol is the same as
+    # systemd-networkd's, so that the rules and routes that it adds at boot are identical.
     add = [f"route add {each} proto static" for each in routes if each not in have_routes]
     add += [f"rule add {each} protocol static" for each in rules if each not in have_rules]
     drop = [f"rule del {each}" for each in have_rules if each not in rules]
@@ -147,7 +147,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
     diffs = place_files(record, files, write=False)
     record.update(rules=rules, routes=routes, keys=list(map(list, wanted_keys)))
     if not module.check_mode:
-        # Whatever happens from here on, a revert finds all that may have been added.
+        # From here on the record has everything that may have been added, for a revert.
         pending = {
             "rules": sorted({*rules, *have_rules}),
             "routes": sorted({*routes, *have_routes}),
@@ -169,7 +169,7 @@ def present(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
-    """Remove what was added, restore the files, prove both, and remove the record."""
+    """Remove what was added, restore the files, verify both, and remove the record."""
     path = module.params["record"]
     if not Path(path).exists():
         return {"changed": False, "diff": [], "remarks": []}
@@ -195,7 +195,7 @@ def absent(module: AnsibleModule, ip: Ip) -> dict[str, Any]:
         ip.batch([*(f"rule del {e}" for e in rules), *(f"route del {e}" for e in routes)])
         stay = listing(*left()).splitlines()
         stay += [entry["after_header"] for entry in restore_files(record, write=False)]
-        failed = [f"{each}: wanted gone, found there" for each in stay]
+        failed = [f"{each}: still present after removal" for each in stay]
         kept = conclude(path, record, kept, failed)
     return {"changed": True, "diff": diffs, "remarks": kept}
 

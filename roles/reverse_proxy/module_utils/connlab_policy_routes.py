@@ -1,6 +1,6 @@
-"""Routing by source port: rules, the one route of their table, and how they come back at boot.
+"""Routing by source port: rules, the route of their table, and the drop-in that restores them.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 
 from ansible.module_utils.connlab_ip import Ip
 
-# IPPROTO_TCP as ip(8) prints it, by whether the host has /etc/protocols; it reads 6 everywhere.
+# Forms of IPPROTO_TCP that ip(8) prints, with or without /etc/protocols; it always accepts 6.
 TCP = ("tcp", "ipproto-6", "6", 6)
-# include/uapi/linux/rtnetlink.h: the table that ip(8) leaves out, and a type as number or name.
+# include/uapi/linux/rtnetlink.h: the table that ip(8) omits, and a type as number or name.
 RT_TABLE_MAIN = 254
 RTN_LOCAL = ("2", "local")
 CONF = Path("/proc/sys/net/ipv4/conf")
 
 
 def rule_words(rule: Mapping[str, Any]) -> str:
-    """Return a rule in ip-rule(8)'s words.
+    """Return a rule in the syntax of ip-rule(8).
 
-    With a protocol: the kernel's other lookups for an interface, such as whether to answer an ARP
-    request (arp_process(), net/ipv4/arp.c), name none and pass the rule by.
+    It has a protocol, so that it does not apply to the kernel's other lookups for an interface,
+    such as whether to answer an ARP request (arp_process(), net/ipv4/arp.c), which have none.
     """
     iif = f" iif {rule['iif']}" if rule["iif"] else ""
     return (
@@ -33,16 +33,16 @@ def rule_words(rule: Mapping[str, Any]) -> str:
 
 
 def route_words(route: Mapping[str, Any]) -> str:
-    """Return a route in ip-route(8)'s words: every address local, or by way of another host."""
+    """Return a route in the syntax of ip-route(8): all addresses local, or via another host."""
     if route["via"]:
         return f"default via {route['via']} dev {route['dev']} table {route['table']}"
     return f"local default dev {route['dev']} scope host table {route['table']}"
 
 
 def rules_there(ip: Ip, priorities: Collection[int], tables: Collection[int]) -> list[str]:
-    """Return the rules of these priorities or to these tables, in the same words.
+    """Return the existing rules with these priorities or tables, in the same syntax.
 
-    One may be there twice: as the role has added it and as systemd-networkd has.
+    A rule may exist twice: one from the role and one from systemd-networkd.
     """
     there = []
     for entry in ip.json("-4", "-N", "rule", "show"):
@@ -61,9 +61,9 @@ def rules_there(ip: Ip, priorities: Collection[int], tables: Collection[int]) ->
 
 
 def routes_there(ip: Ip, tables: Collection[int]) -> list[str]:
-    """Return the routes of these tables, in the same words."""
+    """Return the existing routes of these tables, in the same syntax."""
     there = []
-    # To ask for a table that never had a route is an error, to ask for all is none.
+    # ip(8) fails for a table that never had a route, but not for all tables.
     for entry in ip.json("-4", "-N", "route", "show", "table", "all"):
         table = int(entry.get("table", RT_TABLE_MAIN))
         if table not in tables:
@@ -79,13 +79,13 @@ def routes_there(ip: Ip, tables: Collection[int]) -> list[str]:
 def dropin(
     lab_name: str, rules: Iterable[Mapping[str, Any]], routes: Iterable[Mapping[str, Any]]
 ) -> str:
-    """Return the systemd-networkd drop-in that brings all of it back (systemd.network(5)).
+    """Return the systemd-networkd drop-in that restores rules and routes (systemd.network(5)).
 
-    At boot, and when networkd starts anew: it removes rules that it finds and does not know
+    It applies at boot, and when networkd restarts, which removes rules that it does not know
     (ManageForeignRoutingPolicyRules= in networkd.conf(5)).
     """
     parts = [
-        f"# Lab {lab_name}: the way back of transparent connections. Written by the role\n"
+        f"# Lab {lab_name}: return routes of transparent connections. Written by the role\n"
         "# reverse_proxy, reverted by playbooks/revert.yml.\n"
     ]
     for rule in rules:
@@ -101,10 +101,10 @@ def dropin(
 
 
 def misrouted(ip: Ip, interface: str, peers: Iterable[str], conf: Path = CONF) -> list[str]:
-    """Return one line per peer whose packets the kernel would drop as they arrive.
+    """Return one line for each peer whose packets the kernel would drop on arrival.
 
-    With rp_filter 1 a packet has to come in where the way to its sender goes out; the larger of
-    the interface's value and that of "all" counts (ip-sysctl.rst; __fib_validate_source(),
+    With rp_filter 1 a packet has to arrive on the interface of the route to its sender. The larger
+    of the interface's value and that of "all" counts (ip-sysctl.rst; __fib_validate_source(),
     net/ipv4/fib_frontend.c).
     """
     strict = max(
@@ -117,8 +117,8 @@ def misrouted(ip: Ip, interface: str, peers: Iterable[str], conf: Path = CONF) -
         way = ip.json("-4", "route", "get", peer)[0].get("dev", "")
         if way != interface:
             lines.append(
-                f"net.ipv4.conf.{interface}.rp_filter: 1: expected 0 or 2, or the way to {peer} "
-                f"through {interface}: it goes through {way}"
+                f"net.ipv4.conf.{interface}.rp_filter: 1: expected 0 or 2, or a route to {peer} "
+                f"via {interface}: it goes via {way}"
             )
     return lines
 

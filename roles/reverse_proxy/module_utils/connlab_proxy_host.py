@@ -1,6 +1,6 @@
-"""What a host has for a proxy, and whether its haproxy takes a configuration.
+"""A host's limits and addresses for a proxy, and haproxy's check of a configuration.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from ansible.module_utils.connlab_proxy_processes import ProxyError, Run, cause, checked
 
 HAPROXY = "/usr/sbin/haproxy"
-# A service's limit is PID 1's, raised by a PID 1 that may: what root can raise it to in a service
-# is what LimitNOFILE can.
+# A service inherits PID 1's limit, which LimitNOFILE= raises if PID 1 may. Root in a service can
+# raise its limit to the same value, so the script tries that.
 LIMIT = """
 import resource
 nofile = resource.RLIMIT_NOFILE
@@ -33,7 +33,7 @@ print(resource.getrlimit(nofile)[1])
 
 
 def service_nofile(run: Run) -> int:
-    """Return the hard nofile limit that a service of this host can have, asked of one."""
+    """Return the hard nofile limit that a service of this host can have, measured in a service."""
     out = checked(
         run,
         *("systemd-run", "--quiet", "--wait", "--pipe", "--collect"),
@@ -43,7 +43,7 @@ def service_nofile(run: Run) -> int:
 
 
 def look(run: Run, addresses: Iterable[str]) -> dict[str, Any]:
-    """Return what this host has for a proxy."""
+    """Return this host's limits, ports and missing addresses for a proxy."""
     if not Path("/run/systemd/system").is_dir():
         raise ProxyError("systemd: not running: expected the host's init")
     missing = []
@@ -63,7 +63,7 @@ def look(run: Run, addresses: Iterable[str]) -> dict[str, Any]:
 
 
 def check_config(run: Run, text: str) -> None:
-    """Have haproxy read a configuration. Errors: ProxyError with its first complaint."""
+    """Let haproxy check a configuration. Errors: ProxyError with its first alert."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".cfg") as stream:
         stream.write(text)
         stream.flush()

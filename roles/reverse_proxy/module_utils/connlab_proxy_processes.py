@@ -1,6 +1,6 @@
-"""The proxy's processes on this host: what systemd, the kernel and they themselves say of them.
+"""The proxy's processes on this host, as systemd, the kernel and the processes report them.
 
-Only the standard library, Python 3.9 or newer: this runs on the hosts.
+Runs on the hosts: standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ Run = Callable[[list[str]], "tuple[int, str, str]"]
 
 ANSWER_SECONDS = 2.0
 START_SECONDS = 20.0
-"""A process of 10,000 connections listens within a second; dozens of them share two cores."""
+"""Seconds for the start. A process of 10,000 connections listens within a second, but dozens of
+them may share two cores."""
 # ss(8): State Recv-Q Send-Q Local:Port Peer:Port users:(("haproxy",pid=7,fd=5))
 LISTENING = re.compile(r"LISTEN\s+\d+\s+\d+\s+(\S+)\s+\S+\s+users:\((.*)\)")
 PID = re.compile(r"pid=(\d+)")
 
 
 class ProxyError(Exception):
-    """The proxy is not as it was asked to be; the text says in one line how."""
+    """The proxy is not in its wanted state; the text gives the reason in one line."""
 
 
 def checked(run: Run, *words: str) -> str:
-    """Return what a command prints. Errors: ProxyError with what it said."""
+    """Return the output of a command. Errors: ProxyError with its error message."""
     code, out, err = run(list(words))
     if code:
         raise ProxyError(f"{' '.join(words[:3])}: {(err or out).strip()}")
@@ -35,9 +36,9 @@ def checked(run: Run, *words: str) -> str:
 
 
 def instances(run: Run, unit: str) -> dict[int, bool]:
-    """Return the processes that systemd knows of by number, and whether each runs.
+    """Return the processes that systemd knows, by number, and whether each one runs.
 
-    Those that are enabled, and those that are loaded in whatever state.
+    They are those that are enabled, and those that are loaded in any state.
     """
     found: dict[int, bool] = {}
     pattern = re.compile(re.escape(unit) + r"@(\d+)\.service")
@@ -57,18 +58,18 @@ def instances(run: Run, unit: str) -> dict[int, bool]:
 
 
 def names(unit: str, numbers: Iterable[int]) -> list[str]:
-    """Return the units of processes by their numbers."""
+    """Return the unit names of the processes with these numbers."""
     return [f"{unit}@{number}.service" for number in sorted(numbers)]
 
 
 def main_pids(run: Run, units: Sequence[str]) -> list[int]:
-    """Return each unit's main process, 0 for one that does not run (systemctl(1), show)."""
+    """Return the main pid of each unit, 0 if it does not run (systemctl(1), show)."""
     shown = checked(run, "systemctl", "show", "--property=MainPID", *units)
     return [int(line.split("=")[1]) for line in shown.splitlines() if line]
 
 
 def listeners(text: str) -> dict[int, set[str]]:
-    """Return the "address:port" that each process listens on, from `ss -Hltnp`."""
+    """Return the set of "address:port" that each process listens on, from `ss -Hltnp`."""
     found: dict[int, set[str]] = {}
     for line in text.splitlines():
         match = LISTENING.match(line.strip())
@@ -79,9 +80,9 @@ def listeners(text: str) -> dict[int, set[str]]:
 
 
 def cause(said: str) -> str:
-    """Return the first alert of haproxy's last start in what it said, "" where there is none.
+    """Return the first alert of haproxy's last start in its output, or "" if there is none.
 
-    The last one only says that it gives up.
+    The last alert only reports that haproxy gives up.
     """
     alerts: list[str] = []
     for line in said.splitlines():
@@ -93,9 +94,9 @@ def cause(said: str) -> str:
 
 
 def show_info(path: Path) -> dict[str, str]:
-    """Return what a process says of itself, by name (management guide of haproxy, "show info").
+    """Return the values of a process's `show info`, by name (haproxy's management guide).
 
-    Errors: OSError where nobody answers at the socket.
+    Errors: OSError if no process answers on the socket.
     """
     text = b""
     with socket.socket(socket.AF_UNIX) as client:
@@ -122,7 +123,7 @@ def open_files(pid: int) -> int:
 def wrong(
     run: Run, unit: str, processes: int, endpoints: set[str], maxconn: int, runtime: Path
 ) -> list[str]:
-    """Return one line for each process that is not as it is to be, none where all are."""
+    """Return one line for each process that is not in its wanted state, none if all are."""
     units = names(unit, range(1, processes + 1))
     pids = main_pids(run, units)
     heard = listeners(checked(run, "ss", "-Hltnp"))
@@ -154,7 +155,7 @@ def wrong(
 
 
 def prove(check: Callable[[], list[str]], seconds: float = START_SECONDS) -> None:
-    """Wait until a check finds nothing wrong. Errors: ProxyError with what stays wrong."""
+    """Wait until a check returns no errors. Errors: ProxyError with the first remaining error."""
     end = time.monotonic() + seconds
     while True:
         lines = check()

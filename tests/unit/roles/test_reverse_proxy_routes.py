@@ -229,6 +229,6 @@ def test_a_strict_reverse_path_filter_asks_for_the_same_interface(
     found = parts.misrouted(ips.Ip(module), "data0", ["198.18.0.1"], tmp_path)
     assert len(found) == lines
     if lines:
-        assert found[0].startswith("net.ipv4.conf.data0.rp_filter: 1: expected 0 or 2, or the way")
+        assert found[0].startswith("net.ipv4.conf.data0.rp_filter: 1: expected 0 or 2, or a route")
     module.routes = [{"dst": "198.18.0.1", "dev": "data0"}]
     assert parts.misrouted(ips.Ip(module), "data0", ["198.18.0.1"], tmp_path) == []
