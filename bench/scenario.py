@@ -14,6 +14,9 @@ from bench.errors import InputError, brief, refusal
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+MOST_CONNECTIONS = 100_000_000
+"""Most connections that a scenario or a claim may ask for."""
+
 MOST_RATE = 1_000_000
 """Most connections a second that a scenario may open."""
 
@@ -28,7 +31,7 @@ class Scenario(BaseModel):
 
     name: str
     title: str
-    connections: int = Field(1_000_000, ge=1, le=100_000_000)
+    connections: int = Field(1_000_000, ge=1, le=MOST_CONNECTIONS)
     path: Literal["direct", "routed", "proxied"] = Field(
         "direct", description="hosts between clients and servers: none, a router, or proxies"
     )
@@ -93,7 +96,7 @@ class Scenario(BaseModel):
     sequential_sample: int = Field(
         0,
         ge=0,
-        le=100_000_000,
+        le=MOST_CONNECTIONS,
         description="connections of one more round, each asked after the answer of the one before",
     )
     round_every_seconds: float = Field(

@@ -14,7 +14,7 @@ from bench.hosts.count import Count
 from bench.plan import planning
 from bench.plan.topology import Topology
 from bench.results.format import Run
-from bench.scenario import Scenario
+from bench.scenario import MOST_CONNECTIONS, Scenario
 
 FIRST_PORT = 6_000
 """First server port: those from 5000 on may belong to proxies (role reverse_proxy)."""
@@ -26,7 +26,7 @@ SECONDS = 5.0
 class CountParameters(Parameters):
     """The connections that are held during the count."""
 
-    connections: int = Field(ge=1, le=100_000_000)
+    connections: int = Field(ge=1, le=MOST_CONNECTIONS)
     ports: int = Field(ge=1, le=1_024)
     """Server ports that share them."""
 

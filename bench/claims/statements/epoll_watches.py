@@ -9,6 +9,7 @@ from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.errors import LabError
 from bench.model.headroom import watches_default
+from bench.scenario import MOST_CONNECTIONS
 from bench.units import whole
 
 WATCHES = "fs.epoll.max_user_watches"
@@ -22,7 +23,7 @@ class EpollWatchesParameters(Parameters):
 
     watches: int = Field(ge=1_000, le=99_000_000)
     """Enough that the user's other watches do not matter."""
-    connections: int = Field(ge=1_001, le=100_000_000)
+    connections: int = Field(ge=1_001, le=MOST_CONNECTIONS)
 
     @field_validator("connections")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.results.format import EchoRound
+from bench.scenario import MOST_CONNECTIONS
 
 SAID_SESSIONS = 10_000
 """The sessions of the statement."""
@@ -20,8 +21,10 @@ SAID_SECONDS = 1.0
 class KeystrokeParameters(Parameters):
     """The numbers of connections that are held, one after the other."""
 
-    sizes: list[Annotated[int, Field(ge=100, le=100_000_000)]] = Field(min_length=1, max_length=16)
-    sequential: int = Field(ge=1, le=100_000_000)
+    sizes: list[Annotated[int, Field(ge=100, le=MOST_CONNECTIONS)]] = Field(
+        min_length=1, max_length=16
+    )
+    sequential: int = Field(ge=1, le=MOST_CONNECTIONS)
     """Connections that are asked one after the other."""
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from bench.claims import slabs
 from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.scenario import MOST_CONNECTIONS
 
 ENOUGH = 500_000
 """Number of sockets from which the two falls have to agree with the slab: their 1.1 KB each, some
@@ -25,7 +26,7 @@ SAID_PROMISED = 1_100
 class MemAvailableParameters(Parameters):
     """How many connections are held."""
 
-    connections: int = Field(ge=1_000, le=100_000_000)
+    connections: int = Field(ge=1_000, le=MOST_CONNECTIONS)
 
 
 class MemAvailableFound(Found):

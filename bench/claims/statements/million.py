@@ -10,6 +10,7 @@ from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.errors import LabError
 from bench.results.classic import ARTICLE
+from bench.scenario import MOST_CONNECTIONS
 from bench.units import size
 
 SAID_FREE_KIB = 100_000_000 // 1024
@@ -22,7 +23,7 @@ ALIKE = 0.1
 class MillionParameters(Parameters):
     """How many connections, and whether the rest of the million is calculated."""
 
-    connections: int = Field(ge=1_000, le=100_000_000)
+    connections: int = Field(ge=1_000, le=MOST_CONNECTIONS)
     extrapolate: bool
 
 

@@ -8,6 +8,7 @@ from bench.claims import slabs
 from bench.claims.article import SLAB_EACH
 from bench.claims.lab import Lab
 from bench.claims.model import Claim, Found, Judgement, Parameters
+from bench.scenario import MOST_CONNECTIONS
 from bench.units import size
 
 MODERN = (3.7 * 1024, 3.9 * 1024)
@@ -21,7 +22,7 @@ ABOUT = 0.03
 class ModernCostParameters(Parameters):
     """How many connections are held."""
 
-    connections: int = Field(ge=1_000, le=100_000_000)
+    connections: int = Field(ge=1_000, le=MOST_CONNECTIONS)
 
 
 class ModernCostFound(Found):

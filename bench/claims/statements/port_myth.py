@@ -10,13 +10,13 @@ from bench.claims.portrange import LAST
 from bench.plan import planning
 from bench.plan.topology import Topology
 from bench.results.format import Run
-from bench.scenario import Scenario
+from bench.scenario import MOST_CONNECTIONS, Scenario
 
 
 class PortMythParameters(Parameters):
     """How many connections one server address and port should hold."""
 
-    connections: int = Field(ge=1, le=100_000_000)
+    connections: int = Field(ge=1, le=MOST_CONNECTIONS)
 
 
 class PortMythFound(Found):

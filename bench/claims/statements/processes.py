@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from bench.claims.lab import Lab, NotMeasurable
 from bench.claims.model import Claim, Found, Judgement, Parameters
 from bench.results.format import Run
+from bench.scenario import MOST_CONNECTIONS
 
 Listener = Literal["shared", "reuseport"]
 LISTENERS: tuple[Listener, ...] = ("shared", "reuseport")
@@ -24,7 +25,7 @@ class ProcessesParameters(Parameters):
     """Server processes of each run; the first run has one."""
     acceptors: int = Field(ge=2, le=64)
     """Processes that accept when the two kinds of listener are compared."""
-    connections: int = Field(ge=1_000, le=100_000_000)
+    connections: int = Field(ge=1_000, le=MOST_CONNECTIONS)
     """Connections that they accept."""
     rounds: int = Field(ge=1, le=10)
     """Runs with each kind of listener, in turns."""

@@ -14,6 +14,7 @@ from bench.claims.portrange import RANGE, PortRange
 from bench.hosts.told import Told
 from bench.inventory import Host
 from bench.results.format import KernelBytes, Run
+from bench.scenario import MOST_CONNECTIONS
 
 SOCKETS = 4
 """Sockets of a proxied connection: the client's, the proxy's two, the server's."""
@@ -28,7 +29,7 @@ class ProxyParameters(PortRange):
 
     beyond: int = Field(ge=1, le=100_000)
     """Connections that are tried beyond what one proxy's source ports allow."""
-    connections: int = Field(ge=1, le=100_000_000)
+    connections: int = Field(ge=1, le=MOST_CONNECTIONS)
     """Connections through all proxies together."""
 
 

@@ -359,7 +359,7 @@ def test_a_profile_that_does_not_fit_says_what_does(
     [
         (["claims", "run", "prt-myth"], "claim: got 'prt-myth', expected one of port-myth"),
         (["claims", "run", "--profile", "big"], "--profile: got 'big', expected one of small"),
-        (["claims", "run", "--set", "connections=5"], "--set: got .* expected one claim"),
+        (["claims", "run", "--set", "connections=5"], "--set: got .* expected a single claim"),
         (["claims", "run", "port-myth", "--set", "x=5"], "claim port-myth: x: unknown"),
         (
             ["claims", "run", "port-myth", "--set", "connections=0"],

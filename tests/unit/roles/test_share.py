@@ -8,6 +8,9 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from tune_loader import load
 
+from bench.model import fit
+from bench.scenario import MOST_CONNECTIONS
+
 share = load("lab_common", "filter_plugins", "connlab_share")
 GROUPS = {
     "servers": ["s1", "s2"],
@@ -37,7 +40,12 @@ def test_a_host_of_no_side_may_have_all() -> None:
     assert share.connlab_share(7, GROUPS, "c1") == 3
 
 
-@pytest.mark.parametrize("number", [1, "100000000", 100_000_000])
+def test_all_keep_the_same_descriptors_beside_the_connections() -> None:
+    roles = [load(role, "filter_plugins", role) for role in ("tune_sysctl", "tune_limits")]
+    assert {role.DESCRIPTOR_RESERVE for role in roles} == {fit.NOFILE_MARGIN}
+
+
+@pytest.mark.parametrize("number", [1, "100000000", MOST_CONNECTIONS])
 def test_numbers_that_are_taken(number: Any) -> None:
     assert share.whole_connections(number) == int(number)
 
