@@ -69,7 +69,9 @@ def probe(segment: Namespaces, *words: str, **given: Any) -> dict[str, Any]:
     command += ["-a", json.dumps(args), "-e", f"ansible_python_interpreter={sys.executable}"]
     settings = {
         "ANSIBLE_LIBRARY": str(ROLE / "library"),
-        "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
+        "ANSIBLE_MODULE_UTILS": ":".join(
+            str(role / "module_utils") for role in (ROLE, ROLE.parent / "lab_common")
+        ),
         "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
         "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.oneline",
         "LC_ALL": "C.UTF-8",
