@@ -85,7 +85,7 @@ def test_a_run_is_passed_over_by_force_and_named(play: Play, held: None, tmp_pat
     done = play("-e", "lab_force=true")
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "host b: a run holds it: ann@desk?, R, since 2026-11-29T19:15:00Z: goes on" in said
+    assert "host b: a run holds it: ann@desk?, R, since 2026-11-29T19:15:00Z: continuing" in said
     assert (tmp_path / "changed").exists()
 
 
