@@ -18,7 +18,7 @@ from bench.agent.workers import TooMany
 
 
 class Commands:
-    """The agent's task, with a method for each command."""
+    """The controller's commands to one agent, a method for each."""
 
     def __init__(self, task: Task, say: Say, aside: Aside) -> None:
         """Start with a task that has no role yet.
@@ -67,7 +67,7 @@ class Commands:
         elif not self.task.role:
             raise Misuse(f"{op} before serve or prepare")
         elif self.task.round and op not in ("halt", "status"):
-            raise Misuse(f"{op} while {self.task.named} is under way")
+            raise Misuse(f"{op} while {self.task.under_way} is under way")
         handlers[op](command)
 
     def _read(self, work: Callable[[], Any]) -> None:
@@ -181,7 +181,7 @@ class Commands:
     def _halt(self, _: Dict[str, Any]) -> None:
         client = self.task.client("halt")
         client.board.common[cell.HALT] = 1
-        if self.task.named == "ramp" and self.task.reason is None:
+        if self.task.under_way == "ramp" and self.task.reason is None:
             self.task.reason = "halted"
         self._say({"event": "halted"})
 

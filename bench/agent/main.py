@@ -11,6 +11,7 @@ a separate thread, which returns its event through a queue.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import queue
@@ -193,7 +194,7 @@ class Agent:
                 return True
             if command.get("op") == "beat":
                 continue
-            self._attempt(lambda c=command: self.commands.command(c))  # type: ignore[misc]
+            self._attempt(functools.partial(self.commands.command, command))
         return False
 
     def _end(self) -> None:

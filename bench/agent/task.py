@@ -63,7 +63,7 @@ class Task:
         """
         self.role: Optional[Union[Server, Client]] = None
         self.round: Optional[Round] = None
-        self.named = ""
+        self.under_way = ""
         """The command whose round is under way."""
         self.reason: Optional[str] = None
         """Why the ramp ended early, None if it did not."""
@@ -118,7 +118,7 @@ class Task:
         role = self.role
         assert role
         floor = role.spec["memory_floor_kib"]
-        if self._low or not floor or (isinstance(role, Client) and self.named != "ramp"):
+        if self._low or not floor or (isinstance(role, Client) and self.under_way != "ramp"):
             return WATCH[1]
         free = self._gauge.read().free
         if free >= floor:
@@ -180,7 +180,7 @@ class Task:
         """Look at the memory before the first connection: below the floor, none is opened."""
         self.reason, self._low = None, False
         self._watch_at = 0.0
-        self.named = "ramp"
+        self.under_way = "ramp"
         self._check_memory()
 
     def go(
@@ -195,11 +195,11 @@ class Task:
         role = self.must()
 
         def then() -> None:
-            self.round, self.named = None, ""
+            self.round, self.under_way = None, ""
             self._say(self._tick())  # so that no counters are older than the answer
             self._say(answer())
 
-        self.named = name
+        self.under_way = name
         self.round = Round(role.crew, role.board.common, order, width, then, only)
         self.round.begin()
 

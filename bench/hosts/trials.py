@@ -10,7 +10,8 @@ from typing import Any
 from bench.agent import bundle
 from bench.errors import LabError
 from bench.hosts.agent import MOST_ERROR, MOST_NOT_PUT_BACK, Agent
-from bench.hosts.session import OWNER, Connect, Session
+from bench.hosts.scripts import OWNER
+from bench.hosts.session import Connect, Session
 from bench.hosts.told import Told
 from bench.interrupts import INTERRUPTS
 from bench.inventory import Host

@@ -8,12 +8,12 @@ from agents import CLIENT, CLIENT6, SERVER, SERVER6, Lab
 from beds import Bed
 
 from bench.agent import bundle
-from bench.hosts import session
+from bench.hosts import scripts
 from bench.perf.netns import Namespaces
 
 # Hosts that are namespaces have this machine's own directories, and so one lock: another run of
 # these tests at the same time is no stranger.
-session.OWNER = "7e57" * 4
+scripts.OWNER = "7e57" * 4
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bench import wire
-from bench.hosts import session
+from bench.hosts import scripts
 from bench.inventory import Host
 
 HELLO = {
@@ -85,10 +85,10 @@ class FakeLink:
         if argv[0] == "sh":
             assert "sys.version_info" in argv[4]
             held = self.held if isinstance(self.held, str) else json.dumps(self.held)
-            lines = [self.python] + [held] * (argv[-1] == session.OWNER)
+            lines = [self.python] + [held] * (argv[-1] == scripts.OWNER)
             return "\n".join(lines) if self.python else ""
         assert argv[:2] == ["python3", "-c"]
-        if argv[3] == session.NOBODY:
+        if argv[3] == scripts.NOBODY:
             self.swept += 1
             return "[]"
         assert argv[3] == PATH

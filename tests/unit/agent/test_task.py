@@ -28,7 +28,7 @@ def at(kind, named=""):
     role.spec = {"memory_floor_kib": FLOOR}
     role.board = board.Board(1)
     role.shut = lambda: said.append("shut")
-    made.role, made.named = role, named
+    made.role, made.under_way = role, named
     made._tick_at = 500.0
     return made, role, said
 

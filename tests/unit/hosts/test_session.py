@@ -19,7 +19,7 @@ from fake_links import HELLO, PATH, FakeLink, FakeProcess, links
 
 from bench import wire
 from bench.errors import InputError, LabError
-from bench.hosts import agent, session
+from bench.hosts import agent, scripts, session
 from bench.hosts.session import Session
 from bench.hosts.transport import NotRemoved
 from bench.inventory import Host
@@ -88,7 +88,9 @@ def test_what_an_agent_says_becomes_one_line(
 
 
 @pytest.mark.parametrize("read", ["before", "meanwhile"])
-def test_of_an_agent_that_ended_after_it_made_no_sense_the_latter_is_said(read: str) -> None:
+def test_of_an_agent_that_ended_after_it_made_no_sense_the_latter_is_said(
+    monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
     made, connect = links(lambda m: [HELLO] if m["op"] == "" else [])
 
     def broken(data: bytes) -> None:
@@ -106,8 +108,8 @@ def test_of_an_agent_that_ended_after_it_made_no_sense_the_latter_is_said(read: 
         Session(connect, b"zip") as agents,
     ):
         (agent,) = agents.start([(host("a"), "server")])
-        made[0].process.write = broken  # type: ignore[method-assign]
-        agent.await_last_words = last_words  # type: ignore[method-assign]
+        monkeypatch.setattr(made[0].process, "write", broken)
+        monkeypatch.setattr(agent, "await_last_words", last_words)
         if read == "before":
             made[0].process.say(b"junk", None)
             last_words()
@@ -206,7 +208,7 @@ def test_agents_are_told_whose_they_are() -> None:
         agents.start([(host("a"), "root")])
     assert made[0].argv[:5] == ["sudo", "-n", "python3", PATH, "trial"]
     lock = json.loads(made[0].argv[5])["lock"]
-    assert (lock["owner"], lock["run"]) == (session.OWNER, "run test")
+    assert (lock["owner"], lock["run"]) == (scripts.OWNER, "run test")
     assert "@" in lock["who"]
 
 
@@ -677,14 +679,14 @@ def test_a_host_that_cannot_be_asked_is_not_said_to_have_no_python(
 
     link = Shell(answering, "")
     if there == "python":
-        session._look(host("a"), link, None)
+        scripts.look(host("a"), link, None)
         return
     kind, line = {
         "nothing": (InputError, "^host a: python3: not found, expected 3.9 or newer$"),
         "broken": (LabError, "^host a: sh: exit status 3$"),
     }[there]
     with pytest.raises(kind, match=line):
-        session._look(host("a"), link, None)
+        scripts.look(host("a"), link, None)
 
 
 def test_an_agent_of_another_version() -> None:
